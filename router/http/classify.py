@@ -1,0 +1,40 @@
+"""A request target -> the rule for its path."""
+
+from __future__ import annotations
+
+from urllib.parse import unquote_to_bytes
+
+import httptools
+
+from router.http.paths import OTHER, RULES, PathRule
+
+_BY_TARGET = {path.encode(): rule for path, rule in RULES.items()}
+
+
+def classify(target: bytes) -> PathRule:
+    """The rule for an origin-form target.
+
+    The path is compared as the engine's server will see it, percent-decoded, so that an encoded letter
+    does not open a path that is refused.
+    """
+    rule = _BY_TARGET.get(target)
+    if rule is not None:
+        return rule
+    path = target.split(b"?", 1)[0].split(b"#", 1)[0]
+    if b"%" in path:
+        path = unquote_to_bytes(path)
+    if len(path) > 1 and path.endswith(b"/"):
+        path = path.rstrip(b"/")
+    return _BY_TARGET.get(path, OTHER)
+
+
+def origin_form(target: bytes, method: bytes) -> bytes:
+    """An absolute-form target ("GET http://host/path") as path and query; "*" stays for OPTIONS."""
+    if target == b"*" and method == b"OPTIONS":
+        return target
+    try:
+        url = httptools.parse_url(target)
+    except httptools.HttpParserInvalidURLError:
+        return b"/"
+    path = url.path or b"/"
+    return b"%b?%b" % (path, url.query) if url.query else bytes(path)

@@ -1,0 +1,53 @@
+"""What of a message's head belongs to one hop, and how answers of our own look."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+# Headers that the two sides of a proxy must not share: RFC 9110, section 7.6.1. Host, Content-Length,
+# Transfer-Encoding and X-Request-Id are here too because the heads are rebuilt from what was parsed.
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    }
+)
+
+REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
+def answer(
+    status: int,
+    body: bytes,
+    *,
+    request_id: bytes = b"",
+    close: bool = False,
+    old: bool = False,
+    head_only: bool = False,
+    extra: bytes = b"",
+    content_type: bytes = b"application/json",
+) -> bytes:
+    """A whole answer made by the router itself.
+
+    old: the client speaks HTTP/1.0, where a connection that stays open must be announced.
+    extra: more header lines, each ended by CRLF.
+    """
+    connection = b"connection: close\r\n" if close else b"connection: keep-alive\r\n" if old else b""
+    head = b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b%b%b\r\n" % (
+        status,
+        REASONS.get(status, b"Error"),
+        content_type,
+        len(body),
+        b"x-request-id: %b\r\n" % request_id if request_id else b"",
+        connection,
+        extra,
+    )
+    return head if head_only else head + body
