@@ -1,0 +1,61 @@
+"""docs/configuration.md, made from the table of settings."""
+
+from __future__ import annotations
+
+from router.config.settings import GROUPS, TABLE, Row
+
+EXAMPLE = """\
+replicas:
+  - http://vllm-0:8000
+  - http://vllm-1:8000
+host: 0.0.0.0
+max_body: 128MiB
+first_byte_timeout: 5m
+retry_budget: 10%
+"""
+
+_HEAD = f"""\
+# Settings
+
+<!-- Made from router/config/settings.py by `make docs`; change it there. -->
+
+Only `replicas` has to be given. Every setting can come from a flag, the environment or a file;
+where several give it, the flag wins over the environment, the environment over the file.
+
+| from | `max_body` is written |
+|---|---|
+| flag | `--max-body 128MiB` |
+| environment | `WARMROUTE_MAX_BODY=128MiB` |
+| file, named by `--config` or `WARMROUTE_CONFIG` | `max_body: 128MiB` |
+
+A file is YAML, one `name: value` on each line:
+
+```yaml
+{EXAMPLE}```
+
+Durations are written `500ms`, `2s`, `1m30s`, `1h`, or as plain seconds; sizes `64KiB`, `10MB`, or
+as plain bytes; shares `0.2` or `20%`. True and false are also `yes`, `no`, `on`, `off`, `1` and
+`0`; as flags, `--stream-usage` and `--no-stream-usage`. An empty environment variable counts as not
+set. An unknown name, in any of the three places, is an error; variables that Kubernetes sets for a
+Service called `warmroute` (such as `WARMROUTE_PORT=tcp://10.0.0.1:80`) are passed over.
+
+`warmroute check` takes the same flags as `warmroute serve`. It lists everything that is wrong, each
+with its place and its fix, or else what differs from the defaults. With `--connect` it also asks
+every replica for its health and its models.
+"""
+
+
+def configuration_page() -> str:
+    """The whole page, Markdown."""
+    parts = [_HEAD]
+    for group in GROUPS:
+        rows = [_row(row) for row in TABLE.values() if row.group == group]
+        head = "| setting | default | values | meaning |\n|---|---|---|---|"
+        parts.append("\n".join([f"## {group}\n", head, *rows, ""]))
+    return "\n".join(parts)
+
+
+def _row(row: Row) -> str:
+    default = row.show(row.default)
+    cells = [f"`{row.name}`", f"`{default}`" if default else "none", row.kind.brief(), row.help]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,347 @@
+"""Every setting: its name, type, default, bounds and meaning.
+
+A field of `Settings` is all there is to a setting: flags, environment names, checks, --help and
+docs/configuration.md are made from it. Durations are seconds and sizes bytes.
+"""
+
+from __future__ import annotations
+
+import typing
+from typing import Annotated, Any
+
+import msgspec
+
+from router.config.kinds import (
+    File,
+    Host,
+    Kind,
+    Masked,
+    Replicas,
+    Secret,
+    Switch,
+    Text,
+    Word,
+    duration,
+    share,
+    size,
+    whole,
+)
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+FLEET = "Replicas and routing"
+LISTEN = "Where it listens"
+LIMITS = "Limits"
+TIMES = "Timeouts"
+RETRY = "Retries"
+HEALTH = "Health"
+ENGINE = "What it knows of the engines"
+INSIGHT = "Explaining and logging"
+STOP = "Stopping"
+
+GROUPS = (FLEET, LISTEN, LIMITS, TIMES, RETRY, HEALTH, ENGINE, INSIGHT, STOP)
+
+_POLICY = "the name of a policy (cache_aware) or module:Class"
+_POLICY_FORM = r"[A-Za-z_]\w*|[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+_HEADER = "a header's name"
+_HEADER_FORM = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
+_PORT = whole(0, 65_535)
+_TOKENS = whole(0, 1_000_000_000)
+
+
+class Is(msgspec.Struct, frozen=True):
+    """What a field of Settings says of itself."""
+
+    group: str
+    kind: Kind
+    help: str
+    """One sentence or two, Markdown, beginning with a capital and ending with a full stop."""
+    flag: str = ""
+    """The flag where it is not the name with dashes."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings, checked, unless built by hand; `load` makes one. Empty text means not set."""
+
+    replicas: Annotated[
+        tuple[str, ...],
+        Is(
+            FLEET,
+            Replicas(),
+            "The replicas' base URLs, with a path prefix where they have one but without `/v1`. "
+            "At least one. The flag may be repeated; elsewhere commas separate, or a YAML list.",
+            flag="--replica",
+        ),
+    ] = ()
+    policy: Annotated[
+        str,
+        Is(
+            FLEET,
+            Text(_POLICY, _POLICY_FORM),
+            "How a replica is chosen: a built-in policy, or `module:Class` for your own.",
+        ),
+    ] = "cache_aware"
+    session_header: Annotated[
+        str,
+        Is(
+            FLEET,
+            Text(_HEADER, _HEADER_FORM, lower=True),
+            "The request header that names a session, for policies that keep sessions together.",
+        ),
+    ] = "x-session-id"
+    stream_usage: Annotated[
+        bool,
+        Is(
+            FLEET,
+            Switch(),
+            "Ask the replica for token usage in streams whose client did not, and take it out "
+            "again on the way back. Off: bodies are never touched, less is learned.",
+        ),
+    ] = True
+    replica_api_key: Annotated[
+        str,
+        Is(
+            FLEET,
+            Secret(),
+            "Key for the router's own calls to replicas (health, models, metrics), sent as a "
+            "bearer token. Clients' requests keep their own. No flag: environment or file only.",
+        ),
+    ] = Masked("")
+    replica_ca: Annotated[
+        str,
+        Is(
+            FLEET,
+            File(),
+            "CA certificates (PEM) to trust for `https` replicas instead of the system's.",
+        ),
+    ] = ""
+    replica_verify: Annotated[
+        bool, Is(FLEET, Switch(), "Check the certificates of `https` replicas.")
+    ] = True
+
+    host: Annotated[
+        str,
+        Is(
+            LISTEN,
+            Host(),
+            "Address for clients; `0.0.0.0` for every IPv4 address, `::` for every address.",
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[int, Is(LISTEN, _PORT, "Port for clients; 0 takes a free one.")] = 8000
+    admin_host: Annotated[
+        str,
+        Is(
+            LISTEN,
+            Host(),
+            "Address for metrics, readiness and explanations. It asks nobody for a key: "
+            "keep it private.",
+        ),
+    ] = "127.0.0.1"
+    admin_port: Annotated[
+        int, Is(LISTEN, _PORT, "Port for metrics, readiness and explanations; 0 takes a free one.")
+    ] = 9090
+    tls_cert: Annotated[
+        str,
+        Is(LISTEN, File(), "Certificate chain (PEM) to serve clients over TLS; with `tls_key`."),
+    ] = ""
+    tls_key: Annotated[
+        str, Is(LISTEN, File(), "The certificate's private key (PEM, no passphrase).")
+    ] = ""
+
+    max_head: Annotated[
+        int,
+        Is(LIMITS, size(1 * KIB, 16 * MIB), "Longest request line and headers; beyond it, 431."),
+    ] = 64 * KIB
+    max_body: Annotated[
+        int, Is(LIMITS, size(1 * KIB, 4 * GIB), "Longest request body; beyond it, 413.")
+    ] = 64 * MIB
+    body_memory: Annotated[
+        int,
+        Is(
+            LIMITS,
+            size(1 * MIB, 1024 * GIB),
+            "All request bodies held at once, together; beyond it, 503.",
+        ),
+    ] = 1 * GIB
+    max_connections: Annotated[
+        int, Is(LIMITS, whole(1, 10_000_000), "Client connections open at once; beyond it, 503.")
+    ] = 20_000
+
+    head_timeout: Annotated[
+        float,
+        Is(TIMES, duration(), "From a request's first byte to the end of its headers."),
+    ] = 30.0
+    idle_timeout: Annotated[
+        float, Is(TIMES, duration(), "A client connection without a request is closed after this.")
+    ] = 75.0
+    connect_timeout: Annotated[float, Is(TIMES, duration(), "To connect to a replica.")] = 2.0
+    first_byte_timeout: Annotated[
+        float,
+        Is(TIMES, duration(), "From a request sent to the first byte of the replica's answer."),
+    ] = 600.0
+    chunk_timeout: Annotated[
+        float, Is(TIMES, duration(), "Longest silence within a replica's answer.")
+    ] = 120.0
+    replica_idle_timeout: Annotated[
+        float,
+        Is(
+            TIMES,
+            duration(),
+            "A pooled connection to a replica is closed after this idle time. Keep it below the "
+            "replica's own keep-alive (5 s in uvicorn), or requests meet connections being closed.",
+        ),
+    ] = 4.0
+
+    retries: Annotated[
+        int,
+        Is(
+            RETRY,
+            whole(0, 10),
+            "Further replicas tried before the first byte has gone to the client.",
+        ),
+    ] = 2
+    retry_budget: Annotated[
+        float,
+        Is(
+            RETRY,
+            share(),
+            "Retries allowed as a share of requests, so that retries add no overload.",
+        ),
+    ] = 0.2
+    retry_after: Annotated[
+        float,
+        Is(RETRY, duration(0), "What `Retry-After` tells clients when a 503 is answered."),
+    ] = 2.0
+
+    health_interval: Annotated[
+        float, Is(HEALTH, duration(), "Time between two probes of a replica's `/health`.")
+    ] = 1.0
+    health_timeout: Annotated[
+        float, Is(HEALTH, duration(), "A probe without an answer by then has failed.")
+    ] = 2.0
+    unhealthy_after: Annotated[
+        int, Is(HEALTH, whole(1, 1000), "Failed probes in a row that take a replica out.")
+    ] = 2
+    breaker_failures: Annotated[
+        int,
+        Is(
+            HEALTH,
+            whole(1, 1000),
+            "Failed requests in a row that open a replica's circuit breaker.",
+        ),
+    ] = 3
+    breaker_cooldown: Annotated[
+        float,
+        Is(HEALTH, duration(0), "How long an open breaker waits before it lets one request try."),
+    ] = 2.0
+    slow_start: Annotated[
+        float,
+        Is(
+            HEALTH, duration(0), "Time in which a new or recovered replica grows to its full share."
+        ),
+    ] = 10.0
+
+    metrics_interval: Annotated[
+        float, Is(ENGINE, duration(), "Time between two readings of a replica's `/metrics`.")
+    ] = 1.0
+    models_interval: Annotated[
+        float, Is(ENGINE, duration(), "Time between two readings of a replica's `/v1/models`.")
+    ] = 10.0
+    kv_cache_tokens: Annotated[
+        int,
+        Is(
+            ENGINE,
+            _TOKENS,
+            "Tokens a replica's KV cache holds; 0 reads it from the engine's metrics.",
+        ),
+    ] = 0
+    kv_cache_guess: Annotated[
+        int,
+        Is(
+            ENGINE,
+            whole(1, 1_000_000_000),
+            "Tokens assumed while the cache's size is unknown; err high.",
+        ),
+    ] = 2_000_000
+    prefill_rate: Annotated[
+        int, Is(ENGINE, _TOKENS, "Prefill tokens a second of one replica; 0 learns it.")
+    ] = 0
+
+    explain_headers: Annotated[
+        bool,
+        Is(
+            INSIGHT,
+            Switch(),
+            "Let a request with `x-warmroute-explain: 1` have response headers that name the "
+            "replica and the tokens predicted.",
+        ),
+    ] = False
+    explain_requests: Annotated[
+        int, Is(INSIGHT, whole(0, 1_000_000), "Latest requests kept for `/explain`.")
+    ] = 1000
+    access_log: Annotated[
+        float, Is(INSIGHT, share(), "Share of the requests logged; 0 logs none.")
+    ] = 1.0
+    access_log_blocks: Annotated[
+        bool,
+        Is(INSIGHT, Switch(), "Put the prompt's block hashes into the access log, for replay."),
+    ] = False
+    log_level: Annotated[
+        str,
+        Is(INSIGHT, Word(("debug", "info", "warning", "error")), "Least severe messages logged."),
+    ] = "info"
+
+    settle_time: Annotated[
+        float,
+        Is(
+            STOP,
+            duration(0),
+            "After SIGTERM, go on accepting requests while not ready, until load balancers "
+            "have noticed.",
+        ),
+    ] = 3.0
+    drain_timeout: Annotated[
+        float, Is(STOP, duration(0), "Then wait so long for requests in flight to finish.")
+    ] = 60.0
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One setting, with its names and default."""
+
+    name: str
+    env: str
+    flag: str
+    """Refused where the kind is secret."""
+    group: str
+    kind: Kind
+    help: str
+    default: Any
+
+    def show(self, value: Any) -> str:
+        """The value as text, secrets as stars, nothing set as empty text."""
+        return self.kind.format(value)
+
+
+ENV_PREFIX = "WARMROUTE_"
+
+
+def _rows() -> dict[str, Row]:
+    defaults = Settings()
+    rows = {}
+    for name, hint in typing.get_type_hints(Settings, include_extras=True).items():
+        about: Is = hint.__metadata__[0]
+        flag = about.flag or "--" + name.replace("_", "-")
+        rows[name] = Row(
+            name=name,
+            env=ENV_PREFIX + name.upper(),
+            flag=flag,
+            group=about.group,
+            kind=about.kind,
+            help=about.help,
+            default=getattr(defaults, name),
+        )
+    return rows
+
+
+TABLE = _rows()
+"""Every setting by name, in the order of Settings."""
