@@ -1,0 +1,121 @@
+"""The admin port's server: uvicorn in the router's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator, Sequence
+
+import uvicorn
+
+from router.admin.app import create_app
+from router.admin.parts import AdminParts
+from router.insight.recent import EVERY
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 128
+GRACE_SECONDS = 2
+"""How long answers under way may take when it stops."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the router has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class AdminServer:
+    """Serves the admin port and takes the samples its recent hit rates come from."""
+
+    def __init__(
+        self,
+        parts: AdminParts,
+        host: str = "127.0.0.1",
+        port: int = 9090,
+        *,
+        key: str = "",
+        hosts: Sequence[str] = (),
+    ) -> None:
+        """port 0 takes a free one. key and hosts: see `router.admin.guard.Guard`."""
+        self.port = port
+        """The port listened on, once started."""
+        self._parts = parts
+        self._host = host
+        config = uvicorn.Config(
+            create_app(parts, bound=host, key=key, hosts=hosts),
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            # The peer's address decides who may change things: it is not taken from headers.
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+        self._server = _Server(config)
+        self._socket: socket.socket | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Listen. Returns when clients can connect. Raises OSError when the address is not free."""
+        # Bound here rather than by uvicorn, which would end the process on failure.
+        self._socket = _bind(self._host, self.port)
+        self.port = self._socket.getsockname()[1]
+        self._tasks = [
+            asyncio.create_task(self._server.serve([self._socket]), name="admin server"),
+            asyncio.create_task(self._sample(), name="admin samples"),
+        ]
+        for task in self._tasks:
+            task.add_done_callback(_log_failure)
+
+    async def stop(self) -> None:
+        """Stop listening, finish answers under way, close."""
+        if not self._tasks:
+            return
+        serving, sampling = self._tasks
+        self._tasks = []
+        self._server.should_exit = True
+        sampling.cancel()
+        await asyncio.gather(serving, sampling, return_exceptions=True)
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    async def _sample(self) -> None:
+        parts = self._parts
+        while True:
+            parts.recent.sample(parts.telemetry.ledgers())
+            await asyncio.sleep(EVERY)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("%s failed", task.get_name(), exc_info=error)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises OSError that names the address."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, proto)
+    except OSError as error:
+        raise OSError(error.errno, f"admin address {host}:{port}: {error}") from error
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        raise OSError(
+            error.errno, f"cannot listen on admin address {host}:{port}: {error}"
+        ) from error
+    bound.setblocking(False)
+    return bound

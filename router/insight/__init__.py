@@ -1,0 +1,1 @@
+"""What could have been reused, what was, and why they differ."""

@@ -1,0 +1,304 @@
+"""Every metric there is, in the order they are shown. docs/metrics.md is made from this table.
+
+``python -m router.telemetry.catalogue`` prints that file.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from router.insight.ledger import GAPS
+from router.insight.record import APIS, OUTCOMES
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """One metric family."""
+
+    name: str
+    kind: str
+    """counter, gauge or histogram."""
+    unit: str
+    help: str
+    """One line, for the text format too."""
+    labels: tuple[str, ...] = ()
+
+
+_SERIES = ("replica", "model")
+_ROW = ("replica", "model", "api")
+_REPLICA = ("replica",)
+
+REQUESTS = Metric(
+    "warmroute_requests_total",
+    "counter",
+    "requests",
+    "Finished requests by HTTP status sent to the client (code 0: none was sent).",
+    (*_ROW, "code"),
+)
+ERRORS = Metric(
+    "warmroute_request_errors_total",
+    "counter",
+    "requests",
+    "Finished requests that failed, by reason.",
+    (*_ROW, "reason"),
+)
+ATTEMPTS = Metric(
+    "warmroute_attempts_failed_total",
+    "counter",
+    "attempts",
+    "Attempts at a replica that failed, whether or not a retry made up for it.",
+    ("replica", "reason"),
+)
+RETRIES = Metric(
+    "warmroute_retries_total", "counter", "attempts", "Attempts after a request's first one."
+)
+DECISIONS = Metric(
+    "warmroute_decisions_total",
+    "counter",
+    "requests",
+    "Placements by policy and by the policy's reason.",
+    ("policy", "reason"),
+)
+TTFT = Metric(
+    "warmroute_ttft_seconds",
+    "histogram",
+    "seconds",
+    "From a streamed request's last byte to the first byte of its answer's body.",
+    _SERIES,
+)
+DURATION = Metric(
+    "warmroute_request_duration_seconds",
+    "histogram",
+    "seconds",
+    "From a request's head to the last byte of its answer, of requests sent to a replica.",
+    _SERIES,
+)
+OVERHEAD = Metric(
+    "warmroute_overhead_seconds",
+    "histogram",
+    "seconds",
+    "From a request's last byte to the first byte sent to the replica, without connecting.",
+)
+PROMPT_TOKENS = Metric(
+    "warmroute_prompt_tokens_total",
+    "counter",
+    "tokens",
+    "Prompt tokens, cached ones included, as the engines reported them.",
+    _SERIES,
+)
+OUTPUT_TOKENS = Metric(
+    "warmroute_output_tokens_total",
+    "counter",
+    "tokens",
+    "Output tokens as the engines reported them.",
+    _SERIES,
+)
+LEDGER_PROMPT = Metric(
+    "warmroute_reuse_prompt_tokens_total",
+    "counter",
+    "tokens",
+    "Prompt tokens of the requests in the reuse ledger: their engine reported cached tokens.",
+    _SERIES,
+)
+AVAILABLE = Metric(
+    "warmroute_reuse_available_tokens_total",
+    "counter",
+    "tokens",
+    "Of these, held by the best eligible replica, as the index believed.",
+    _SERIES,
+)
+CHOSEN = Metric(
+    "warmroute_reuse_chosen_tokens_total",
+    "counter",
+    "tokens",
+    "Of these, held by the replica chosen, as the index believed.",
+    _SERIES,
+)
+PREDICTED = Metric(
+    "warmroute_reuse_predicted_tokens_total",
+    "counter",
+    "tokens",
+    "Of these, what an engine can deliver: whole blocks, never a whole prompt.",
+    _SERIES,
+)
+DELIVERED = Metric(
+    "warmroute_reuse_delivered_tokens_total",
+    "counter",
+    "tokens",
+    "Of these, taken from the KV cache, as the engine reported.",
+    _SERIES,
+)
+GAP = Metric(
+    "warmroute_reuse_gap_tokens_total",
+    "counter",
+    "tokens",
+    "Prompt tokens in the reuse ledger that were not reused, by where they were lost.",
+    (*_SERIES, "gap"),
+)
+SURPLUS = Metric(
+    "warmroute_reuse_surplus_tokens_total",
+    "counter",
+    "tokens",
+    "Tokens delivered beyond those predicted.",
+    _SERIES,
+)
+UNREPORTED = Metric(
+    "warmroute_reuse_unreported_prompt_tokens_total",
+    "counter",
+    "tokens",
+    "Prompt tokens left out of the reuse ledger: their engine reported no cached tokens.",
+    _SERIES,
+)
+IN_FLIGHT = Metric(
+    "warmroute_in_flight",
+    "gauge",
+    "requests",
+    "Requests routed to the replica and not finished.",
+    _REPLICA,
+)
+QUEUED = Metric(
+    "warmroute_queued_tokens",
+    "gauge",
+    "tokens",
+    "Uncached prompt tokens routed to the replica whose first token has not come.",
+    _REPLICA,
+)
+USABLE = Metric(
+    "warmroute_replica_usable",
+    "gauge",
+    "1 or 0",
+    "Whether requests may be sent to the replica: healthy, breaker not open, not draining.",
+    _REPLICA,
+)
+STATE = Metric(
+    "warmroute_replica_state",
+    "gauge",
+    "1",
+    "The replica's state, in the label.",
+    (*_REPLICA, "state"),
+)
+BREAKER = Metric(
+    "warmroute_breaker_state",
+    "gauge",
+    "1",
+    "The state of the replica's circuit breaker, in the label.",
+    (*_REPLICA, "state"),
+)
+INDEX_BLOCKS = Metric(
+    "warmroute_index_blocks", "gauge", "blocks", "Distinct prompt blocks in the index."
+)
+INDEX_BYTES = Metric(
+    "warmroute_index_bytes", "gauge", "bytes", "Memory the index takes, estimated."
+)
+INDEX_SHARE = Metric(
+    "warmroute_index_share",
+    "gauge",
+    "share",
+    "How full the replica's KV cache is, as the index models it: 0 to 1.",
+    _REPLICA,
+)
+CONNECTIONS = Metric("warmroute_client_connections", "gauge", "connections", "Open, from clients.")
+STREAMS = Metric("warmroute_open_streams", "gauge", "requests", "Streamed answers being relayed.")
+BODY_BYTES = Metric(
+    "warmroute_body_bytes", "gauge", "bytes", "Request bodies held in memory just now."
+)
+LOG_DROPPED = Metric(
+    "warmroute_access_log_dropped_total",
+    "counter",
+    "lines",
+    "Access log lines given up: the reader was too slow, or writing failed.",
+)
+BUILD = Metric(
+    "warmroute_build_info",
+    "gauge",
+    "1",
+    "What runs, in the labels.",
+    ("version", "python", "policy"),
+)
+
+OWN = (
+    REQUESTS, ERRORS, ATTEMPTS, RETRIES, DECISIONS, TTFT, DURATION, OVERHEAD,
+    PROMPT_TOKENS, OUTPUT_TOKENS, LEDGER_PROMPT, AVAILABLE, CHOSEN, PREDICTED, DELIVERED,
+    GAP, SURPLUS, UNREPORTED, IN_FLIGHT, QUEUED, USABLE, STATE, BREAKER,
+    INDEX_BLOCKS, INDEX_BYTES, INDEX_SHARE, CONNECTIONS, STREAMS, BODY_BYTES, LOG_DROPPED, BUILD,
+)  # fmt: skip
+
+PROCESS = (
+    Metric("process_virtual_memory_bytes", "gauge", "bytes", "Virtual memory size."),
+    Metric("process_resident_memory_bytes", "gauge", "bytes", "Resident memory size."),
+    Metric("process_start_time_seconds", "gauge", "seconds", "Start time, since the Unix epoch."),
+    Metric("process_cpu_seconds_total", "counter", "seconds", "User and system CPU time spent."),
+    Metric("process_open_fds", "gauge", "files", "Open file descriptors."),
+    Metric("process_max_fds", "gauge", "files", "Most file descriptors allowed."),
+)
+"""What prometheus_client's ProcessCollector adds, on Linux."""
+
+_INTRODUCTION = f"""# Metrics
+
+`GET /metrics` on the admin port, in the Prometheus text format. This file is made by
+`python -m router.telemetry.catalogue`; a test fails when it is out of date.
+
+## Words
+
+Four levels of reuse, in tokens of the engine, cut so that each is at most the one before:
+
+- **available**: leading prompt tokens held by the eligible replica that held most, as the index
+believed.
+- **chosen**: those held by the replica chosen, as the index believed.
+- **predicted**: chosen, rounded to what an engine can deliver: whole blocks, and never the whole
+  prompt, whose last token it computes in any case.
+- **delivered**: what the engine reported as `cached_tokens`.
+
+The reuse ledger counts the requests whose engine reported both prompt tokens and cached tokens
+(vLLM: `--enable-prompt-tokens-details`). What is missing there shows up in
+`warmroute_reuse_unreported_prompt_tokens_total`. For each request, and so for all sums:
+
+    prompt = delivered + no_holder + load_shed + rounding + stale_index + eviction - surplus
+
+| gap | tokens | what it tells |
+|---|---|---|
+| `no_holder` | prompt - available | nobody had it: new text, or forgotten by all |
+| `load_shed` | available - chosen | another replica had more, and was too busy |
+| `rounding` | chosen - predicted | held, but engines reuse whole blocks only |
+| `stale_index` | predicted - delivered | promised and not there: the index was wrong |
+| `eviction` | predicted - delivered | the same, while the replica's cache was modelled as (nearly)
+full | | surplus | delivered - predicted | there and not promised |
+
+Hit rate of a replica over five minutes, as a share of prompt tokens:
+
+    sum by (replica) (rate(warmroute_reuse_delivered_tokens_total[5m]))
+      / sum by (replica) (rate(warmroute_reuse_prompt_tokens_total[5m]))
+
+## Labels
+
+Their values are bounded, whatever clients send.
+
+- `replica`: its name; `none` for requests that were sent to no replica. The series of a replica
+that
+  left the fleet are dropped 15 minutes later.
+- `model`: a name that a replica has answered for with 2xx, at most 100 of them; every other name is
+  `other`, and no name is `none`.
+- `api`: {", ".join(f"`{word}`" for word in sorted(APIS))}.
+- `code`: the HTTP status; `0` when no answer was sent.
+- `reason` of errors: {", ".join(f"`{word}`" for word in sorted(OUTCOMES))}.
+- `reason` of decisions: the policy's words, at most 100 pairs of policy and reason, then `other`.
+- `gap`: {", ".join(f"`{word}`" for word in GAPS)}.
+
+## All metrics
+
+| name | type | labels | unit | meaning |
+|---|---|---|---|---|
+"""
+
+
+def document() -> str:
+    """The text of docs/metrics.md."""
+    rows = [
+        f"| `{m.name}` | {m.kind} | {', '.join(f'`{label}`' for label in m.labels) or '-'} "
+        f"| {m.unit} | {m.help} |\n"
+        for m in (*OWN, *PROCESS)
+    ]
+    return _INTRODUCTION + "".join(rows)
+
+
+if __name__ == "__main__":
+    print(document(), end="")

@@ -1,0 +1,188 @@
+"""Counting what happened: one call for each finished request."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from router.insight.ledger import Ledger
+from router.insight.record import APIS, OUTCOMES, Finished, Outcome
+from router.telemetry.histogram import (
+    DURATION_BUCKETS,
+    OVERHEAD_BUCKETS,
+    TTFT_BUCKETS,
+    Histogram,
+)
+from router.telemetry.series import Row, Series
+
+NONE: Final = "none"
+"""Label value where there is no replica or no model."""
+OTHER: Final = "other"
+"""Label value for what a bounded set has no room for."""
+
+OK: Final = Outcome.OK
+
+
+class Live(msgspec.Struct, gc=False):
+    """Gauges that the data path changes in place."""
+
+    connections: int = 0
+    """Client connections open."""
+    streams: int = 0
+    """Answers being relayed that the client asked for as a stream."""
+    body_bytes: int = 0
+    """Bytes of request bodies held in memory."""
+
+
+class Telemetry:
+    """All counters of a router. Used from the event loop's thread only.
+
+    Label values are bounded: a model becomes one only after a replica has answered a request for
+    it with 2xx, and only while there are fewer than max_models; other names are counted as
+    ``other``. A replica's series live until keep_seconds after it was `retired`, so that its last
+    requests are scraped.
+    """
+
+    def __init__(
+        self, *, max_models: int = 100, max_decisions: int = 100, keep_seconds: float = 900.0
+    ) -> None:
+        self.live = Live()
+        self.retries = 0
+        self.overhead = Histogram.over(OVERHEAD_BUCKETS)
+        self.decisions: dict[tuple[str, str], int] = {}
+        """(policy, reason) -> requests."""
+        self.attempts: dict[tuple[str, str], int] = {}
+        """(replica, reason) -> attempts that failed."""
+        self._max_models = max_models
+        self._max_decisions = max_decisions
+        self._keep = keep_seconds
+        # What the client wrote -> its counters; several names may share one row.
+        self._found: dict[tuple[str, str, str], Row] = {}
+        # The rows by their label values.
+        self._rows: dict[tuple[str, str, str], Row] = {}
+        self._series: dict[tuple[str, str], Series] = {}
+        self._models: set[str] = set()
+        self._retired: dict[str, float] = {}
+
+    def observe(self, done: Finished) -> None:
+        """Count a finished request."""
+        row = self._found.get((done.replica, done.model, done.api))
+        if row is None:
+            row = self._row(done)
+        codes = row.codes
+        status = done.status
+        codes[status] = codes.get(status, 0) + 1
+        outcome = done.outcome
+        if outcome != OK:
+            word = outcome if outcome in OUTCOMES else OTHER
+            row.errors[word] = row.errors.get(word, 0) + 1
+        if done.slot < 0:
+            return
+        series = row.series
+        value = done.duration
+        histogram = series.duration
+        histogram.counts[bisect_left(DURATION_BUCKETS, value)] += 1
+        histogram.sum += value
+        value = done.ttft
+        if value >= 0.0:
+            histogram = series.ttft
+            histogram.counts[bisect_left(TTFT_BUCKETS, value)] += 1
+            histogram.sum += value
+        value = done.overhead
+        if value >= 0.0:
+            histogram = self.overhead
+            histogram.counts[bisect_left(OVERHEAD_BUCKETS, value)] += 1
+            histogram.sum += value
+        tokens = done.prompt_tokens
+        if tokens > 0:
+            series.prompt_tokens += tokens
+            series.output_tokens += done.output_tokens
+            series.ledger.add(done)
+        if done.retries:
+            self.retries += done.retries
+        if done.policy:
+            key = (done.policy, done.reason)
+            try:
+                self.decisions[key] += 1
+            except KeyError:
+                self._decision(key)
+
+    def attempt_failed(self, replica: str, reason: str) -> None:
+        """An attempt at a replica failed, whether or not another one followed."""
+        key = (replica, reason if reason in OUTCOMES else OTHER)
+        self.attempts[key] = self.attempts.get(key, 0) + 1
+
+    def retired(self, replica: str, now: float | None = None) -> None:
+        """The replica left the fleet. now: monotonic seconds."""
+        self._retired[replica] = time.monotonic() if now is None else now
+
+    def revived(self, replica: str) -> None:
+        """A replica of this name came (back)."""
+        self._retired.pop(replica, None)
+
+    def rows(self) -> Iterable[Row]:
+        """A copy of the counters by replica, model and API family."""
+        return list(self._rows.values())
+
+    def series(self) -> list[Series]:
+        """A copy of the counters by replica and model."""
+        return list(self._series.values())
+
+    def ledgers(self) -> dict[str, Ledger]:
+        """Replica's name -> sums over its models."""
+        found: dict[str, Ledger] = {}
+        for series in self._series.values():
+            found.setdefault(series.replica, Ledger()).merge(series.ledger)
+        return found
+
+    def sweep(self, now: float | None = None) -> None:
+        """Drop what is counted for replicas that left long ago. Called at each scrape."""
+        if not self._retired:
+            return
+        now = time.monotonic() if now is None else now
+        # A name stays here after its series went: a request of it may still finish and bring them
+        # back.
+        gone = {name for name, when in self._retired.items() if now - when >= self._keep}
+        for name in [name for name in gone if now - self._retired[name] >= 10 * self._keep]:
+            del self._retired[name]
+        if not any(series.replica in gone for series in self._series.values()):
+            return
+        self._found = {k: r for k, r in self._found.items() if k[0] not in gone}
+        self._rows = {k: r for k, r in self._rows.items() if k[0] not in gone}
+        self._series = {k: s for k, s in self._series.items() if k[0] not in gone}
+        self.attempts = {k: n for k, n in self.attempts.items() if k[0] not in gone}
+
+    def _row(self, done: Finished) -> Row:
+        """The row of a request whose names were not met before, or are no label."""
+        model = done.model
+        named = True
+        if not model:
+            model = NONE
+        elif model not in self._models:
+            served = done.slot >= 0 and 200 <= done.status < 300
+            if served and len(self._models) < self._max_models:
+                self._models.add(model)
+            else:
+                model, named = OTHER, False
+        replica = done.replica or NONE
+        api = done.api if done.api in APIS else OTHER
+        row = self._rows.get((replica, model, api))
+        if row is None:
+            series = self._series.get((replica, model))
+            if series is None:
+                series = self._series[replica, model] = Series.empty(replica, model)
+            row = Row(series, f'{series.labels},api="{api}"', {}, {})
+            self._rows[replica, model, api] = row
+        # Only names from bounded sets are remembered: others would let clients fill the memory.
+        if named and done.api in APIS:
+            self._found[done.replica, done.model, done.api] = row
+        return row
+
+    def _decision(self, key: tuple[str, str]) -> None:
+        if len(self.decisions) >= self._max_decisions:
+            key = (key[0], OTHER)
+        self.decisions[key] = self.decisions.get(key, 0) + 1
