@@ -1,0 +1,136 @@
+"""Active health: GET /health now and then, and what the answers make of a replica."""
+
+from __future__ import annotations
+
+import random
+from enum import StrEnum
+
+from router.fleet.reader import Failure, Reader, ReadError
+
+SLOWEST_RETRY = 3.0
+"""Seconds between probes of a replica that stays away; it must be noticed soon when it is back."""
+FLAP_MEMORY = 30.0
+"""Seconds ready after which a replica's earlier outages no longer slow down its way back."""
+HURRIED = 0.2
+"""Seconds until a probe that live traffic asks for."""
+HURRIES = 3
+"""Probes after an outage that live traffic may hasten; a flapping replica gets no more of them."""
+LONGEST_ANSWER = 64 * 1024
+"""Bytes of an answer to /health that are read; the engine's is empty."""
+
+
+class HealthState(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    UNHEALTHY = "unhealthy"
+
+
+class Health:
+    """One replica's health, pure: told what happened and when, in monotonic seconds."""
+
+    __slots__ = (
+        "_after",
+        "_failed",
+        "_interval",
+        "_retries",
+        "failure",
+        "reason",
+        "since",
+        "state",
+        "was_ready",
+    )
+
+    def __init__(self, interval: float, unhealthy_after: int, now: float) -> None:
+        self._interval = interval
+        self._after = unhealthy_after
+        self._failed = 0
+        self._retries = 0
+        self.state = HealthState.STARTING
+        self.since = now
+        """When it got into this state."""
+        self.was_ready = False
+        """It was ready at least once."""
+        self.reason = ""
+        """Why it is not ready; empty when it is."""
+        self.failure: Failure | None = None
+        """The worst way a probe failed since it was last ready; None while it is."""
+
+    @property
+    def suspect(self) -> bool:
+        """The last probe failed, but it is still taken for ready."""
+        return self.state is HealthState.READY and self._failed > 0
+
+    @property
+    def only_slow(self) -> bool:
+        """It was ready once, and its probes have only timed out since."""
+        return self.was_ready and self.failure is Failure.SLOW
+
+    @property
+    def was_refused(self) -> bool:
+        """It was ready once, and refused a connection since: its process is gone, most likely."""
+        return self.was_ready and self.failure is Failure.REFUSED
+
+    def good(self, now: float) -> bool:
+        """A probe was answered well. True if the replica got ready by it."""
+        self._failed = 0
+        if self.state is HealthState.READY:
+            if now - self.since > FLAP_MEMORY:
+                self._retries = 0
+            return False
+        self.state = HealthState.READY
+        self.since = now
+        self.was_ready = True
+        self.reason = ""
+        self.failure = None
+        return True
+
+    def settled(self) -> None:
+        """Whether it restarted while it was away is known by now: do not conclude it once more."""
+        if self.failure is Failure.REFUSED:
+            self.failure = Failure.BAD
+
+    def bad(self, why: ReadError, now: float, at_once: bool = False) -> bool:
+        """A probe failed, or with at_once live traffic could not connect.
+
+        True if the replica got unhealthy by it: a ready one after some probes, another at once.
+        """
+        self._failed += 1
+        if self.state is HealthState.UNHEALTHY:
+            self.reason = str(why)
+            self.failure = max(self.failure or why.failure, why.failure)
+            return False
+        if self.state is HealthState.READY and not at_once and self._failed < self._after:
+            return False
+        self.state = HealthState.UNHEALTHY
+        self.since = now
+        self.reason = str(why)
+        self.failure = why.failure
+        return True
+
+    def patience(self, usual: float) -> float:
+        """Seconds to wait for a probe's answer: not long for one that is suspect already, so that
+        a frozen replica is out soon."""
+        return min(usual, self._interval) if self.suspect else usual
+
+    def pause(self, hurried: bool = False) -> float:
+        """Seconds until the next probe: spread by chance, longer and longer while it stays away.
+
+        hurried: live traffic has just found out that something is wrong.
+        """
+        wait = self._interval
+        if self.state is HealthState.UNHEALTHY:
+            wait = min(wait * 1.5**self._retries, max(SLOWEST_RETRY, wait))
+            hurried = hurried and self._retries < HURRIES
+            self._retries = min(self._retries + 1, 20)
+        if self.suspect:
+            wait *= 0.2
+        if hurried:
+            wait = min(wait, HURRIED)
+        return wait * random.uniform(0.9, 1.1)
+
+
+async def probe(reader: Reader, within: float) -> None:
+    """Ask a replica for its health. Raises ReadError with the reason when it is not well."""
+    answer = await reader.get("/health", LONGEST_ANSWER, within)
+    if not 200 <= answer.status < 300:
+        raise ReadError(f"/health answered {answer.status}")

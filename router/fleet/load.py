@@ -1,0 +1,51 @@
+"""The books on each replica's load: what was sent there and has not come back.
+
+Every request charges a replica's `Load` when it is routed, gives part of it back at its first
+token and the rest at its end. The same functions serve this router's own requests and those other
+routers tell of. Tokens are whole numbers held in floats, so that the sums are exact and return to
+zero.
+
+`kv_tokens` (A in the cost) approximates "prompt tokens held by running requests, shared blocks
+counted once" in constant time: the sum of what each running request had to compute on arrival.
+What it found cached is either shared with a running request, and already counted, or was idle, and
+is left out.
+"""
+
+from __future__ import annotations
+
+from router.types import Load
+
+
+def routed(load: Load, uncached: float, tokens: float, now: float) -> None:
+    """A request of `tokens` prompt tokens, `uncached` of them to compute, was sent to this
+    replica."""
+    load.queued_tokens += uncached
+    load.in_flight += 1
+    load.context_tokens += tokens
+    load.kv_tokens += uncached
+    busy = load.busy_until
+    load.busy_until = (busy if busy > now else now) + uncached / load.prefill_rate
+
+
+def first_token(load: Load, uncached: float, now: float) -> None:
+    """Its prefill is done. The replica can have no more work before it than what is still
+    queued."""
+    queued = load.queued_tokens - uncached
+    load.queued_tokens = queued
+    latest = now + queued / load.prefill_rate
+    if load.busy_until > latest:
+        load.busy_until = latest
+
+
+def finished(load: Load, uncached: float, tokens: float) -> None:
+    """A request whose first token was booked has ended."""
+    load.in_flight -= 1
+    load.context_tokens -= tokens
+    load.kv_tokens -= uncached
+
+
+def undo(load: Load, uncached: float, tokens: float, now: float) -> None:
+    """A request whose first token was not booked is gone: refused, cancelled, or lost with its
+    connection."""
+    first_token(load, uncached, now)
+    finished(load, uncached, tokens)

@@ -1,0 +1,26 @@
+"""How often a fleet is read: as asked, unless it is so large that this would cost too much."""
+
+from __future__ import annotations
+
+READS_A_SECOND = 200.0
+"""Of one kind, over the whole fleet. One read takes about 0.4 ms of the event loop."""
+LONGEST_STRETCH = 4.0
+"""Times the interval asked for, at most: what is read must not get too old to be of use."""
+
+
+class Pace:
+    """Intervals for a fleet of a size."""
+
+    __slots__ = ("size",)
+
+    def __init__(self) -> None:
+        self.size = 0
+        """Replicas there are."""
+
+    def stretch(self, interval: float) -> float:
+        """The interval between two reads of one replica, in seconds."""
+        return min(max(interval, self.size / READS_A_SECOND), interval * LONGEST_STRETCH)
+
+    def offset(self, place: int) -> float:
+        """When the nth replica of a fleet is read first, in seconds after the start."""
+        return place / READS_A_SECOND

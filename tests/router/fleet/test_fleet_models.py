@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from fleet_engines import models_json
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.fleet.models import Catalog, parse_models
+
+
+def test_reads_models_and_adapters_in_order() -> None:
+    cards = parse_models(models_json("base", "adapter", "base"))
+    assert [card.id for card in cards] == ["base", "adapter"]
+    assert json.loads(cards[1].raw) == {"id": "adapter", "object": "model", "parent": None}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"<html>",
+        b'{"data":{}}',
+        b'{"data":[1]}',
+        b'{"data":[{}]}',
+        b'{"data":[{"id":7}]}',
+        b'{"data":[{"id":""}]}',
+        b'{"data":[{"id":"\xff"}]}',
+        b'{"data":[' + b"[" * 100_000,
+    ],
+)
+def test_garbage_is_a_clear_error(body: bytes) -> None:
+    with pytest.raises(ValueError, match="not a list of models"):
+        parse_models(body)
+
+
+def test_masks_follow_what_replicas_tell() -> None:
+    catalog = Catalog()
+    for slot in (0, 1, 70):
+        catalog.join(slot)
+    assert catalog.serving("") == 1 | 2 | 1 << 70
+    assert catalog.serving("a") == 0
+    assert not catalog.known
+    catalog.tell(0, parse_models(models_json("a")))
+    catalog.tell(70, parse_models(models_json("a", "b")))
+    assert catalog.known
+    assert catalog.serving("a") == 1 | 1 << 70
+    assert catalog.serving("b") == 1 << 70
+    assert catalog.serving("c") == 0
+    assert [card.id for card in catalog.union] == ["a", "b"]
+    catalog.tell(70, parse_models(models_json("c")))
+    assert (catalog.serving("a"), catalog.serving("b"), catalog.serving("c")) == (1, 0, 1 << 70)
+    catalog.leave(0)
+    assert (catalog.serving("a"), catalog.serving("")) == (0, 2 | 1 << 70)
+
+
+def test_a_replica_that_does_not_tell_serves_everything() -> None:
+    catalog = Catalog()
+    catalog.join(0)
+    catalog.join(1)
+    catalog.tell_any(1)
+    assert catalog.known
+    assert catalog.serving("whatever") == 2
+    catalog.tell(0, parse_models(models_json("a")))
+    assert (catalog.serving("a"), catalog.serving("b")) == (3, 2)
+    catalog.tell(1, parse_models(models_json("b")))
+    assert (catalog.serving("a"), catalog.serving("b"), catalog.serving("c")) == (1, 2, 0)
+
+
+Steps = st.lists(
+    st.tuples(
+        st.sampled_from(["tell", "any", "leave"]),
+        st.integers(0, 4),
+        st.sets(st.sampled_from("abc")),
+    ),
+    max_size=30,
+)
+
+
+@given(Steps)
+def test_masks_are_what_replicas_told_last(steps: list[tuple[str, int, set[str]]]) -> None:
+    catalog = Catalog()
+    told: dict[int, set[str] | None] = {}
+    for act, slot, names in steps:
+        if act == "leave":
+            if slot in told:
+                catalog.leave(slot)
+                del told[slot]
+            continue
+        if slot not in told:
+            catalog.join(slot)
+        if act == "any":
+            catalog.tell_any(slot)
+            told[slot] = None
+        else:
+            catalog.tell(slot, parse_models(models_json(*sorted(names))))
+            told[slot] = names
+        for name in "abcd":
+            right = sum(1 << s for s, has in told.items() if has is None or name in has)
+            assert catalog.serving(name) == right
+        assert catalog.serving("") == sum(1 << s for s in told)
+        listed = {card.id for card in catalog.union}
+        assert listed == {name for has in told.values() if has for name in has}

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+
+import pytest
+import trustme
+from conftest import StartEngine
+
+from router.fleet.reader import Answer, Failure, Reader, ReadError, tls_context
+from router.fleet.settings import FleetSettings
+
+TLS = tls_context(FleetSettings())
+
+
+async def failure(reader: Reader, limit: int = 1000, within: float = 20.0) -> ReadError:
+    with pytest.raises(ReadError) as caught:
+        await reader.get("/metrics", limit, within)
+    await reader.close()
+    return caught.value
+
+
+async def test_reads_over_one_connection_with_the_key(engine: StartEngine) -> None:
+    server = await engine(metrics=b"m" * 100)
+    reader = Reader(server.url, "sesame", TLS)
+    assert await reader.get("/metrics", 100, 2.0) == Answer(200, b"m" * 100)
+    assert (await reader.get("/health", 100, 2.0)).status == 200
+    assert (await reader.get("/nothing", 100, 2.0)).status == 404
+    assert server.connections == 1
+    head = server.heads[0].lower()
+    assert b"authorization: bearer sesame\r\n" in head
+    assert b"host: 127.0.0.1:%d\r\n" % server.port in head
+    assert b"accept-encoding: identity\r\n" in head
+    await reader.close()
+
+
+async def test_proxies_of_the_environment_are_not_used(
+    engine: StartEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    server = await engine()
+    reader = Reader(server.url, "", TLS)
+    assert (await reader.get("/health", 100, 20.0)).status == 200
+    await reader.close()
+
+
+async def test_cuts_an_answer_that_is_too_long(engine: StartEngine) -> None:
+    server = await engine(metrics=b"m" * 50_000_000)
+    error = await failure(Reader(server.url, "", TLS))
+    assert error.failure is Failure.BAD
+    assert "more than 1000 bytes" in str(error)
+
+
+async def test_gives_up_on_a_slow_drip(engine: StartEngine) -> None:
+    server = await engine(drip=frozenset({"/metrics"}))
+    error = await failure(Reader(server.url, "", TLS), limit=100_000, within=0.3)
+    assert error.failure is Failure.SLOW
+    assert "0.3 s" in str(error)
+
+
+async def test_gives_up_on_a_frozen_server(engine: StartEngine) -> None:
+    server = await engine(frozen=frozenset({"/metrics"}))
+    assert (await failure(Reader(server.url, "", TLS), within=0.3)).failure is Failure.SLOW
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x00\x01 nonsense\r\n\r\n",
+        b"SSH-2.0-OpenSSH\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nx",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\nx: " + b"y" * 300_000,
+    ],
+)
+async def test_garbage_is_an_error_that_says_so(engine: StartEngine, garbage: bytes) -> None:
+    server = await engine(garbage=garbage)
+    error = await failure(Reader(server.url, "", TLS))
+    assert error.failure is Failure.BAD
+    assert str(error).startswith("/metrics: ")
+
+
+async def test_nobody_listens(engine: StartEngine) -> None:
+    server = await engine()
+    await server.stop()
+    error = await failure(Reader(server.url, "", TLS))
+    assert error.failure is Failure.REFUSED
+    assert "refused" in str(error)
+
+
+async def test_an_untrusted_certificate_is_told(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(serving)
+    pem = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(pem))
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=serving) as server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        untrusting = Reader(url, "", tls_context(FleetSettings()))
+        with pytest.raises(ReadError, match=r"(?i)certificate") as caught:
+            await untrusting.get("/health", 100, 5.0)
+        assert caught.value.failure is Failure.REFUSED
+        await untrusting.close()
+        for settings in (FleetSettings(ca=str(pem)), FleetSettings(verify=False)):
+            reader = Reader(url, "", tls_context(settings))
+            assert (await reader.get("/health", 100, 5.0)).body == b"ok"
+            await reader.close()
+
+
+def test_a_ca_file_that_is_none_is_named(tmp_path: Path) -> None:
+    bad = tmp_path / "ca.pem"
+    bad.write_text("nothing")
+    for path in (bad, tmp_path / "absent.pem"):
+        with pytest.raises(ValueError, match=r"CA file .*pem"):
+            tls_context(FleetSettings(ca=str(path)))
