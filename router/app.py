@@ -13,11 +13,12 @@ from importlib.metadata import version
 
 import uvloop
 
-from router.admin.engines import EngineCalls
+from router.admin.engines import EngineCalls, Operation
 from router.admin.parts import AdminParts, Phase
 from router.admin.server import AdminServer
 from router.config import Settings, replica_context, server_context
-from router.fleet.fleet import Fleet, FleetListener
+from router.fleet.fleet import Fleet
+from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
 from router.fleet.settings import FleetSettings
 from router.http.gateway import Gateway
@@ -47,22 +48,32 @@ _BACKLOG = 4096
 
 
 class _Membership(FleetListener):
-    """Keeps index, policy and explanations in step with the fleet."""
+    """Keeps index, policies, counters and explanations in step with the fleet."""
 
-    def __init__(self, fleet: Fleet, index: ByteIndex, policies: list[Policy], explain: Explain) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        index: ByteIndex,
+        policies: list[Policy],
+        explain: Explain,
+        telemetry: Telemetry,
+    ) -> None:
         self._fleet = fleet
         self._index = index
         self._policies = policies
         self._explain = explain
+        self._telemetry = telemetry
 
     def on_added(self, replica: Replica) -> None:
         """An empty cache, as large as the engine says."""
         self._index.add_replica(replica.slot, _weight(replica.kv_tokens))
+        self._telemetry.revived(replica.name)
         self._tell()
 
     def on_removed(self, replica: Replica) -> None:
         """What it held is gone."""
         self._index.remove_replica(replica.slot)
+        self._telemetry.retired(replica.name)
         self._tell()
 
     def on_emptied(self, replica: Replica) -> None:
@@ -120,7 +131,9 @@ class App:
             self.index, policy, loads, learn_speed=learn, bytes_per_token=_BYTES_PER_TOKEN
         )
         self.balancer = Placer(self.index, by_load, loads, learn_speed=False)
-        self.fleet.listen(_Membership(self.fleet, self.index, [policy, by_load], self.explain))
+        self.fleet.listen(
+            _Membership(self.fleet, self.index, [policy, by_load], self.explain, self.telemetry)
+        )
         self.phase = Phase.STARTING
         self.port = 0
         """The front port, once started."""
@@ -180,8 +193,22 @@ class App:
             index=self.index,
             engines=EngineCalls(self.fleet.settings),
             phase=lambda: self.phase,
+            engine_changed=self._engine_changed,
         )
-        return AdminServer(parts, settings.admin_host, settings.admin_port)
+        return AdminServer(
+            parts,
+            settings.admin_host,
+            settings.admin_port,
+            key=settings.admin_key,
+            hosts=settings.admin_names,
+        )
+
+    def _engine_changed(self, replica: Replica, operation: Operation, emptied: bool) -> None:
+        """An engine did what the admin port asked of it."""
+        if emptied:
+            self.index.forget(replica.slot)
+        if operation.changes_models:
+            self.fleet.reread_models(replica)
 
     async def ready(self) -> None:
         """Wait until every replica was tried once, so that the first requests find the fleet known."""
@@ -214,7 +241,8 @@ class App:
             self._sweep.cancel()
         await self.fleet.stop()
         await self.admin.stop()
-        self.access_log.close()
+        # Its reader may have stopped reading: waiting for it must not stop the loop.
+        await asyncio.to_thread(self.access_log.close)
 
 
 async def _serve(settings: Settings) -> int:

@@ -254,6 +254,28 @@ class Host(Kind):
         return "address or host name"
 
 
+class Names(Kind):
+    """Host names, separated by commas or white space, or a star for any."""
+
+    placeholder = "NAME"
+
+    def parse(self, text: str) -> tuple[str, ...]:
+        names = tuple(name for name in re.split(r"[,\s]+", text.lower()) if name)
+        for name in names:
+            if not re.fullmatch(r"[a-z0-9._-]{1,253}|\*", name):
+                raise self.refuse(name, "not a host name")
+        return names
+
+    def format(self, value: Sequence[str]) -> str:
+        return ",".join(value)
+
+    def describe(self) -> str:
+        return "host names separated by commas, or *"
+
+    def brief(self) -> str:
+        return "list of host names"
+
+
 @dataclass(frozen=True)
 class Replicas(Kind):
     """URLs of replicas, separated by commas or white space, as a tuple in normal form:

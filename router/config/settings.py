@@ -16,6 +16,7 @@ from router.config.kinds import (
     Host,
     Kind,
     Masked,
+    Names,
     Replicas,
     Secret,
     Switch,
@@ -133,13 +134,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Is(
             LISTEN,
             Host(),
-            "Address for metrics, readiness and explanations. It asks nobody for a key: "
-            "keep it private.",
+            "Address for metrics, readiness and explanations. Without `admin_key` anybody who "
+            "reaches it may read, and only the router's own machine may change anything.",
         ),
     ] = "127.0.0.1"
     admin_port: Annotated[
         int, Is(LISTEN, _PORT, "Port for metrics, readiness and explanations; 0 takes a free one.")
     ] = 9090
+    admin_key: Annotated[
+        str,
+        Is(
+            LISTEN,
+            Secret(),
+            "Key the admin port asks for as a bearer token, probes and `/metrics` excepted. "
+            "No flag: environment or file only.",
+        ),
+    ] = Masked("")
+    admin_names: Annotated[
+        tuple[str, ...],
+        Is(
+            LISTEN,
+            Names(),
+            "Host names by which the admin port may be called besides the machine's own, as a guard "
+            "against DNS rebinding; `*` for any.",
+        ),
+    ] = ()
     tls_cert: Annotated[
         str,
         Is(LISTEN, File(), "Certificate chain (PEM) to serve clients over TLS; with `tls_key`."),

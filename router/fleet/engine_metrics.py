@@ -58,6 +58,7 @@ class EngineMetrics(msgspec.Struct, frozen=True, gc=False):
     started: float | None = None
     """When the process started, Unix seconds; several API servers in one engine do not tell it."""
     kv_tokens: int | None = None
+    block_tokens: int | None = None
     """Tokens the KV cache has room for."""
     prefix_caching: bool | None = None
 
@@ -85,7 +86,7 @@ def parse_metrics(text: bytes) -> EngineMetrics:
     """Read what is there. A line that is not understood counts as not told; nothing raises."""
     text = b"\n" + text
     usage, engines = _total(text, _USAGE)
-    kv_tokens, prefix_caching = _cache_config(text)
+    kv_tokens, block_tokens, prefix_caching = _cache_config(text)
     return EngineMetrics(
         running=_total(text, _RUNNING)[0],
         waiting=_total(text, _WAITING)[0],
@@ -96,6 +97,7 @@ def parse_metrics(text: bytes) -> EngineMetrics:
         prompt_tokens=_total(text, _PROMPT_TOKENS)[0],
         started=_total(text, _STARTED)[0],
         kv_tokens=kv_tokens,
+        block_tokens=block_tokens,
         prefix_caching=prefix_caching,
     )
 
@@ -140,28 +142,29 @@ def _total(text: bytes, names: tuple[bytes, ...]) -> tuple[float | None, int]:
     return None, 0
 
 
-def _cache_config(text: bytes) -> tuple[int | None, bool | None]:
-    """(KV cache tokens, prefix caching on), from the labels of vllm:cache_config_info.
+def _cache_config(text: bytes) -> tuple[int | None, int | None, bool | None]:
+    """(KV cache tokens, tokens of a block, prefix caching on), from the labels of vllm:cache_config_info.
 
     kv_cache_size_tokens is one engine's and right for hybrid models too; num_gpu_blocks is older,
     and the sum over data-parallel engines already, though each of them repeats it (see vLLM's
     v1/engine/core_client.py).
     """
     tokens: int | None = None
-    blocks = 0
+    blocks = block = 0
     caching: bool | None = None
     engines: set[bytes] = set()
     for line in _lines(text, _CONFIG):
         engines.add(_label(line, b"engine"))
         tokens = max(tokens or 0, _number(_label(line, b"kv_cache_size_tokens"))) or None
-        size = _number(_label(line, b"num_gpu_blocks")) * _number(_label(line, b"block_size"))
+        block = _number(_label(line, b"block_size")) or block
+        size = _number(_label(line, b"num_gpu_blocks")) * block
         blocks = max(blocks, size)
         word = _label(line, b"enable_prefix_caching")
         if word:
             caching = word == b"True"
     if tokens is not None:
         tokens *= len(engines)
-    return tokens or blocks or None, caching
+    return tokens or blocks or None, block or None, caching
 
 
 def _label(line: bytes, name: bytes) -> bytes:

@@ -139,6 +139,8 @@ class Findings:
                 "gains nothing there (--enable-prefix-caching)",
             )
         self._resize(replica, metrics.kv_tokens)
+        if metrics.block_tokens is not None:
+            replica.block_tokens = metrics.block_tokens
         if metrics.running is not None and metrics.waiting is not None:
             replica.foreign.observe(
                 replica.load, metrics.running, metrics.waiting, most_own, metrics.uncached_each

@@ -159,6 +159,21 @@ class Fleet:
             self._refresh(replica)
         return replica
 
+    def undrain(self, url: str) -> Replica:
+        """Send a drained replica requests again. Raises KeyError if it is not in the fleet."""
+        replica = self.find(url)
+        if replica.draining:
+            replica.draining = False
+            log.info("replica %s: no longer draining", replica.name)
+            self._refresh(replica)
+        return replica
+
+    def reread_models(self, replica: Replica) -> None:
+        """An adapter was loaded or unloaded there: read its models now rather than in a while."""
+        watch = self._watches.get(replica.slot)
+        if watch is not None:
+            watch.reread_models()
+
     def find(self, url: str) -> Replica:
         """The member at this URL, however it is spelled. Raises KeyError if there is none."""
         name = parse_address(url).name

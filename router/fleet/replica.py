@@ -94,6 +94,8 @@ class Replica:
     kv_tokens: int
     """KV cache size: as set, as read from the engine, or a guess."""
     kv_tokens_known: bool
+    block_tokens: int = 16
+    """Tokens of a KV cache block: vLLM's usual size until the engine's metrics tell."""
     url: str = ""
     name: str = ""
     host: str = ""

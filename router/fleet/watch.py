@@ -86,6 +86,12 @@ class Watch:
         """Something is wrong, as live traffic has it: do not wait for the next turn."""
         self._hurry.set()
 
+    def reread_models(self) -> None:
+        """Its models have changed, as the admin port knows: do not wait for the next turn."""
+        task = asyncio.create_task(self._guarded(self.read_models), name="models, at once")
+        self._tasks.append(task)
+        task.add_done_callback(self._tasks.remove)
+
     def cancel(self) -> None:
         """End the tasks: nothing more is told from here on. Then await closed()."""
         for task in self._tasks:

@@ -1,0 +1,113 @@
+"""The replica behind every proxy that is measured: as little work as can be, on several ports.
+
+A POST whose body holds "stream":true is answered by a stream of CHUNKS events, each written by itself, or
+by one event and then nothing if it holds "hold":true; everything else by a small JSON body. Control paths answer what a vLLM would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import httptools
+import uvloop
+
+CHUNKS = 100
+GAP = 0.002
+"""Seconds between two chunks."""
+
+_JSON = (
+    b'{"id":"chatcmpl-1","object":"chat.completion","created":1700000000,"model":"m","choices":'
+    b'[{"index":0,"message":{"role":"assistant","content":"hello there"},"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":1000,"total_tokens":1016,"completion_tokens":16,'
+    b'"prompt_tokens_details":{"cached_tokens":512}}}'
+)
+ANSWER = (
+    b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    % len(_JSON)
+) + _JSON
+_HEAD = (
+    b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+    b"transfer-encoding: chunked\r\n\r\n"
+)
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+_EVENT = _chunk(
+    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,"model":"m",'
+    b'"choices":[{"index":0,"delta":{"content":" hello"},"logprobs":null,"finish_reason":null}]}\n\n'
+)
+_USAGE = _chunk(
+    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,"model":"m",'
+    b'"choices":[],"usage":{"prompt_tokens":1000,"total_tokens":1100,"completion_tokens":100,'
+    b'"prompt_tokens_details":{"cached_tokens":512}}}\n\n'
+)
+_DONE = _chunk(b"data: [DONE]\n\n")
+_MODELS = b'{"object":"list","data":[{"id":"m","object":"model"}]}'
+_CONTROL = {
+    b"/v1/models": b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(_MODELS), _MODELS),
+    b"/health": b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+    b"/metrics": b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
+}
+
+
+class Replica(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport: asyncio.Transport = transport  # type: ignore[assignment]
+        self.parser = httptools.HttpRequestParser(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.parser.feed_data(data)
+
+    def on_url(self, url: bytes) -> None:
+        self.url = url
+        self.stream = self.usage = self.hold = False
+        self.first = True
+
+    def on_body(self, body: bytes) -> None:
+        if self.first:
+            self.first = False
+            self.stream = b'"stream":true' in body[:200]
+            self.usage = b'"include_usage":true' in body[:200]
+            self.hold = b'"hold":true' in body[:200]
+
+    def on_message_complete(self) -> None:
+        control = _CONTROL.get(self.url)
+        if control is not None:
+            self.transport.write(control)
+        elif self.stream:
+            self.left = CHUNKS
+            self.transport.write(_HEAD)
+            if self.hold:
+                self.transport.write(_EVENT)
+            else:
+                self.next()
+        else:
+            self.transport.write(ANSWER)
+
+    def next(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.left:
+            self.left -= 1
+            self.transport.write(_EVENT)
+            asyncio.get_running_loop().call_later(GAP, self.next)
+        else:
+            if self.usage:
+                self.transport.write(_USAGE)
+            self.transport.write(_DONE)
+            self.transport.write(b"0\r\n\r\n")
+
+
+async def main(count: int) -> None:
+    loop = asyncio.get_running_loop()
+    servers = [await loop.create_server(Replica, "127.0.0.1", 0) for _ in range(count)]
+    print(*(server.sockets[0].getsockname()[1] for server in servers), flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    uvloop.run(main(int(sys.argv[1])))
