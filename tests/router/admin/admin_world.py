@@ -33,12 +33,6 @@ class StillFleet(Fleet):
         replica.health.good(time.monotonic())
         self._refresh(replica)
 
-    def undrain(self, url: str) -> Replica:
-        replica = self.find(url)
-        replica.draining = False
-        self._refresh(replica)
-        return replica
-
 
 class World:
     """Parts with as many replicas as there are URLs, all ready."""

@@ -1,0 +1,18 @@
+"""A simulated vLLM engine: pure, driven by whoever has a clock."""
+
+from loadgen.engine.engine import CacheObserver, Counters, Engine, StepResult
+from loadgen.engine.params import EngineParams
+from loadgen.engine.presets import PRESETS, preset
+from loadgen.engine.request import Request, Stage
+
+__all__ = [
+    "PRESETS",
+    "CacheObserver",
+    "Counters",
+    "Engine",
+    "EngineParams",
+    "Request",
+    "Stage",
+    "StepResult",
+    "preset",
+]

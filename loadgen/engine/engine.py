@@ -1,0 +1,489 @@
+"""A vLLM engine as a state machine: which request gets which tokens of which step, and when it
+ends.
+ No I/O and no clock. ``add`` puts a request in, ``due`` says when something becomes visible (a
+first token, an end, a change of the batch), and ``step`` completes everything up to ``due``::
+
+    engine.add(request, now)
+    while engine.due < until:
+        result = engine.step()
+ Follows vLLM 0.32's v1 scheduler (``vllm/v1/core/sched/scheduler.py``, ``kv_cache_manager.py``) for
+full attention, first come first served, without speculative decoding, connectors or
+``long_prefill_token_threshold``.
+ Two facts make it fast. Every decoding request gets one token of every step, so one counter
+(``tick``) stands for all their positions, and a heap says at which tick one of them ends or needs a
+block. And at most one request is in the middle of its prefill: a chunk is cut only where the step's
+token budget ends, and no later request is admitted before that one is through. Steps in which only
+decoding happens are run as one, in closed form; ``add`` and ``abort`` cut such a run at the end of
+the step in progress.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heappop, heappush
+from math import ceil, inf, sqrt
+from typing import Protocol
+
+import msgspec
+
+from loadgen.engine.blocks import BlockPool
+from loadgen.engine.params import EngineParams
+from loadgen.engine.request import Request, Stage
+
+
+class CacheObserver(Protocol):
+    """Told of every change of the prefix cache, in vLLM's order (what KV events are made of)."""
+
+    def stored(self, request: Request, first: int, end: int) -> None:
+        """The request's blocks first..end (exclusive) entered the cache."""
+        ...
+
+    def removed(self, key: int) -> None:
+        """One block with this hash was evicted."""
+        ...
+
+    def cleared(self) -> None:
+        """All blocks were forgotten at once."""
+        ...
+
+
+class StepResult(msgspec.Struct, gc=False):
+    """What became visible at the end of a run of steps."""
+
+    at: float
+    """When, in the engine's seconds."""
+    steps: int
+    first_tokens: list[Request]
+    finished: list[Request]
+    """In the order vLLM would report them. A one-token answer is in both lists."""
+
+
+class Counters(msgspec.Struct, gc=False):
+    """Totals since the engine started, as vLLM's metrics count them."""
+
+    prefix_queries: int = 0
+    """Tokens looked up when first scheduled; preempted requests are not counted again."""
+    prefix_hits: int = 0
+    prompt_tokens: int = 0
+    """Prompt tokens of requests whose prefill is done."""
+    prompt_tokens_cached: int = 0
+    generation_tokens: int = 0
+    preemptions: int = 0
+    finished: int = 0
+    aborted: int = 0
+    steps: int = 0
+
+
+def block_key(request: Request, position: int, full: int) -> int | None:
+    """The hash of the request's block at ``position``, or None where the caller gave none."""
+    if position < full:
+        return request.hashes[position]
+    position -= full
+    outputs = request.output_hashes
+    return outputs[position] if position < len(outputs) else None
+
+
+class Engine:
+    """One replica. ``max_run`` bounds the decode steps run as one: 1 shows every token as it
+    comes."""
+
+    def __init__(
+        self,
+        params: EngineParams,
+        *,
+        max_run: int = 1 << 60,
+        observer: CacheObserver | None = None,
+    ) -> None:
+        self.params = params
+        self.max_run = max_run
+        self.observer = observer
+        self.pool = BlockPool(params.num_blocks, None if observer is None else observer.removed)
+        self.counters = Counters()
+        self.waiting: deque[Request] = deque()
+        self.running: dict[Request, None] = {}
+        """In order of admission."""
+        self.due = inf
+        self.tick = 0
+        """Steps completed; the step in progress is number ``tick``."""
+        self._partial: Request | None = None
+        """The one running request whose prefill is not scheduled to its end."""
+        self._completing: list[Request] = []
+        """Requests whose prefill ends with the step in progress."""
+        self._block_due: list[tuple[int, int, Request]] = []
+        self._finish_due: list[tuple[int, int, Request]] = []
+        self._decoding = 0
+        self._context = 0
+        """Tokens of context of the decoding requests."""
+        self._order = 0
+        self._unique = -2
+        self._started = 0.0
+        self._steps = 0
+        self._first_seconds = 0.0
+        self._slope_seconds = 0.0
+        """How much longer each step of a decode run is than the one before."""
+        self._aborting: list[Request] = []
+
+    # -- what callers use
+
+    def add(self, request: Request, now: float) -> None:
+        """Queue a request. It is considered when the step in progress ends, at once when idle.
+
+        Raises ValueError for a request that could never run here.
+        """
+        params = self.params
+        if request.prompt_tokens < 1 or request.output_tokens < 1:
+            raise ValueError("a request needs at least one prompt token and one output token")
+        total = request.prompt_tokens + request.output_tokens
+        if total > params.longest:
+            raise ValueError(
+                f"{request.prompt_tokens} prompt and {request.output_tokens} output tokens exceed "
+                f"the {params.longest} this engine can hold"
+            )
+        full = request.prompt_tokens // params.block_size
+        if len(request.hashes) < full:
+            raise ValueError(
+                f"{request.prompt_tokens} prompt tokens need {full} block hashes, "
+                f"got {len(request.hashes)}"
+            )
+        request.arrived = now
+        blocked = bool(self.waiting) or len(self.running) >= params.max_num_seqs
+        self.waiting.append(request)
+        if self.due == inf:
+            self._plan(now)
+        elif not blocked:
+            self._cut(now)
+
+    def step(self) -> StepResult:
+        """Complete the run in progress (its end is ``due``) and begin the next."""
+        if self.due == inf:
+            raise RuntimeError("the engine is idle: there is no step to complete")
+        at, steps, params = self.due, self._steps, self.params
+        result = StepResult(at, steps, [], [])
+        counters = self.counters
+        self.tick += steps
+        tick = self.tick
+        tokens = self._decoding * steps
+        self._context += tokens
+        counters.steps += steps
+        heap = self._block_due
+        while heap and heap[0][0] < tick:
+            due, order, request = heappop(heap)
+            if request.order == order and request.stage is Stage.DECODE:
+                self._grow(request, due)
+        heap = self._finish_due
+        while heap and heap[0][0] < tick:
+            _, order, request = heappop(heap)
+            if request.order == order and request.stage is Stage.DECODE:
+                self._decoding -= 1
+                self._context -= request.prompt_tokens + request.output_tokens - 1
+                self._finish(request, at)
+                result.finished.append(request)
+        for request in self._completing:
+            tokens += 1
+            request.outputs += 1
+            if request.outputs == 1:
+                request.first_token_at = at
+                counters.prompt_tokens += request.prompt_tokens
+                counters.prompt_tokens_cached += request.cached_tokens
+                result.first_tokens.append(request)
+            if request.outputs >= request.output_tokens:
+                self._finish(request, at)
+                result.finished.append(request)
+                continue
+            request.stage = Stage.DECODE
+            request.entry_tick = tick
+            self._decoding += 1
+            self._context += request.computed
+            ends = tick + request.output_tokens - request.outputs - 1
+            heappush(self._finish_due, (ends, request.order, request))
+            grows = tick + -request.computed % params.block_size
+            if grows <= ends:
+                heappush(self._block_due, (grows, request.order, request))
+        counters.generation_tokens += tokens
+        if self._aborting:
+            for request in self._aborting:
+                if request.stage is not Stage.DONE:
+                    self._drop(request, at)
+            self._aborting.clear()
+        self._plan(at)
+        return result
+
+    def abort(self, request: Request, now: float) -> None:
+        """Give a request up. One that runs leaves when the step in progress ends, if not done by
+        then."""
+        if request.stage is Stage.DONE:
+            return
+        if request.stage is Stage.WAITING:
+            self.waiting.remove(request)
+            self._close(request, now)
+            return
+        self._aborting.append(request)
+        self._cut(now)
+
+    def emitted(self, request: Request) -> int:
+        """Tokens of the answer that are out."""
+        if request.stage is Stage.DECODE:
+            return request.outputs + self.tick - request.entry_tick
+        return request.outputs
+
+    def reset_cache(self) -> bool:
+        """Forget every cached block. False, and nothing done, while requests hold blocks."""
+        if not self.pool.clear():
+            return False
+        if self.observer is not None:
+            self.observer.cleared()
+        return True
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to do until the next ``add``."""
+        return self.due == inf
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the blocks that requests hold (``vllm:kv_cache_usage_perc``)."""
+        return 1.0 - len(self.pool.free) / self.pool.total
+
+    # -- scheduling: what the next step holds
+
+    def _plan(self, now: float) -> None:
+        preempted = self._grow_decoding()
+        params, pool = self.params, self.pool
+        budget = params.max_num_batched_tokens - self._decoding
+        size = params.block_size
+        completing = self._completing
+        completing.clear()
+        new_tokens = pairs = prefilling = 0
+        request = self._partial
+        if request is not None and budget > 0:
+            start = request.computed
+            target = request.prompt_tokens + request.outputs
+            end = min(target, start + budget)
+            need = -(-end // size) - len(request.blocks)
+            if need > len(pool.free):
+                # The last admitted is preempted first, and that is this one.
+                self._preempt()
+                preempted = True
+            else:
+                request.blocks += pool.take(need)
+                request.computed = end
+                self._cache(request, end // size)
+                budget -= end - start
+                new_tokens += end - start
+                pairs += (end - start) * (start + end)
+                prefilling += 1
+                if end == target:
+                    self._partial = None
+                    completing.append(request)
+        if not preempted:
+            waiting, running = self.waiting, self.running
+            while budget > 0 and waiting and len(running) < params.max_num_seqs:
+                start = self._admit(waiting[0], budget, now)
+                if start < 0:
+                    break
+                request = waiting.popleft()
+                end = request.computed
+                budget -= end - start
+                new_tokens += end - start
+                pairs += (end - start) * (start + end)
+                prefilling += 1
+        decoding = self._decoding
+        seconds = (
+            params.step_base_seconds
+            + params.step_request_seconds * (decoding + prefilling)
+            + params.step_token_seconds * self._context
+        )
+        self._started = now
+        self._slope_seconds = 0.0
+        if new_tokens:
+            self._steps = 1
+            seconds += new_tokens / params.prefill_rate + params.step_pair_seconds * pairs / 2
+            self._first_seconds = seconds
+            self.due = now + seconds
+        elif decoding:
+            self._first_seconds = seconds
+            steps = 1 if preempted else self._decode_run()
+            self._steps = steps
+            self._slope_seconds = params.step_token_seconds * decoding
+            self.due = now + self._seconds(steps)
+        else:
+            if self.waiting:
+                raise RuntimeError("nothing runs and the first waiting request cannot be admitted")
+            self._steps = 0
+            self.due = inf
+
+    def _grow_decoding(self) -> bool:
+        """Give a block to each decoding request whose next token needs one; True if some were
+        preempted."""
+        heap, tick, free = self._block_due, self.tick, self.pool.free
+        preempted = False
+        while heap and heap[0][0] <= tick:
+            due, order, request = heappop(heap)
+            while request.order == order and request.stage is Stage.DECODE:
+                if free:
+                    self._grow(request, due)
+                    break
+                self._preempt()
+                preempted = True
+        return preempted
+
+    def _grow(self, request: Request, tick: int) -> None:
+        """At this tick the request's last block is full: cache it and take the next."""
+        size = self.params.block_size
+        self._cache(request, len(request.blocks))
+        request.blocks += self.pool.take(1)
+        following = tick + size
+        if following <= request.entry_tick + request.output_tokens - request.outputs - 1:
+            heappush(self._block_due, (following, request.order, request))
+
+    def _admit(self, request: Request, budget: int, now: float) -> int:
+        """Move a waiting request into the step; the tokens it had cached, or -1 when it does not
+        fit."""
+        pool, size = self.pool, self.params.block_size
+        target = request.prompt_tokens + request.outputs
+        limit = (target - 1) // size
+        hits = pool.lookup(request.hashes, min(limit, request.prompt_tokens // size))
+        if request.outputs and len(hits) == request.prompt_tokens // size:
+            hits += pool.lookup(request.output_hashes, limit - len(hits))
+        # The whole sequence must fit, not only this chunk (vLLM's scheduler_reserve_full_isl).
+        if -(-target // size) - len(hits) + pool.unreferenced(hits) > len(pool.free):
+            return -1
+        start = len(hits) * size
+        end = min(target, start + budget)
+        pool.touch(hits)
+        request.hashed = len(hits)
+        request.blocks = hits
+        request.blocks += pool.take(-(-end // size) - len(hits))
+        request.computed = end
+        self._cache(request, end // size)
+        if not request.preemptions:
+            request.scheduled_at = now
+            request.cached_tokens = start
+            self.counters.prefix_queries += target
+            self.counters.prefix_hits += start
+        request.stage = Stage.PREFILL
+        self._order += 1
+        request.order = self._order
+        self.running[request] = None
+        if end == target:
+            self._completing.append(request)
+        else:
+            self._partial = request
+        return start
+
+    def _cache(self, request: Request, end: int) -> None:
+        """Enter the request's leading blocks, up to ``end`` of them, into the prefix cache's
+        map."""
+        first = request.hashed
+        if first >= end:
+            return
+        full = request.prompt_tokens // self.params.block_size
+        store, blocks = self.pool.store, request.blocks
+        for position in range(first, end):
+            key = block_key(request, position, full)
+            if key is None:
+                key = self._unique
+                self._unique -= 1
+            store(blocks[position], key)
+        request.hashed = end
+        if self.observer is not None:
+            self.observer.stored(request, first, end)
+
+    def _decode_run(self) -> int:
+        """How many steps of decoding alone can be run as one before the batch may change."""
+        heap, tick = self._finish_due, self.tick
+        while heap[0][2].order != heap[0][1] or heap[0][2].stage is not Stage.DECODE:
+            heappop(heap)
+        steps = min(heap[0][0] - tick + 1, self.max_run)
+        if steps > 1 and self._decoding * (steps // self.params.block_size + 1) > len(
+            self.pool.free
+        ):
+            # Blocks may run out within the run: stop before the next step that takes one.
+            grows = self._block_due
+            while grows and (
+                grows[0][2].order != grows[0][1] or grows[0][2].stage is not Stage.DECODE
+            ):
+                heappop(grows)
+            if grows:
+                steps = min(steps, grows[0][0] - tick)
+        return steps
+
+    # -- time
+
+    def _seconds(self, steps: int) -> float:
+        """How long the first ``steps`` of the run in progress take."""
+        return steps * (self._first_seconds + self._slope_seconds * (steps - 1) / 2)
+
+    def _cut(self, now: float) -> None:
+        """End the run in progress with the step that is in progress at ``now``."""
+        if self._steps <= 1 or now >= self.due:
+            return
+        elapsed = now - self._started
+        half = self._slope_seconds / 2
+        linear = self._first_seconds - half
+        if half > 0:
+            steps = ceil((sqrt(linear * linear + 4 * half * elapsed) - linear) / (2 * half))
+        elif linear > 0:
+            steps = ceil(elapsed / linear)
+        else:
+            return
+        steps = min(max(steps, 1), self._steps)
+        self._steps = steps
+        self.due = self._started + self._seconds(steps)
+
+    # -- leaving
+
+    def _preempt(self) -> None:
+        """Send the last admitted request back to the head of the queue; it will be recomputed."""
+        request, _ = self.running.popitem()
+        if request.stage is Stage.DECODE:
+            request.outputs = self.emitted(request)
+            self._decoding -= 1
+            self._context -= request.prompt_tokens + request.outputs - 1
+            self._cache(
+                request,
+                (request.prompt_tokens + request.outputs - 1) // self.params.block_size,
+            )
+        else:
+            self._partial = None
+        self.pool.release(request.blocks)
+        request.blocks = []
+        request.hashed = request.computed = 0
+        request.stage = Stage.WAITING
+        request.preemptions += 1
+        self.counters.preemptions += 1
+        self.waiting.appendleft(request)
+
+    def _finish(self, request: Request, at: float) -> None:
+        request.outputs = request.output_tokens
+        self._cache(
+            request,
+            (request.prompt_tokens + request.output_tokens - 1) // self.params.block_size,
+        )
+        request.finished_at = at
+        del self.running[request]
+        request.stage = Stage.DONE
+        self.pool.release(request.blocks)
+        request.blocks = []
+        self.counters.finished += 1
+
+    def _drop(self, request: Request, at: float) -> None:
+        """Take an aborted request out of the batch."""
+        if request.stage is Stage.DECODE:
+            request.outputs = self.emitted(request)
+            self._decoding -= 1
+            computed = request.prompt_tokens + request.outputs - 1
+            self._context -= computed
+            self._cache(request, computed // self.params.block_size)
+        elif request is self._partial:
+            self._partial = None
+        del self.running[request]
+        self.pool.release(request.blocks)
+        request.blocks = []
+        self._close(request, at)
+
+    def _close(self, request: Request, at: float) -> None:
+        request.stage = Stage.DONE
+        request.aborted = True
+        request.finished_at = at
+        self.counters.aborted += 1

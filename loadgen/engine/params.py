@@ -1,0 +1,66 @@
+"""What an engine is: its scheduler's limits, the size of its KV cache, and how long a step
+takes."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class EngineParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings as vLLM names them, and the four rates of the step-time model.
+
+    One step takes, in seconds::
+
+        step_base_seconds
+        + new prompt tokens / prefill_rate
+        + step_pair_seconds * (new prompt token, earlier token) pairs      attention in prefill
+        + step_request_seconds * requests in the step
+        + step_token_seconds * tokens of context of the decoding requests  reading their KV
+    """
+
+    name: str = "custom"
+    origin: str = "set by hand"
+    """Where the numbers come from."""
+    block_size: int = 16
+    num_blocks: int = 4096
+    """As ``num_gpu_blocks`` in ``vllm:cache_config_info``; one is set aside as vLLM's null
+    block."""
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    max_model_len: int = 131_072
+    step_base_seconds: float = 0.01
+    prefill_rate: float = 20_000.0
+    step_pair_seconds: float = 0.0
+    step_request_seconds: float = 40e-6
+    step_token_seconds: float = 0.044e-6
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1:
+            raise ValueError(f"block_size must be at least 1, not {self.block_size}")
+        if self.num_blocks < 2:
+            raise ValueError(f"num_blocks must be at least 2, not {self.num_blocks}")
+        if not 1 <= self.max_num_seqs <= self.max_num_batched_tokens:
+            raise ValueError(
+                f"max_num_seqs ({self.max_num_seqs}) must lie between 1 and max_num_batched_tokens "
+                f"({self.max_num_batched_tokens}): every running request needs a token of each step"
+            )
+        if self.prefill_rate <= 0:
+            raise ValueError(f"prefill_rate must be positive, not {self.prefill_rate}")
+        for field in (
+            "step_base_seconds",
+            "step_pair_seconds",
+            "step_request_seconds",
+            "step_token_seconds",
+        ):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field} must not be negative, not {getattr(self, field)}")
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens the KV cache can hold."""
+        return (self.num_blocks - 1) * self.block_size
+
+    @property
+    def longest(self) -> int:
+        """The longest request, prompt and answer together, that can ever run."""
+        return min(self.max_model_len, self.cache_tokens)

@@ -1,0 +1,116 @@
+"""One request's answer on its way out: the choices the engine generates and the API that words
+them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from loadgen.engine import Request
+from loadgen.replicas.prompts import Job
+from loadgen.replicas.tokens import answer_words
+
+if TYPE_CHECKING:
+    from loadgen.replicas.connection import Connection
+
+
+class Choice:
+    """One prompt's (or one of n) answer."""
+
+    __slots__ = ("answer", "index", "limited", "request", "seed", "sent")
+
+    def __init__(
+        self, answer: Answer, index: int, request: Request, seed: int, limited: bool
+    ) -> None:
+        self.answer = answer
+        self.index = index
+        self.request = request
+        self.seed = seed
+        self.limited = limited
+        """The client's limit ends it ("length"), not the model ("stop")."""
+        self.sent = 0
+
+    @property
+    def text(self) -> str:
+        """The whole answer."""
+        return "".join(answer_words(self.seed, 0, self.request.output_tokens))
+
+
+class Answer:
+    """Everything one HTTP request gets."""
+
+    __slots__ = (
+        "choices",
+        "connection",
+        "created",
+        "die_after",
+        "id",
+        "job",
+        "open",
+        "started",
+        "words",
+    )
+
+    def __init__(self, connection: Connection, job: Job, name: str, created: int) -> None:
+        self.connection = connection
+        self.job = job
+        self.id = name
+        self.created = created
+        self.choices: list[Choice] = []
+        self.open = 0
+        """Choices not finished."""
+        self.started = False
+        self.words: Wording
+        self.die_after = -1
+        """Cut the connection after this many tokens; -1 never."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Prompt tokens, once for each prompt however many answers it has."""
+        return sum(choice.request.prompt_tokens for choice in self.choices[:: self.job.n])
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens found in the cache."""
+        return sum(choice.request.cached_tokens for choice in self.choices[:: self.job.n])
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of all finished answers."""
+        return sum(choice.request.output_tokens for choice in self.choices)
+
+    def usage(self) -> dict[str, object]:
+        """OpenAI's usage object."""
+        prompt, completion = self.prompt_tokens, self.completion_tokens
+        return {
+            "prompt_tokens": prompt,
+            "total_tokens": prompt + completion,
+            "completion_tokens": completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+
+class Wording(Protocol):
+    """One API family's bytes for one answer. Streams are already framed as HTTP chunks."""
+
+    def __init__(self, answer: Answer) -> None: ...
+
+    def opening(self) -> bytes:
+        """Before the first token of the first choice."""
+        ...
+
+    def tokens(self, choice: Choice, end: int, last: bool) -> bytes:
+        """Tokens choice.sent..end; ``last`` when the choice ends with them."""
+        ...
+
+    def closing(self) -> bytes:
+        """After the last choice has ended."""
+        ...
+
+    def whole(self) -> bytes:
+        """The JSON body of an answer that is not streamed."""
+        ...
+
+
+def frame(data: bytes) -> bytes:
+    """One HTTP chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)

@@ -1,0 +1,248 @@
+"""Runs one engine by the wall clock and sends what it generates to the connections that wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+
+from loadgen.engine import Engine, EngineParams, Request, Stage
+from loadgen.replicas.answers import Answer, Choice
+from loadgen.replicas.connection import LAST_CHUNK
+from loadgen.replicas.errors import ApiError
+from loadgen.replicas.kv_events import EventPublisher, Origin
+from loadgen.replicas.metrics import RequestMetrics
+from loadgen.replicas.prompts import Job
+from loadgen.replicas.tokens import TOKEN_BYTES, answer_words, block_hashes, root_hash
+
+
+class Driver:
+    """One life of a replica's engine: it begins with an empty cache and ends with ``close``.
+
+    Engine time runs ``time_scale`` times as fast as the wall clock, less when slowed, not while
+    frozen. All steps that are over are completed before anything else happens, so that a late timer
+    delays tokens but changes nothing else.
+    """
+
+    def __init__(
+        self,
+        params: EngineParams,
+        *,
+        model: str,
+        time_scale: float,
+        default_output_tokens: int,
+        events: EventPublisher | None,
+        changed: Callable[[], None],
+    ) -> None:
+        self.params = params
+        self.model = model
+        self.time_scale = time_scale
+        self.default_output_tokens = default_output_tokens
+        self.events = events
+        self.changed = changed
+        self.engine = Engine(params, max_run=1, observer=events)
+        self.metrics = RequestMetrics(params.max_model_len)
+        self.frozen = False
+        self._slow = 1.0
+        self._live: dict[Request, Choice] = {}
+        self._timer: asyncio.Handle | None = None
+        self._rate = time_scale
+        """Engine seconds for one second of the wall clock; 0 while frozen."""
+        self._wall = monotonic()
+        self._engine_time = 0.0
+
+    def close(self) -> None:
+        """Stop for good; what was running is forgotten."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._live.clear()
+        self._rate = 0.0
+
+    def output_length(self, job: Job, prompt_tokens: int) -> int:
+        """Tokens the answer will have. Raises ApiError, in vLLM's words, where it cannot fit."""
+        longest = self.params.longest
+        if prompt_tokens >= longest:
+            raise ApiError(
+                400,
+                f"This model's maximum context length is {longest} tokens. However, your prompt "
+                f"contains at least {prompt_tokens} input tokens, which exceeds this limit even "
+                "without any output tokens. Please reduce the length of the input prompt. "
+                f"(parameter=input_tokens, value={prompt_tokens})",
+                "input_tokens",
+            )
+        wanted = job.max_tokens
+        if wanted is None:
+            return min(max(self.default_output_tokens, job.min_tokens), longest - prompt_tokens)
+        if prompt_tokens + wanted > longest:
+            raise ApiError(
+                400,
+                f"This model's maximum context length is {longest} tokens. However, you requested "
+                f"{wanted} output tokens and your prompt contains {prompt_tokens} input tokens, "
+                f"for a total of {prompt_tokens + wanted} tokens. Please reduce the length of the "
+                f"input prompt or the number of requested output tokens. (parameter=max_tokens, "
+                f"value={wanted})",
+                "max_tokens",
+            )
+        return wanted
+
+    def add(self, answer: Answer) -> None:
+        """Queue an accepted request's prompts. Raises ApiError for one that cannot fit."""
+        job, size = answer.job, self.params.block_size
+        root = root_hash((job.model, job.salt))
+        lengths = [self.output_length(job, len(prompt) // TOKEN_BYTES) for prompt in job.prompts]
+        for prompt, length in zip(job.prompts, lengths, strict=True):
+            hashes = block_hashes(prompt, size, root)
+            parent = hashes[-1] if hashes else root
+            rest = prompt[len(hashes) * size * TOKEN_BYTES :]
+            for turn in range(job.n):
+                # The same prompt gets the same answer; further answers to it (n > 1) differ.
+                seed = root_hash((rest.hex(), str(parent), str(turn)))
+                words = "".join(answer_words(seed, 0, length)).encode()
+                tag = None
+                if self.events is not None:
+                    adapter = job.model if job.model != self.model else None
+                    tag = Origin(prompt + words, adapter, job.salt or None)
+                request = Request(
+                    len(prompt) // TOKEN_BYTES,
+                    length,
+                    hashes,
+                    block_hashes(rest + words, size, parent),
+                    tag,
+                )
+                limited = job.max_tokens is not None
+                answer.choices.append(Choice(answer, len(answer.choices), request, seed, limited))
+        answer.open = len(answer.choices)
+        answer.connection.answer = answer
+        if job.stream:
+            # As in vLLM the head goes out when the request is accepted, before any token.
+            answer.connection.transport.write(answer.connection.stream_head())
+        now = self._advance()
+        for choice in answer.choices:
+            self._live[choice.request] = choice
+            self.engine.add(choice.request, now)
+        self._arm()
+
+    def abandon(self, answer: Answer) -> None:
+        """The client is gone: take its requests out of the engine."""
+        now = self._advance()
+        for choice in answer.choices:
+            if self._live.pop(choice.request, None) is not None:
+                self.engine.abort(choice.request, now)
+                self.metrics.end(choice.request, "abort")
+        self._arm()
+
+    # -- time
+
+    def _now(self) -> float:
+        return self._engine_time + (monotonic() - self._wall) * self._rate
+
+    def set_clock(self, *, slow: float | None = None, frozen: bool | None = None) -> None:
+        """Change how fast the engine's time runs."""
+        self._advance()
+        self._engine_time = self._now()
+        self._wall = monotonic()
+        if slow is not None:
+            self._slow = slow
+        if frozen is not None:
+            self.frozen = frozen
+        self._rate = 0.0 if self.frozen else self.time_scale / self._slow
+        self._arm()
+
+    def _arm(self) -> None:
+        if self.events is not None:
+            self.events.flush()
+        self.changed()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.engine.idle or not self._rate:
+            return
+        loop = asyncio.get_running_loop()
+        delay = (self.engine.due - self._now()) / self._rate
+        if delay > 0:
+            self._timer = loop.call_later(delay, self._wake)
+        else:
+            self._timer = loop.call_soon(self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self._advance()
+        self._arm()
+
+    def _advance(self) -> float:
+        """Complete the engine's steps up to now and send what they gave; returns the engine's
+        time."""
+        engine, now = self.engine, self._now()
+        if engine.due > now:
+            return now
+        ended: list[Choice] = []
+        first = self.metrics.first_token
+        live = self._live
+        while engine.due <= now:
+            result = engine.step()
+            for request in result.first_tokens:
+                first(request)
+            for request in result.finished:
+                choice = live.pop(request, None)
+                if choice is not None:
+                    self.metrics.end(request, "length" if choice.limited else "stop")
+                    ended.append(choice)
+        emitted = engine.emitted
+        for request in list(engine.running):
+            if request.stage is Stage.DECODE:
+                choice = live.get(request)
+                if choice is not None:
+                    count = emitted(request)
+                    if count > choice.sent:
+                        self._send(choice, count)
+        for choice in ended:
+            self._finish(choice)
+        return now
+
+    def _send(self, choice: Choice, count: int) -> None:
+        answer = choice.answer
+        if answer.job.stream:
+            out = b""
+            if not answer.started:
+                answer.started = True
+                out = answer.words.opening()
+            answer.connection.transport.write(out + answer.words.tokens(choice, count, False))
+        choice.sent = count
+        if 0 <= answer.die_after <= count:
+            self._cut(answer)
+
+    def _finish(self, choice: Choice) -> None:
+        answer = choice.answer
+        connection = answer.connection
+        total = choice.request.output_tokens
+        if 0 <= answer.die_after < total:
+            self._send(choice, max(answer.die_after, choice.sent))
+            return
+        answer.open -= 1
+        if answer.job.stream:
+            out = b""
+            if not answer.started:
+                answer.started = True
+                out = answer.words.opening()
+            out += answer.words.tokens(choice, total, True)
+            choice.sent = total
+            if not answer.open:
+                out += answer.words.closing() + LAST_CHUNK
+            connection.transport.write(out)
+            if not answer.open:
+                connection.done()
+        elif not answer.open:
+            connection.answer = None
+            connection.reply(200, answer.words.whole())
+
+    def _cut(self, answer: Answer) -> None:
+        """Break the connection off: what was written goes out, then the stream ends without its
+        end."""
+        connection = answer.connection
+        connection.answer = None
+        now = self._now()
+        for choice in answer.choices:
+            if self._live.pop(choice.request, None) is not None:
+                self.engine.abort(choice.request, now)
+        connection.transport.close()

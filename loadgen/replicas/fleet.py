@@ -1,0 +1,103 @@
+"""Several simulated replicas in one event loop, for tests and for the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from loadgen.engine import EngineParams
+from loadgen.replicas.replica import Replica
+
+QUICK = EngineParams(
+    name="quick",
+    origin="made up: fast enough that a test need not wait",
+    block_size=16,
+    num_blocks=4096,
+    max_num_seqs=256,
+    max_num_batched_tokens=8192,
+    max_model_len=65_536,
+    step_base_seconds=0.001,
+    prefill_rate=200_000.0,
+    step_request_seconds=5e-6,
+    step_token_seconds=5e-9,
+)
+"""What a SimulatedFleet runs when nothing is said."""
+
+
+class SimulatedFleet:
+    """Replicas on loopback, each on a port of its own::
+
+        async with SimulatedFleet(count=2) as fleet:
+            await client.post(fleet.urls[0] + "/v1/completions", json=...)
+            assert fleet.replicas[0].requests[-1].json()["max_tokens"] == 3
+            await fleet.replicas[1].die()
+
+    ``time_scale`` 10 lets the engines run ten times as fast as the machine ``params`` describe.
+    ``first_port`` 0 takes free ports; a replica that dies and starts again keeps its own.
+    ``kv_events_port`` (0: any) lets each publish KV events, the next replica on the next port.
+    """
+
+    def __init__(
+        self,
+        count: int = 1,
+        *,
+        params: EngineParams = QUICK,
+        time_scale: float = 1.0,
+        model: str = "sim",
+        adapters: Sequence[str] = (),
+        host: str = "127.0.0.1",
+        first_port: int = 0,
+        default_output_tokens: int = 128,
+        keep_requests: int = 1000,
+        kv_events_port: int | None = None,
+    ) -> None:
+        if count < 1:
+            raise ValueError(f"count must be at least 1, not {count}")
+        self.replicas = [
+            Replica(
+                params=params,
+                model=model,
+                adapters=adapters,
+                host=host,
+                port=first_port + index if first_port else 0,
+                time_scale=time_scale,
+                default_output_tokens=default_output_tokens,
+                keep_requests=keep_requests,
+                name=f"replica-{index}",
+                kv_events_port=kv_events_port + index if kv_events_port else kv_events_port,
+            )
+            for index in range(count)
+        ]
+        for replica in self.replicas:
+            replica.siblings = self.replicas
+
+    @property
+    def urls(self) -> list[str]:
+        """Base URLs, in order; known once started."""
+        return [replica.url for replica in self.replicas]
+
+    async def start(self) -> None:
+        """Start every replica; those that did start are stopped again when one cannot."""
+        try:
+            for replica in self.replicas:
+                await replica.start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Stop every replica."""
+        for replica in self.replicas:
+            await replica.stop()
+
+    async def __aenter__(self) -> SimulatedFleet:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()

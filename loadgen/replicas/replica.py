@@ -1,0 +1,330 @@
+"""One simulated replica: an engine run by the wall clock, behind vLLM's HTTP surface."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from time import time
+from uuid import uuid4
+
+from loadgen.engine import Engine, EngineParams
+from loadgen.replicas.answers import Answer, Wording
+from loadgen.replicas.connection import Connection
+from loadgen.replicas.driver import Driver
+from loadgen.replicas.errors import ApiError
+from loadgen.replicas.faults import Fault, Luck, Received
+from loadgen.replicas.kv_events import EventPublisher
+from loadgen.replicas.metrics import RequestMetrics
+from loadgen.replicas.routes import GENERATING, ROUTES, JobReader, decode_body
+
+GARBAGE = b"\x16\x03\x01\x02\x00SMTP 220 this is no HTTP\r\n\r\n"
+
+
+class Replica:
+    """Address, engine and faults of one replica.
+
+    Engine time runs ``time_scale`` times as fast as the wall clock. Time-related numbers in
+    /metrics are in engine seconds, what the modelled machine would have reported.
+    """
+
+    def __init__(
+        self,
+        *,
+        params: EngineParams,
+        model: str = "sim",
+        adapters: Sequence[str] = (),
+        host: str = "127.0.0.1",
+        port: int = 0,
+        time_scale: float = 1.0,
+        default_output_tokens: int = 128,
+        keep_requests: int = 1000,
+        name: str = "replica",
+        kv_events_port: int | None = None,
+    ) -> None:
+        if time_scale <= 0:
+            raise ValueError(f"time_scale must be positive, not {time_scale}")
+        self.params = params
+        self.model = model
+        self.adapters = list(adapters)
+        self.host = host
+        self.port = port
+        self.name = name
+        self.time_scale = time_scale
+        self.default_output_tokens = default_output_tokens
+        self.requests: deque[Received] = deque(maxlen=keep_requests)
+        """The last requests received, whatever became of them."""
+        self.connections: set[Connection] = set()
+        self.alive = False
+        self.healthy = True
+        self.siblings: Sequence[Replica] = (self,)
+        self.events: EventPublisher | None = None
+        """Publishes KV events when ``kv_events_port`` was given (0: any free port)."""
+        if kv_events_port is not None:
+            self.events = EventPublisher(host, kv_events_port, params.block_size)
+        self._server: asyncio.Server | None = None
+        self._lucks: dict[str, Luck] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watchers: list[tuple[Callable[[Replica], bool], asyncio.Future[None]]] = []
+        self.driver = self._new_driver()
+        self.start_time = time()
+
+    def _new_driver(self) -> Driver:
+        return Driver(
+            self.params,
+            model=self.model,
+            time_scale=self.time_scale,
+            default_output_tokens=self.default_output_tokens,
+            events=self.events,
+            changed=self._notice,
+        )
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of this life, for its counters and queues."""
+        return self.driver.engine
+
+    @property
+    def metrics(self) -> RequestMetrics:
+        """What this life's requests measured."""
+        return self.driver.metrics
+
+    @property
+    def frozen(self) -> bool:
+        """Nothing is answered."""
+        return self.driver.frozen
+
+    # -- life
+
+    @property
+    def url(self) -> str:
+        """Base URL, without a path. The port is known once the replica has started."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def models(self) -> list[str]:
+        """The base model and its adapters."""
+        return [self.model, *self.adapters]
+
+    async def start(self) -> None:
+        """Come to life with an empty cache and no faults; on the same port as before, if there was
+        one."""
+        if self.alive:
+            return
+        self.driver = self._new_driver()
+        self.start_time = time()
+        self.healthy = True
+        self._lucks.clear()
+        if self.events is not None:
+            self.events.open()
+        await self._listen()
+        self.alive = True
+
+    async def die(self) -> None:
+        """As if the process were killed: the port refuses, connections end, the cache is gone."""
+        self.alive = False
+        if self.events is not None:
+            self.events.close()
+        await self._close_listener()
+        self.driver.close()
+        self._drop_connections()
+
+    async def restart(self, downtime: float = 0.0) -> None:
+        """Die and start again after ``downtime`` wall seconds: empty cache, new start time, faults
+        gone."""
+        await self.die()
+        if downtime:
+            await asyncio.sleep(downtime)
+        await self.start()
+
+    async def stop(self) -> None:
+        """End for good."""
+        for task in self._tasks:
+            task.cancel()
+        await self.die()
+
+    async def freeze(self) -> None:
+        """Accept and read, but answer nothing; the engine stands still. ``clear`` goes on where it
+        stood."""
+        self.driver.set_clock(frozen=True)
+
+    async def slow(self, factor: float) -> None:
+        """Let every step take ``factor`` times as long."""
+        self.driver.set_clock(slow=factor)
+
+    async def refuse(self) -> None:
+        """Refuse new connections; those that stand go on."""
+        await self._close_listener()
+
+    async def fail(self, rate: float = 1.0, status: int = 500, count: int = -1) -> None:
+        """Answer a share of the generating requests with an error."""
+        await self.apply(Fault(kind="error_rate", rate=rate, status=status, count=count))
+
+    async def garbage(self, rate: float = 1.0, count: int = -1) -> None:
+        """Answer generating requests with bytes that are no HTTP, and close."""
+        await self.apply(Fault(kind="garbage", rate=rate, count=count))
+
+    async def die_mid_stream(self, after_tokens: int = 1, count: int = -1) -> None:
+        """Cut the connection of a generating request after so many tokens went out."""
+        await self.apply(Fault(kind="die_mid_stream", after_tokens=after_tokens, count=count))
+
+    async def clear(self) -> None:
+        """End all faults. A replica that is dead stays dead: ``start`` it."""
+        self._lucks.clear()
+        self.healthy = True
+        self.driver.set_clock(slow=1.0, frozen=False)
+        if self.alive and self._server is None:
+            await self._listen()
+        for connection in list(self.connections):
+            connection.serve_next()
+
+    async def apply(self, fault: Fault) -> None:
+        """Do what a fault says."""
+        match fault.kind:
+            case "die":
+                await self.die()
+            case "start":
+                await self.start()
+            case "restart":
+                await self.restart(fault.downtime)
+            case "freeze":
+                await self.freeze()
+            case "slow":
+                await self.slow(fault.factor)
+            case "refuse":
+                await self.refuse()
+            case "unhealthy":
+                self.healthy = False
+            case "clear":
+                await self.clear()
+            case kind:
+                self._lucks[kind] = Luck(fault)
+        self._notice()
+
+    async def until(self, condition: Callable[[Replica], bool]) -> None:
+        """Wait for a condition on this replica, such as ``lambda it: len(it.engine.running) == 2``.
+
+        It is asked when a request arrives or leaves, when a step ends, and when a fault changes.
+        """
+        if condition(self):
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watchers.append((condition, future))
+        await future
+
+    def _notice(self) -> None:
+        if not self._watchers:
+            return
+        left = []
+        for condition, future in self._watchers:
+            if future.done():
+                continue
+            if condition(self):
+                future.set_result(None)
+            else:
+                left.append((condition, future))
+        self._watchers = left
+
+    def apply_soon(self, fault: Fault) -> None:
+        """Do it once the answer to the request that asked for it is on its way."""
+        task = asyncio.get_running_loop().create_task(self.apply(fault))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: Connection(self), self.host, self.port, backlog=4096, reuse_address=True
+        )
+        self._server = server
+        self.port = server.sockets[0].getsockname()[1]
+        for listener in server.sockets:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    async def _close_listener(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+
+    def _drop_connections(self) -> None:
+        for connection in list(self.connections):
+            connection.answer = None
+            connection.transport.abort()
+        self.connections.clear()
+
+    # -- requests
+
+    def record(self, received: Received) -> None:
+        """Remember a request."""
+        self.requests.append(received)
+        self._notice()
+
+    def dispatch(self, connection: Connection, received: Received) -> None:
+        """Answer a request, now or when the engine has."""
+        path = received.path.partition("?")[0]
+        generating = GENERATING.get(path)
+        route = ROUTES.get(path)
+        anthropic = path == "/v1/messages"
+        try:
+            if generating is not None and received.method == "POST":
+                self._generate(connection, received, *generating)
+            elif generating is not None:
+                self._wrong_method(connection, "POST")
+            elif route is None:
+                connection.reply(404, b'{"detail":"Not Found"}')
+            elif received.method not in route.methods:
+                self._wrong_method(connection, route.methods[0])
+            else:
+                route.handler(self, connection, received)
+        except ApiError as error:
+            connection.reply(error.status, error.body(anthropic))
+
+    def _wrong_method(self, connection: Connection, allowed: str) -> None:
+        connection.reply(
+            405, b'{"detail":"Method Not Allowed"}', more=b"allow: %b\r\n" % allowed.encode()
+        )
+
+    def _generate(
+        self,
+        connection: Connection,
+        received: Received,
+        read: JobReader,
+        wording: type[Wording],
+        prefix: str,
+    ) -> None:
+        if self._struck("garbage"):
+            connection.transport.write(GARBAGE)
+            connection.transport.close()
+            return
+        failing = self._lucks.get("error_rate")
+        if failing is not None and failing.strikes():
+            raise ApiError(failing.fault.status, "simulated failure")
+        job = read(decode_body(received.body))
+        job.model = job.model or self.model
+        self.check_model(job.model)
+        name = prefix + (connection.request_id.decode("latin-1") or uuid4().hex[:16])
+        answer = Answer(connection, job, name, int(time()))
+        answer.words = wording(answer)
+        cutting = self._lucks.get("die_mid_stream")
+        if cutting is not None and cutting.strikes():
+            answer.die_after = cutting.fault.after_tokens
+        self.driver.add(answer)
+
+    def _struck(self, kind: str) -> bool:
+        luck = self._lucks.get(kind)
+        return luck is not None and luck.strikes()
+
+    def check_model(self, model: str) -> None:
+        """Raises ApiError for a model that is not served."""
+        if model not in self.models:
+            raise ApiError(
+                404,
+                f"The model `{model}` does not exist. Valid aliases: {', '.join(self.models)}.",
+                "model",
+            )
+
+    def abandon(self, answer: Answer) -> None:
+        """The client of this answer is gone."""
+        self.driver.abandon(answer)

@@ -1,0 +1,143 @@
+"""Running a fleet of simulated replicas from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+from collections.abc import Callable, Sequence
+
+import msgspec
+import uvloop
+
+from loadgen.engine import PRESETS, EngineParams, preset
+from loadgen.replicas.fleet import QUICK, SimulatedFleet
+
+_CHANGES: dict[str, Callable[[str], float]] = {
+    "block_size": int,
+    "num_blocks": int,
+    "max_num_seqs": int,
+    "max_num_batched_tokens": int,
+    "max_model_len": int,
+    "prefill_rate": float,
+}
+
+
+async def serve_replicas(
+    count: int,
+    host: str,
+    first_port: int,
+    params: EngineParams,
+    time_scale: float = 1.0,
+    *,
+    model: str = "sim",
+    adapters: Sequence[str] = (),
+    default_output_tokens: int = 128,
+    kv_events_port: int | None = None,
+    ready: Callable[[SimulatedFleet], None] | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM. ``ready`` is called once all ports are open.
+
+    Raises OSError for a port that is taken.
+    """
+    fleet = SimulatedFleet(
+        count,
+        params=params,
+        time_scale=time_scale,
+        model=model,
+        adapters=adapters,
+        host=host,
+        first_port=first_port,
+        default_output_tokens=default_output_tokens,
+        keep_requests=0,
+        kv_events_port=kv_events_port,
+    )
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    async with fleet:
+        if ready is not None:
+            ready(fleet)
+        await stopped.wait()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add = parser.add_argument
+    add("--count", type=int, default=1, help="how many replicas (default 1)")
+    add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    add("--port", type=int, default=8001, help="the first one's port; the others follow it")
+    add(
+        "--preset",
+        default=QUICK.name,
+        choices=[QUICK.name, *PRESETS],
+        help="model and GPU to imitate (default %(default)s: no real one, fast answers)",
+    )
+    add(
+        "--time-scale",
+        type=float,
+        default=1.0,
+        help="run the engines this many times as fast as the machine they imitate",
+    )
+    add("--model", default="sim", help="served model name (default sim)")
+    add("--adapter", action="append", default=[], help="a LoRA adapter's name; may be repeated")
+    add(
+        "--output-tokens",
+        type=int,
+        default=128,
+        help="length of answers to requests without max_tokens (default 128)",
+    )
+    add(
+        "--kv-events-port",
+        type=int,
+        default=None,
+        help="publish KV events: replica i on this port + i, replay 1000 above; needs pyzmq",
+    )
+    for name, kind in _CHANGES.items():
+        option = "--" + name.replace("_", "-")
+        add(option, type=kind, default=None, help=f"{name} instead of the preset's")
+
+
+def params_from(args: argparse.Namespace) -> EngineParams:
+    """The preset with the changes asked for. Raises ValueError for values that do not go
+    together."""
+    params = QUICK if args.preset == QUICK.name else preset(args.preset)
+    changes = {name: getattr(args, name) for name in _CHANGES}
+    return msgspec.structs.replace(
+        params, **{name: value for name, value in changes.items() if value is not None}
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    try:
+        params = params_from(args)
+    except ValueError as error:
+        print(f"error: {error}")
+        return 2
+
+    def ready(fleet: SimulatedFleet) -> None:
+        print(f"{params.name}: {params.origin}; {params.num_blocks} blocks of {params.block_size}")
+        for url in fleet.urls:
+            print(f"  {url}", flush=True)
+
+    try:
+        uvloop.run(
+            serve_replicas(
+                args.count,
+                args.host,
+                args.port,
+                params,
+                args.time_scale,
+                model=args.model,
+                adapters=args.adapter,
+                default_output_tokens=args.output_tokens,
+                kv_events_port=args.kv_events_port,
+                ready=ready,
+            )
+        )
+    except (OSError, ValueError, ImportError) as error:
+        print(f"error: {error}")
+        return 1
+    return 0

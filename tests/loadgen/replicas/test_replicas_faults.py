@@ -1,0 +1,168 @@
+"""Each fault does what it says, and ends when it is cleared."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from loadgen.replicas import SimulatedFleet
+
+BODY = {"model": "sim", "prompt": "word " * 40, "max_tokens": 4}
+
+
+@pytest.fixture
+async def fleet():
+    async with SimulatedFleet(2) as running:
+        yield running
+
+
+@pytest.fixture
+async def client():
+    async with httpx.AsyncClient(timeout=20) as found:
+        yield found
+
+
+async def ask(client, url, **more):
+    return await client.post(url + "/v1/completions", json={**BODY, **more})
+
+
+async def test_die_and_start(fleet, client):
+    replica, url = fleet.replicas[0], fleet.urls[0]
+    assert (await ask(client, url)).status_code == 200
+    before = replica.start_time
+    waiting = asyncio.ensure_future(ask(client, url, max_tokens=60_000))
+    await replica.until(lambda it: bool(it.engine.running))
+    await replica.die()
+    with pytest.raises(httpx.RemoteProtocolError):
+        await waiting
+    with pytest.raises(httpx.ConnectError):
+        await ask(client, url)
+    await replica.start()
+    assert fleet.urls[0] == url
+    usage = (await ask(client, url)).json()["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] == 0
+    assert replica.start_time > before
+
+
+async def test_restart_over_http(fleet, client):
+    replica, url = fleet.replicas[0], fleet.urls[0]
+    before = replica.start_time
+    await ask(client, url)
+    fault = {"kind": "restart", "replica": 0}
+    assert (await client.post(fleet.urls[1] + "/_sim/fault", json=fault)).status_code == 200
+    await replica.until(lambda it: it.alive and it.start_time != before)
+    assert (await ask(client, url)).json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+async def test_freeze_and_clear(fleet, client):
+    replica = fleet.replicas[0]
+    running = asyncio.ensure_future(ask(client, fleet.urls[0], max_tokens=500))
+    await replica.until(lambda it: bool(it.engine.running))
+    await replica.freeze()
+    tokens = replica.engine.counters.generation_tokens
+    arrived = len(replica.requests)
+    frozen = asyncio.ensure_future(client.get(fleet.urls[0] + "/health"))
+    await replica.until(lambda it: len(it.requests) > arrived)
+    assert (await ask(client, fleet.urls[1])).status_code == 200
+    assert not frozen.done()
+    assert not running.done()
+    assert replica.engine.counters.generation_tokens == tokens
+    await replica.clear()
+    assert (await frozen).status_code == 200
+    assert (await running).json()["usage"]["completion_tokens"] == 500
+
+
+async def test_slow(fleet, client):
+    replica = fleet.replicas[0]
+    await replica.slow(1e9)
+    waiting = asyncio.ensure_future(ask(client, fleet.urls[0]))
+    await replica.until(lambda it: bool(it.engine.running))
+    assert replica.engine.counters.generation_tokens == 0
+    await replica.clear()
+    assert (await waiting).status_code == 200
+
+
+async def test_refuse_keeps_what_is_connected(fleet, client):
+    url = fleet.urls[0]
+    await ask(client, url)
+    await fleet.replicas[0].refuse()
+    assert (await ask(client, url)).status_code == 200
+    async with httpx.AsyncClient() as other:
+        with pytest.raises(httpx.ConnectError):
+            await ask(other, url)
+        await fleet.replicas[0].clear()
+        assert (await ask(other, url)).status_code == 200
+
+
+async def test_error_rate(fleet, client):
+    replica = fleet.replicas[0]
+    await replica.fail(status=503, count=2)
+    answers = [await ask(client, fleet.urls[0]) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [503, 503, 200]
+    assert answers[0].json()["error"]["type"] == "ServiceUnavailableError"
+    await replica.fail(rate=0.5)
+    codes = [(await ask(client, fleet.urls[0])).status_code for _ in range(40)]
+    assert 5 < codes.count(500) < 35
+    assert (await client.get(fleet.urls[0] + "/health")).status_code == 200
+    await replica.clear()
+    assert (await ask(client, fleet.urls[0])).status_code == 200
+
+
+async def test_garbage(fleet, client):
+    await fleet.replicas[0].garbage(count=1)
+    with pytest.raises(httpx.RemoteProtocolError):
+        await ask(client, fleet.urls[0])
+    assert (await ask(client, fleet.urls[0])).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_die_mid_stream(fleet, client, stream):
+    replica = fleet.replicas[0]
+    await replica.die_mid_stream(after_tokens=2, count=1)
+    seen = b""
+    with pytest.raises(httpx.RemoteProtocolError):  # noqa: PT012
+        path = fleet.urls[0] + "/v1/completions"
+        async with client.stream("POST", path, json={**BODY, "stream": stream}) as answer:
+            async for part in answer.aiter_bytes():
+                seen += part
+    assert seen.count(b'"text"') == (2 if stream else 0)
+    assert b"DONE" not in seen
+    assert (await ask(client, fleet.urls[0])).status_code == 200
+    await replica.until(lambda it: not it.engine.running)
+
+
+async def test_unhealthy(fleet, client):
+    url = fleet.urls[0]
+    await client.post(url + "/_sim/fault", json={"kind": "unhealthy"})
+    await fleet.replicas[0].until(lambda it: not it.healthy)
+    assert (await client.get(url + "/health")).status_code == 503
+    await client.post(url + "/_sim/fault", json={"kind": "clear"})
+    await fleet.replicas[0].until(lambda it: it.healthy)
+    assert (await client.get(url + "/health")).status_code == 200
+
+
+async def test_a_wrong_fault_is_refused(fleet, client):
+    url = fleet.urls[0] + "/_sim/fault"
+    answer = await client.post(url, json={"kind": "explode"})
+    assert answer.status_code == 400
+    assert "die_mid_stream" in answer.json()["error"]["message"]
+    assert (await client.post(url, json={"kind": "die", "replica": 2})).status_code == 400
+    assert (await client.post(url, json={"kind": "slow", "factor": 0})).status_code == 400
+
+
+async def test_requests_are_kept_as_they_came(client):
+    async with SimulatedFleet(1, keep_requests=2) as fleet:
+        for number in range(3):
+            await ask(client, fleet.urls[0], max_tokens=number + 1, unknown={"kept": True})
+        kept = fleet.replicas[0].requests
+        assert [received.json()["max_tokens"] for received in kept] == [2, 3]
+        assert kept[-1].path == "/v1/completions"
+        assert kept[-1].header("Content-Type") == "application/json"
+        assert kept[-1].json()["unknown"] == {"kept": True}
+
+
+async def test_bad_settings():
+    with pytest.raises(ValueError, match="count"):
+        SimulatedFleet(0)
+    with pytest.raises(ValueError, match="time_scale"):
+        SimulatedFleet(1, time_scale=0)
