@@ -1,0 +1,366 @@
+"""Which replica holds which prefix: a radix tree over block hashes with one LRU per replica."""
+
+from __future__ import annotations
+
+import sys
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import pairwise
+
+from router.index.node import Node, common, cut, hash_at, stay, trim
+from router.index.room import Room, Touch
+from router.types import Chain, slots
+
+# What one of each costs beside its hashes and its dict entries: the objects, a run's first and last
+# hash as numbers, a time.
+NODE_BYTES = 72 + 56 + 32 + 32
+TOUCH_BYTES = 32 + 24 + 8
+
+
+class ByteIndex:
+    """Implements ``types.PrefixIndex``.
+
+    A lookup or a recording costs the number of branches on the chain's way, not of its blocks:
+    since a hash covers all blocks before it, a run of blocks matches exactly if its last hash does.
+
+    spans[k] is the weight before block k, so that the first n blocks weigh ``spans[n] - spans[0]``;
+    a tuple, or a range when all blocks weigh the same. Blocks of a chain beyond the last span are
+    neither recorded nor matched.
+
+    Memory is bounded by the replicas' capacities: a node is deleted with its last holder.
+    """
+
+    __slots__ = ("_limit", "_nodes", "_rooms", "_spans", "blocks")
+
+    blocks: int
+    """Distinct blocks held by anybody."""
+
+    def __init__(self, spans: Sequence[int]) -> None:
+        """Raises ValueError unless spans has two entries or more and grows."""
+        self._spans = from_zero(spans)
+        self._limit = len(spans) - 1
+        self._nodes: dict[int, Node] = {}  # by the first hash of its run
+        self._rooms: dict[int, Room] = {}
+        self.blocks = 0
+
+    def add_replica(self, slot: int, capacity: int) -> None:
+        """Start an empty LRU of this weight for a slot. Raises ValueError if the slot is taken."""
+        if slot < 0:
+            raise ValueError(f"slot must be 0 or more, got {slot}")
+        if slot in self._rooms:
+            raise ValueError(f"slot {slot} is taken; call remove_replica({slot}) first")
+        self._rooms[slot] = Room(checked(capacity))
+
+    def resize(self, slot: int, capacity: int) -> None:
+        """Set the slot's capacity; evicts at once what is over. Raises KeyError, ValueError."""
+        room = self.room(slot)
+        room.capacity = checked(capacity)
+        if room.used > capacity:
+            self._evict(slot, room)
+            room.settle()
+
+    def forget(self, slot: int) -> None:
+        """Drop all the slot holds, keep its capacity. Costs its nodes, not its blocks."""
+        room = self.room(slot)
+        bit = 1 << slot
+        for node in room.held:
+            if node.full & bit:
+                node.full ^= bit
+            else:
+                forget_part(node, slot)
+            if not node.full:
+                self._shorten(node)
+        room.empty()
+
+    def remove_replica(self, slot: int) -> None:
+        """Forget the slot altogether; it may be added again. Raises KeyError if it is not there."""
+        self.forget(slot)
+        del self._rooms[slot]
+
+    def room(self, slot: int) -> Room:
+        """The slot's LRU, live until remove_replica. Raises KeyError if the slot is not there."""
+        try:
+            return self._rooms[slot]
+        except KeyError:
+            raise KeyError(f"slot {slot} is not in the index; call add_replica first") from None
+
+    def match(self, chain: Chain) -> list[tuple[int, int]]:
+        """(leading weight held, mask of holders), deepest first; masks disjoint, none empty."""
+        spans = self._spans
+        find = self._nodes.get
+        end = min(len(chain), self._limit)
+        depth = 0
+        parent: Node | None = None
+        alive = 0  # who holds everything before depth; nobody at depth 0, since that is not told
+        found: list[tuple[int, int]] = []
+        while depth < end:
+            node = find(chain[depth])
+            if node is None or node.parent is not parent:
+                break
+            run = node.run
+            size = reach = len(run) >> 3
+            if depth + size > end or node.last != chain[depth + size - 1]:
+                reach = common(run, chain, depth, min(size, end - depth))
+            if node.partial is not None:
+                alive = stay(node, alive, reach, spans, found)
+            else:
+                full = node.full
+                if alive and full != alive:
+                    found.append((spans[depth], alive ^ full))
+                alive = full
+            depth += reach
+            if reach < size:
+                break
+            parent = node
+        if alive:
+            found.append((spans[depth], alive))
+        found.reverse()
+        return found
+
+    def record(self, slot: int, chain: Chain, now: float) -> None:
+        """The slot's replica has, or will have, the whole chain: insert it, touch it, evict.
+
+        The touch is tail first: of one chain, the last blocks are evicted first, and a chain that
+        is heavier than the capacity keeps its head. now is in monotonic seconds; what orders the
+        LRU is the order of the calls. Raises KeyError if the slot is not there.
+        """
+        room = self.room(slot)
+        bit = 1 << slot
+        spans = self._spans
+        nodes = self._nodes
+        held = room.held
+        end = min(len(chain), self._limit)
+        depth = 0
+        parent: Node | None = None
+        touch = Touch(None, now)
+        while depth < end:
+            node = nodes.get(chain[depth])
+            if node is None:
+                blocks = end - depth
+                if parent is not None and parent.full == bit and not parent.children:
+                    parent.run += chain[depth:end]
+                    parent.last = chain[end - 1]
+                else:
+                    run = bytearray(chain[depth:end])
+                    node = Node(run, chain[end - 1], depth, parent, bit)
+                    nodes[chain[depth]] = node
+                    held[node] = touch
+                    if parent is not None:
+                        parent.children += 1
+                    parent = node
+                self.blocks += blocks
+                room.blocks += blocks
+                room.used += spans[end] - spans[depth]
+                break
+            if node.parent is not parent:
+                break  # two chains' hashes collide: what comes before counts, the rest cannot
+            run = node.run
+            size = reach = len(run) >> 3
+            had = size
+            if not node.full & bit:
+                had = node.partial.get(slot, 0) if node.partial is not None else 0
+            if depth + size > end or node.last != chain[depth + size - 1]:
+                reach = common(run, chain, depth, min(size, end - depth))
+                if depth + reach < end or had > reach:
+                    # Chains part here, or what this replica holds after it is used less lately.
+                    node = self._split(node, reach)
+                    size = reach
+            if had:
+                old = held[node]
+                if old.tail is node:
+                    old.tail = None
+                    room.dead += 1
+            held[node] = touch
+            if had < reach:
+                if reach < size:
+                    if node.partial is None:
+                        node.partial = {}
+                    node.partial[slot] = reach
+                else:
+                    if had:
+                        forget_part(node, slot)
+                    node.full |= bit
+                room.blocks += reach - had
+                room.used += spans[depth + reach] - spans[depth + had]
+            if (
+                node.full == bit
+                and parent is not None
+                and parent.children == 1
+                and parent.full == bit
+            ):
+                self._merge(parent, node, held)
+            depth += reach
+            parent = node
+        if parent is None:
+            return
+        touch.tail = parent
+        room.order.append(touch)
+        if room.used > room.capacity:
+            self._evict(slot, room)
+        room.settle()
+
+    def held(self, slot: int) -> int:
+        """Blocks the slot holds. Raises KeyError if the slot is not there."""
+        return self.room(slot).blocks
+
+    def share(self, slot: int) -> float:
+        """The part of the slot's capacity in use, from 0 to 1. Raises KeyError."""
+        room = self.room(slot)
+        return room.used / room.capacity if room.capacity else 0.0
+
+    def nbytes(self) -> int:
+        """Resident bytes, estimated. Costs the number of replicas, not of blocks."""
+        rooms = self._rooms.values()
+        return (
+            self.blocks * 8
+            + len(self._nodes) * NODE_BYTES
+            + sys.getsizeof(self._nodes)
+            + sum(sys.getsizeof(room.held) + len(room.order) * TOUCH_BYTES for room in rooms)
+        )
+
+    def _evict(self, slot: int, room: Room) -> None:
+        """Drop the least recently used blocks until the rest fits. Leaves room unsettled."""
+        spans = self._spans
+        held = room.held
+        bit = 1 << slot
+        order = room.order
+        while (over := room.used - room.capacity) > 0:
+            touch = order[0]
+            node = touch.tail
+            if node is None:
+                order.popleft()
+                room.dead -= 1
+                continue
+            start = node.start
+            full = node.full & bit
+            if full:
+                count = len(node.run) >> 3
+            else:
+                assert node.partial is not None
+                count = node.partial[slot]
+            weight = spans[start + count] - over
+            keep = max(bisect_right(spans, weight, start, start + count) - 1 - start, 0)
+            room.used -= spans[start + count] - spans[start + keep]
+            room.blocks -= count - keep
+            if keep and node.full == bit and node.partial is None:
+                self.blocks -= cut(node, keep)  # nobody else has the node: what usually happens
+                continue
+            if full:
+                node.full ^= bit
+            if keep:
+                if node.partial is None:
+                    node.partial = {}
+                node.partial[slot] = keep
+            else:
+                if not full:
+                    forget_part(node, slot)
+                del held[node]
+                parent = node.parent
+                if parent is not None and held[parent] is touch:
+                    touch.tail = parent
+                else:
+                    touch.tail = None
+                    room.dead += 1
+            if not node.full:
+                self._shorten(node)
+
+    def _shorten(self, node: Node) -> None:
+        """Nobody holds the whole run any more: cut it to what is held, or delete the node."""
+        if node.partial:
+            self.blocks -= trim(node)
+            return
+        self.blocks -= len(node.run) >> 3
+        first = hash_at(node.run, 0)
+        if self._nodes.get(first) is node:
+            del self._nodes[first]
+        if node.parent is not None:
+            node.parent.children -= 1
+            node.parent = None  # else the last of a long line would free the others recursively
+
+    def _split(self, node: Node, count: int) -> Node:
+        """Give the first count blocks of a run their own node, and return that.
+
+        The node keeps its identity as the end of the run, so that its children's parent is right.
+        """
+        nodes = self._nodes
+        rooms = self._rooms
+        run = node.run
+        last = hash_at(run, count - 1)
+        head = Node(run[: 8 * count], last, node.start, node.parent, node.full, None, 1)
+        node.run = run[8 * count :]
+        node.start += count
+        node.parent = head
+        nodes[hash_at(run, 0)] = head
+        nodes[hash_at(run, count)] = node
+        for slot in slots(node.full):
+            held = rooms[slot].held
+            held[head] = held[node]
+        if node.partial is not None:
+            before, after = {}, {}
+            for slot, had in node.partial.items():
+                held = rooms[slot].held
+                touch = held[head] = held[node]
+                if had < count:
+                    before[slot] = had
+                else:
+                    head.full |= 1 << slot
+                if had > count:
+                    after[slot] = had - count
+                else:
+                    # Who holds a part holds nothing behind it: the part ends its touch.
+                    touch.tail = head
+                    del held[node]
+            head.partial = before or None
+            node.partial = after or None
+        return head
+
+    def _merge(self, parent: Node, node: Node, held: dict[Node, Touch]) -> None:
+        """Undo a split whose branch is gone: put the run of the parent before its only child's.
+
+        One slot, with this room's held, holds both in full and used them last at the same time; no
+        other holds more than a part of the parent. The child keeps its identity, as in a split.
+        """
+        nodes = self._nodes
+        del nodes[hash_at(node.run, 0)]
+        parent.run += node.run
+        node.run = parent.run
+        node.start = parent.start
+        node.parent = parent.parent
+        nodes[hash_at(node.run, 0)] = node
+        del held[parent]
+        if parent.partial is not None:
+            node.partial = parent.partial
+            for slot in parent.partial:
+                other = self._rooms[slot].held
+                touch = other[node] = other.pop(parent)
+                touch.tail = node  # a part ends its touch
+
+
+def forget_part(node: Node, slot: int) -> None:
+    """The slot does not hold a part of the node any more (nothing of it, or all)."""
+    assert node.partial is not None
+    del node.partial[slot]
+    if not node.partial:
+        node.partial = None
+
+
+def checked(capacity: int) -> int:
+    """Raises ValueError for a capacity that is negative."""
+    if capacity < 0:
+        raise ValueError(f"capacity must be 0 or more, got {capacity}")
+    return capacity
+
+
+def from_zero(spans: Sequence[int]) -> Sequence[int]:
+    """Spans that begin at 0. Raises ValueError for spans that do not grow or have no block."""
+    if len(spans) < 2:
+        raise ValueError("spans needs at least two entries: where block 0 starts and where it ends")
+    first = spans[0]
+    if isinstance(spans, range):
+        if spans.step < 0:
+            raise ValueError("spans must grow, but the range has a negative step")
+        return range(0, spans[-1] - first + 1, spans.step)
+    for k, (before, after) in enumerate(pairwise(spans)):
+        if after <= before:
+            raise ValueError(f"spans must grow, but spans[{k + 1}] is {after} after {before}")
+    return tuple(span - first for span in spans) if first else spans

@@ -1,0 +1,22 @@
+"""A request body → the chain of block hashes that names its prompt's prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from router.prompt.chat import parse_chat
+from router.prompt.completions import parse_completions
+from router.prompt.messages import parse_messages
+from router.prompt.prompt import Api, Prompt, PromptError
+from router.prompt.responses import parse_responses
+
+PARSERS: Final[Mapping[str, Callable[[bytes], Prompt]]] = {
+    "/v1/chat/completions": parse_chat,
+    "/v1/completions": parse_completions,
+    "/v1/responses": parse_responses,
+    "/v1/messages": parse_messages,
+}
+"""Each API path's parser: body bytes to Prompt, or PromptError."""
+
+__all__ = ["PARSERS", "Api", "Prompt", "PromptError"]

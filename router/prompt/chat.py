@@ -1,0 +1,248 @@
+"""/v1/chat/completions: tools, documents, then the messages, as most chat templates have it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from router.prompt.canonical import (
+    ABSENT,
+    CALL,
+    DOCUMENTS,
+    ITEM,
+    KEY,
+    MESSAGE,
+    NAME,
+    NULL,
+    OTHER,
+    REASONING,
+    RESULT,
+    TASK,
+    Add,
+    Memo,
+    compact,
+    dump,
+    is_given,
+    is_plain,
+    number,
+    truth,
+    value,
+)
+from router.prompt.chain import chain, plain_seed, seed
+from router.prompt.content import tools, write_arguments, write_content, write_system
+from router.prompt.prompt import Api, Prompt
+from router.prompt.reading import Head, arguments, parse, session, usage_offset
+
+_ROLES = {role: dump(role) for role in ("system", "developer", "user", "assistant", "tool")}
+
+
+class Function(msgspec.Struct, gc=False):
+    """What a tool call calls."""
+
+    name: msgspec.Raw = NULL
+    arguments: msgspec.Raw = NULL
+
+
+class Call(msgspec.Struct, gc=False):
+    """A tool call of an assistant message."""
+
+    id: msgspec.Raw = NULL
+    function: Function | None = None
+
+
+class Message(msgspec.Struct, gc=False):
+    """The fields of a message that vLLM hands to the chat template."""
+
+    role: str
+    content: msgspec.Raw = ABSENT
+    tool_calls: msgspec.Raw = ABSENT
+    tool_call_id: msgspec.Raw = ABSENT
+    name: msgspec.Raw = ABSENT
+    reasoning: msgspec.Raw = ABSENT
+    reasoning_content: msgspec.Raw = ABSENT
+    task: msgspec.Raw = ABSENT
+    tools: msgspec.Raw = ABSENT
+
+
+class ChatHead(Head, gc=False):
+    """A chat body without its messages."""
+
+    tools: msgspec.Raw = ABSENT
+    documents: msgspec.Raw = ABSENT
+    stream_options: msgspec.Raw = ABSENT
+    max_tokens: msgspec.Raw = ABSENT
+    max_completion_tokens: msgspec.Raw = ABSENT
+    chat_template: msgspec.Raw = ABSENT
+    chat_template_kwargs: msgspec.Raw = ABSENT
+    reasoning_effort: msgspec.Raw = ABSENT
+    add_special_tokens: msgspec.Raw = ABSENT
+    mm_processor_kwargs: msgspec.Raw = ABSENT
+    media_io_kwargs: msgspec.Raw = ABSENT
+    truncate_prompt_tokens: msgspec.Raw = ABSENT
+    truncation_side: msgspec.Raw = ABSENT
+
+
+class Body(ChatHead, gc=False, kw_only=True):
+    """A body whose messages all have the shape expected."""
+
+    messages: list[Message]
+
+
+class OddBody(ChatHead, gc=False, kw_only=True):
+    """A body with some other value among its messages."""
+
+    messages: list[msgspec.Raw]
+
+
+_decode = msgspec.json.Decoder(Body).decode
+_decode_odd = msgspec.json.Decoder(OddBody).decode
+_decode_calls = msgspec.json.Decoder(list[Call]).decode
+_decode_message = msgspec.json.Decoder(Message).decode
+
+
+def parse_chat(body: bytes) -> Prompt:
+    """The prompt of a chat body. Raises PromptError."""
+    return parse(body, _build)
+
+
+def _build(body: bytes) -> Prompt:
+    plain = is_plain(body)
+    pieces: list[bytes | msgspec.Raw] = []
+    add = pieces.append
+    head: ChatHead
+    try:
+        head = typed = _decode(body)
+    except msgspec.ValidationError:
+        head = odd = _decode_odd(body)
+        _write_head(add, head)
+        for raw in odd.messages:
+            _write_odd(add, raw, plain)
+    else:
+        _write_head(add, head)
+        for message in typed.messages:
+            _write(add, message, plain)
+    text = b"".join(pieces)
+    stream = truth(head.stream)
+    return Prompt(
+        head.model or "",
+        chain(text, _seed(head)),
+        len(text),
+        stream,
+        session(head),
+        number(head.max_completion_tokens) or number(head.max_tokens),
+        usage_offset(body, stream, head.stream_options),
+    )
+
+
+def _seed(head: ChatHead) -> int:
+    if (
+        head.cache_salt is ABSENT
+        and head.chat_template is ABSENT
+        and head.chat_template_kwargs is ABSENT
+        and head.reasoning_effort is ABSENT
+        and head.add_special_tokens is ABSENT
+        and head.mm_processor_kwargs is ABSENT
+        and head.media_io_kwargs is ABSENT
+        and head.truncate_prompt_tokens is ABSENT
+        and head.truncation_side is ABSENT
+    ):
+        return plain_seed(Api.CHAT, head.model or "")
+    # Not here: add_generation_prompt and continue_final_message change only the prompt's end,
+    # tool_choice and response_format no prompt but that of a model or two (docs/prompt.md).
+    return seed(
+        Api.CHAT,
+        head.model or "",
+        arguments(
+            (b"salt", head.cache_salt),
+            (b"template", head.chat_template),
+            (b"kwargs", head.chat_template_kwargs),
+            (b"effort", head.reasoning_effort),
+            (b"special", head.add_special_tokens),
+            (b"media", head.mm_processor_kwargs),
+            (b"io", head.media_io_kwargs),
+            (b"truncate", head.truncate_prompt_tokens),
+            (b"side", head.truncation_side),
+        ),
+    )
+
+
+def _write_head(add: Add, head: ChatHead) -> None:
+    if head.tools is not ABSENT:
+        add(tools(head.tools))
+    if is_given(head.documents):
+        add(DOCUMENTS)
+        add(compact(head.documents))
+
+
+def _write(add: Add, message: Message, plain: bool) -> None:
+    add(MESSAGE)
+    role = message.role
+    add(_ROLES.get(role) or dump(role))
+    if message.name is not ABSENT:
+        _write_field(add, NAME, message.name, plain)
+    if message.reasoning is not ABSENT and message.reasoning != NULL:
+        _write_field(add, REASONING, message.reasoning, plain)
+    elif message.reasoning_content is not ABSENT:  # its former name
+        _write_field(add, REASONING, message.reasoning_content, plain)
+    content = message.content
+    if content is not ABSENT:
+        if role == "system":
+            write_system(add, content, plain)
+        else:
+            write_content(add, content, plain)
+    if message.tool_calls is not ABSENT:
+        add(_calls(message.tool_calls))
+    if message.tool_call_id is not ABSENT:
+        _write_field(add, RESULT, message.tool_call_id, plain)
+    if message.task is not ABSENT:
+        _write_field(add, TASK, message.task, plain)
+    if message.tools is not ABSENT:
+        add(tools(message.tools))
+
+
+def _write_field(add: Add, tag: bytes, raw: msgspec.Raw, plain: bool) -> None:
+    if raw != NULL:
+        add(tag)
+        add(value(raw, plain))
+
+
+def _canonical_calls(raw: msgspec.Raw) -> bytes:
+    """Tool calls as vLLM reads them; of another shape, as JSON."""
+    if raw == NULL:
+        return b""
+    try:
+        calls = _decode_calls(raw)
+    except msgspec.ValidationError:
+        text = compact(raw)
+        try:
+            calls = _decode_calls(text)  # of a key given twice only the last is left
+        except msgspec.ValidationError:
+            return OTHER + text
+    pieces: list[bytes | msgspec.Raw] = []
+    add = pieces.append
+    for call in calls:
+        add(CALL)
+        add(value(call.id, False))
+        function = call.function
+        if function is not None:
+            add(KEY)
+            add(value(function.name, False))
+            write_arguments(add, function.arguments)
+    return b"".join(pieces)
+
+
+_calls = Memo(_canonical_calls, 32 << 20)
+
+
+def _write_odd(add: Add, raw: msgspec.Raw, plain: bool) -> None:
+    """One message of a body that is not all as expected: as ever if it is, else as plain JSON."""
+    try:
+        message = _decode_message(raw)
+    except msgspec.ValidationError:
+        text = compact(raw)
+        try:
+            message = _decode_message(text)  # of a key given twice only the last is left
+        except msgspec.ValidationError:
+            add(ITEM)
+            add(text)
+            return
+    _write(add, message, plain)

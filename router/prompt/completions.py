@@ -1,0 +1,105 @@
+"""/v1/completions: one prompt or several, as text or as token ids."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+from router.prompt.canonical import ABSENT, BRACKET, NULL, QUOTE, is_plain, number, string, truth
+from router.prompt.chain import chain, seed
+from router.prompt.prompt import Api, Prompt, PromptError
+from router.prompt.reading import Head, arguments, parse, session, usage_offset
+
+_WHITESPACE: Final = b" \t\r\n"
+_token_ids = re.compile(rb"[0-9,\-]*").fullmatch
+
+
+class Body(Head, gc=False):
+    """A completion body."""
+
+    prompt: msgspec.Raw = NULL
+    stream_options: msgspec.Raw = ABSENT
+    max_tokens: msgspec.Raw = ABSENT
+    suffix: msgspec.Raw = ABSENT
+    prompt_embeds: msgspec.Raw = ABSENT
+    add_special_tokens: msgspec.Raw = ABSENT
+    truncate_prompt_tokens: msgspec.Raw = ABSENT
+    truncation_side: msgspec.Raw = ABSENT
+
+
+_decode = msgspec.json.Decoder(Body).decode
+_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def parse_completions(body: bytes) -> Prompt:
+    """The prompt of a completion body; of several prompts the first. Raises PromptError."""
+    return parse(body, _build)
+
+
+def _build(body: bytes) -> Prompt:
+    head = _decode(body)
+    kind, text, size = _first(head.prompt, is_plain(body))
+    stream = truth(head.stream)
+    return Prompt(
+        head.model or "",
+        chain(text, _seed(head, kind)),
+        size,
+        stream,
+        session(head),
+        number(head.max_tokens),
+        usage_offset(body, stream, head.stream_options),
+    )
+
+
+def _seed(head: Body, kind: str) -> int:
+    return seed(
+        kind,
+        head.model or "",
+        arguments(
+            (b"salt", head.cache_salt),
+            (b"suffix", head.suffix),
+            (b"embeds", head.prompt_embeds),
+            (b"special", head.add_special_tokens),
+            (b"truncate", head.truncate_prompt_tokens),
+            (b"side", head.truncation_side),
+        ),
+    )
+
+
+_TEXT: Final = Api.COMPLETIONS + " text"
+_TOKENS: Final = Api.COMPLETIONS + " tokens"
+
+
+def _first(raw: msgspec.Raw, plain: bool) -> tuple[str, bytes, int]:
+    """(kind, canonical bytes of the first prompt, canonical bytes of all)."""
+    view = memoryview(raw)
+    first = view[0]
+    if first == QUOTE:
+        text = _text(raw, plain)
+        return _TEXT, text, len(text)
+    if first != BRACKET:
+        if raw == NULL:
+            return _TEXT, b"", 0
+        raise PromptError("'prompt' must be a string, an array of strings, or token ids.", "prompt")
+    # Token ids need no decoding: an integer has one spelling, and no other byte may be there.
+    inner = bytes(view[1:-1]).translate(None, _WHITESPACE)
+    if _token_ids(inner):
+        return _TOKENS, inner, len(inner)
+    if inner[0] == BRACKET:
+        end = inner.find(b"]")
+        ids = inner[1:end]
+        if end < 0 or not _token_ids(ids):
+            raise PromptError("'prompt' must hold arrays of token ids.", "prompt")
+        return _TOKENS, ids, len(inner) - 2 * inner.count(b"[") - inner.count(b"],[")
+    prompts = _decode_list(raw)
+    if any(memoryview(each)[0] != QUOTE for each in prompts):
+        raise PromptError("'prompt' must be a string, an array of strings, or token ids.", "prompt")
+    texts = [_text(each, plain) for each in prompts]
+    return _TEXT, texts[0], sum(map(len, texts))
+
+
+def _text(raw: msgspec.Raw, plain: bool) -> bytes:
+    """A prompt's canonical bytes, without the quotes."""
+    return bytes(memoryview(string(raw, plain))[1:-1])

@@ -1,0 +1,257 @@
+"""What a message says: text, media, tool calls and results, in any of the APIs' spellings.
+
+What the engines do not put into the prompt is left out: ``cache_control`` (clients move it to
+another message at each step), ids and states of items, signatures of reasoning.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+import xxhash
+
+from router.prompt.canonical import (
+    ABSENT,
+    ARGUMENTS,
+    BRACE,
+    BRACKET,
+    CALL,
+    FIELD,
+    KEY,
+    MEDIA,
+    NULL,
+    OTHER,
+    QUOTE,
+    REASONING,
+    RESULT,
+    RESULT_END,
+    TEXT,
+    TOOLS,
+    Add,
+    Memo,
+    compact,
+    dump,
+    is_plain,
+    string,
+    value,
+    words,
+)
+
+MEDIA_BYTES: Final = 2048
+"""What an image, a sound or a film weighs in canonical bytes, so that blocks can tell it is there.
+
+Its tokens depend on model and resolution and are not known here; some hundred is usual.
+"""
+
+Fields = dict[str, msgspec.Raw]
+
+_decode_parts = msgspec.json.Decoder(list[str | Fields]).decode
+_decode_values = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_fields = msgspec.json.Decoder(Fields).decode
+
+_TEXT_FIELD: Final = {
+    b'"text"': "text",
+    b'"input_text"': "text",
+    b'"output_text"': "text",
+    b'"reasoning_text"': "text",
+    b'"summary_text"': "text",
+    b'"refusal"': "refusal",
+}
+_MEDIA_FIELDS: Final = frozenset(
+    (
+        "image_url",
+        "image_embeds",
+        "input_audio",
+        "audio_url",
+        "audio_embeds",
+        "video_url",
+        "video_embeds",
+        "prompt_embeds",
+        "source",
+        "file",
+        "file_data",
+        "file_url",
+        "file_id",
+    )
+)
+_UNSEEN: Final = frozenset(
+    ("type", "cache_control", "id", "status", "annotations", "logprobs", "citations", "detail")
+)
+"""Fields of parts that never reach the prompt."""
+_EMPTY_TEXT: Final = TEXT + b'""'  # alone it is the same as an empty string, and that as none
+_BILLING: Final = b'"x-anthropic-billing-header'
+_BILLING_WITHIN: Final = 256
+"""Bytes of a system prompt's JSON in which the billing line starts: it is the first text there."""
+
+
+def write_content(add: Add, raw: msgspec.Raw, plain: bool) -> None:
+    """A content field: a string, an array of parts, or null. One text part is like a string."""
+    view = memoryview(raw)
+    first = view[0]
+    if first == QUOTE:
+        if len(view) > 2:
+            add(TEXT)
+            add(raw if plain else string(raw, plain))
+    elif first == BRACKET:
+        add(_parts(raw))
+    elif raw != NULL:
+        add(OTHER)
+        add(compact(raw))
+
+
+def write_system(add: Add, raw: msgspec.Raw, plain: bool) -> None:
+    """A system prompt, less the billing line that some agents put first and change each time.
+
+    vLLM drops that line too, since nothing behind it could be reused otherwise.
+    """
+    if _BILLING not in bytes(memoryview(raw)[:_BILLING_WITHIN]):
+        write_content(add, raw, plain)
+        return
+    try:
+        parts: list[str | Fields] = (
+            [msgspec.json.decode(raw)] if memoryview(raw)[0] == QUOTE else _decode_parts(raw)
+        )
+    except (msgspec.ValidationError, UnicodeDecodeError):
+        write_content(add, raw, plain)
+        return
+    for part in parts:
+        text = part if isinstance(part, str) else words(part.get("text", ABSENT))
+        if text.startswith("x-anthropic-billing-header"):
+            text = text.partition("\n")[2]
+            if text:
+                add(TEXT)
+                add(dump(text))
+        else:
+            _write_part(add, part, plain)
+
+
+def _canonical_parts(raw: msgspec.Raw) -> bytes:
+    pieces: list[bytes | msgspec.Raw] = []
+    _write_parts(pieces.append, raw, is_plain(raw))
+    text = b"".join(pieces)
+    return b"" if text == _EMPTY_TEXT else text
+
+
+_parts: Final = Memo(_canonical_parts, 64 << 20)
+
+
+def _write_parts(add: Add, raw: msgspec.Raw, plain: bool) -> None:
+    try:
+        parts = _decode_parts(raw)
+    except (msgspec.ValidationError, UnicodeDecodeError):
+        # A part that is no string or object, or not UTF-8: take it as it is, the others as ever.
+        for each in _decode_values(raw):
+            try:
+                _write_part(add, _decode_fields(each), plain)
+            except (msgspec.ValidationError, UnicodeDecodeError):
+                add(OTHER)
+                add(value(each, plain))
+        return
+    for part in parts:
+        _write_part(add, part, plain)
+
+
+def _write_part(add: Add, part: str | Fields, plain: bool) -> None:
+    if isinstance(part, str):
+        add(TEXT)
+        add(dump(part))
+        return
+    kind = bytes(string(part.get("type", NULL), plain))
+    field = _TEXT_FIELD.get(kind)
+    if field is not None:
+        text = part.get(field, NULL)
+        if memoryview(text)[0] == QUOTE:
+            add(TEXT)
+            add(string(text, plain))
+            if len(part) > 2:
+                _write_extras(add, part, field, plain)
+            return
+    elif kind == b'"tool_use"':
+        add(CALL)
+        add(value(part.get("id", NULL), plain))
+        add(KEY)
+        add(value(part.get("name", NULL), plain))
+        write_arguments(add, part.get("input", NULL))
+        return
+    elif kind == b'"tool_result"':
+        add(RESULT)
+        add(value(part.get("tool_use_id", NULL), plain))
+        write_content(add, part.get("content", NULL), plain)
+        add(RESULT_END)
+        return
+    elif kind == b'"thinking"':
+        add(REASONING)
+        add(value(part.get("thinking", NULL), plain))
+        return
+    elif kind == b'"redacted_thinking"':
+        return
+    elif not _MEDIA_FIELDS.isdisjoint(part):
+        _write_media(add, part, plain)
+        return
+    add(OTHER)
+    add(kind)
+    _write_extras(add, part, "", plain)
+
+
+def _write_extras(add: Add, part: Fields, but: str, plain: bool) -> None:
+    for name in sorted(part):
+        raw = part[name]
+        if name != but and name not in _UNSEEN and raw != NULL:
+            add(KEY)
+            add(dump(name))
+            add(value(raw, plain))
+
+
+def _write_media(add: Add, part: Fields, plain: bool) -> None:
+    """A digest, repeated so that it weighs about what the engine's placeholder tokens do."""
+    hasher = xxhash.xxh3_128()
+    for name in sorted(part):
+        raw = part[name]
+        if name in _UNSEEN or raw == NULL:
+            continue
+        hasher.update(KEY + dump(name))
+        if memoryview(raw)[0] == BRACE:
+            fields = _decode_fields(raw)
+            for inner in sorted(fields):
+                if inner not in _UNSEEN and fields[inner] != NULL:
+                    hasher.update(FIELD + dump(inner))
+                    hasher.update(value(fields[inner], plain))
+        else:
+            hasher.update(value(raw, plain))
+    add(MEDIA)
+    add(hasher.hexdigest().encode() * (MEDIA_BYTES // 32))
+
+
+def write_arguments(add: Add, raw: msgspec.Raw) -> None:
+    """A tool call's arguments: a string of JSON as the model wrote it, or an object."""
+    add(ARGUMENTS)
+    first = memoryview(raw)[0]
+    if first == QUOTE:
+        add(string(raw, False))
+    elif raw != NULL:
+        add(compact(raw))
+
+
+def _tools(raw: msgspec.Raw) -> bytes:
+    """Tool definitions in canonical form; null is the same as nothing, and so is an empty array."""
+    try:
+        tools = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return TOOLS + bytes(raw)
+    if not tools:
+        return b""
+    if isinstance(tools, list):
+        for tool in tools:
+            if isinstance(tool, dict):
+                for level in (tool, tool.get("function")):
+                    if isinstance(level, dict):
+                        for name in [
+                            k for k, v in level.items() if v is None or k == "cache_control"
+                        ]:
+                            del level[name]
+    return TOOLS + dump(tools)
+
+
+tools = Memo(_tools, 32 << 20)
+"""Canonical form of tool definitions, remembered: agents send the same ones in every step."""
