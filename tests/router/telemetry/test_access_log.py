@@ -142,7 +142,7 @@ def test_a_reader_that_does_not_read_costs_lines_not_time(
 def test_a_reader_that_is_gone_is_told_once(
     pipe: tuple[int, int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(access_log, "BATCH", 10)
+    monkeypatch.setattr(access_log, "PAUSE", 0.01)
     reader, writer = pipe
     os.close(reader)
     log = AccessLog(fd=writer)
