@@ -14,9 +14,11 @@ from router.prompt.canonical import (
     NAME,
     NULL,
     OTHER,
+    QUOTE,
     REASONING,
     RESULT,
     TASK,
+    TEXT,
     Add,
     Memo,
     compact,
@@ -33,6 +35,8 @@ from router.prompt.prompt import Api, Prompt
 from router.prompt.reading import Head, arguments, parse, session, usage_offset
 
 _ROLES = {role: dump(role) for role in ("system", "developer", "user", "assistant", "tool")}
+
+_USUAL = frozenset(("user", "assistant"))
 
 
 class Function(msgspec.Struct, gc=False):
@@ -106,7 +110,7 @@ def parse_chat(body: bytes) -> Prompt:
 
 def _build(body: bytes) -> Prompt:
     plain = is_plain(body)
-    pieces: list[bytes | msgspec.Raw] = []
+    pieces: list[bytes | memoryview | msgspec.Raw] = []
     add = pieces.append
     head: ChatHead
     try:
@@ -119,6 +123,23 @@ def _build(body: bytes) -> Prompt:
     else:
         _write_head(add, head)
         for message in typed.messages:
+            role = message.role
+            if (
+                plain
+                and role in _USUAL
+                and message.tool_calls is ABSENT
+                and message.tool_call_id is ABSENT
+                and message.name is ABSENT
+                and message.reasoning is ABSENT
+                and message.reasoning_content is ABSENT
+                and message.task is ABSENT
+                and message.tools is ABSENT
+            ):
+                # Most messages: what _write does, without its calls.
+                view = memoryview(message.content)
+                if len(view) > 2 and view[0] == QUOTE:
+                    pieces += (MESSAGE, _ROLES[role], TEXT, view)
+                    continue
             _write(add, message, plain)
     text = b"".join(pieces)
     stream = truth(head.stream)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -73,6 +74,15 @@ class TestSpeedLearner:
         for _ in range(150):
             learner.saw(4000.0, 0.1)
         assert load.prefill_rate == pytest.approx(40_000.0, rel=0.25)
+
+    def test_a_speed_between_two_steps_does_not_flicker(self) -> None:
+        load, rng, published = Load(), random.Random(3), []
+        learner = SpeedLearner(load)
+        for _ in range(600):
+            learner.saw(4000.0, 4000.0 / (2.0**13.125 * rng.uniform(0.97, 1.03)))
+            published.append(load.prefill_rate)
+        settled = published[200:]
+        assert sum(a != b for a, b in pairwise(settled)) <= 1
 
     def test_short_prefills_say_nothing(self) -> None:
         load = Load()

@@ -1,0 +1,47 @@
+"""What can be simulated, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from loadgen.simulate.fleet import Arrangement
+from loadgen.simulate.peers import PEERS
+from router.policies import BUILT_IN, load_policy
+from router.types import Policy
+
+UNSEEDED = frozenset({"round_robin"})
+
+
+def of_policy(name: str, **options: object) -> Callable[[int], Policy]:
+    """A maker of one of the gateway's own policies, or of one by import path."""
+
+    def make(seed: int) -> Policy:
+        if name in BUILT_IN and name not in UNSEEDED:
+            return load_policy(name, seed=seed, **options)
+        return load_policy(name, **options)
+
+    return make
+
+
+ARRANGEMENTS: dict[str, Arrangement] = {
+    **{name: Arrangement(name, of_policy(name)) for name in BUILT_IN},
+    "cache_aware_exact": Arrangement("cache_aware_exact", of_policy("cache_aware"), exact=True),
+    **PEERS,
+}
+"""Built-in policies, the default policy with an exact index, and our reading of other gateways."""
+
+
+def arrangement(name: str) -> Arrangement:
+    """By name, or a policy by its import path. Raises ValueError (PolicyError) with what there
+    is."""
+    found = ARRANGEMENTS.get(name)
+    if found is not None:
+        return found
+    if ":" not in name:
+        raise ValueError(
+            f"nothing to simulate is called {name!r}: use one of {', '.join(ARRANGEMENTS)}, or the "
+            'import path of a policy as "package.module:Class"'
+        )
+    make = of_policy(name)
+    make(0)
+    return Arrangement(name, make)

@@ -1,0 +1,96 @@
+"""An index that looks into the simulated engines: what KV events would tell, without their
+delay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loadgen.engine import Engine
+from router.types import CacheRoom, Chain
+
+
+class EngineRoom:
+    """How full one engine's KV cache was at the last look, in the index's weight.
+
+    Implements ``router.types.CacheRoom``.
+    """
+
+    def __init__(self, engine: Engine, scale: int) -> None:
+        self._pool = engine.pool
+        self._block = engine.params.block_size * scale
+        self.capacity = engine.params.cache_tokens * scale
+        self.used = 0
+        self.oldest = 0.0
+        self.touched: dict[int, float] = {}
+        """When each block was last asked for."""
+
+    def look(self) -> None:
+        """Read the engine: blocks with content, and when the next to go was last asked for."""
+        pool = self._pool
+        self.used = len(pool.cached) * self._block
+        front = next(iter(pool.free), None)
+        self.oldest = 0.0 if front is None else self.touched.get(pool.hash_of[front], 0.0)
+
+
+class ExactIndex:
+    """Implements ``router.types.PrefixIndex`` for chains of the engine's own block hashes.
+
+    A request on its way counts as held, from its first ``record`` to the one at its end.
+    """
+
+    def __init__(self, engines: Sequence[Engine], bytes_per_token: int) -> None:
+        self._engines = engines
+        self._weight = engines[0].params.block_size * bytes_per_token
+        self._rooms = [EngineRoom(engine, bytes_per_token) for engine in engines]
+        self._coming: list[dict[int, int]] = [{} for _ in engines]
+        self._under_way: set[int] = set()
+
+    def add_replica(self, slot: int, capacity: int) -> None:
+        """The engines are there already."""
+
+    def resize(self, slot: int, capacity: int) -> None:
+        """Their size is their own."""
+
+    def forget(self, slot: int) -> None:
+        """They forget by themselves."""
+
+    def remove_replica(self, slot: int) -> None:
+        """The fleet is fixed."""
+
+    def match(self, chain: Chain) -> list[tuple[int, int]]:
+        """(leading weight held, mask of holders), deepest first."""
+        groups: dict[int, int] = {}
+        for slot, engine in enumerate(self._engines):
+            cached, coming = engine.pool.cached, self._coming[slot]
+            depth = 0
+            for key in chain:
+                if key not in cached and key not in coming:
+                    break
+                depth += 1
+            if depth:
+                groups[depth] = groups.get(depth, 0) | 1 << slot
+        return [(depth * self._weight, groups[depth]) for depth in sorted(groups, reverse=True)]
+
+    def record(self, slot: int, chain: Chain, now: float) -> None:
+        """Routed there, the first time; ended, the second time (of the same chain object)."""
+        touched, coming = self._rooms[slot].touched, self._coming[slot]
+        for key in reversed(chain):
+            touched[key] = now
+        if id(chain) in self._under_way:
+            self._under_way.remove(id(chain))
+            for key in chain:
+                left = coming[key] - 1
+                if left:
+                    coming[key] = left
+                else:
+                    del coming[key]
+        else:
+            self._under_way.add(id(chain))
+            for key in chain:
+                coming[key] = coming.get(key, 0) + 1
+
+    def room(self, slot: int) -> CacheRoom:
+        """The engine's cache as it is now."""
+        room = self._rooms[slot]
+        room.look()
+        return room

@@ -1,0 +1,144 @@
+"""The default policy: the replica where this request costs everybody the least time.
+
+For each replica i, in seconds; the least wins, ties at random:
+
+    W_i                                    my wait: prefill work left in i's queue
+    + OWN * u_i / P                        my own prefill, and what waste costs everybody
+    + STALL * n_i * u_i / P                the stall my prefill puts on the n_i requests in flight
+    + DECODE * O * (c * n_i + d * (K_i + L))    how slow decode is there, for my answer
+    + MEMORY * (A_i + L) / P               KV memory already held by running requests, me included
+    + EVICT * (u_i / P) * exp(-idle_i / EVICT_IDLE_S)    what I evict; 0 if my blocks fit
+
+    W_i = min(Q_i / P, max(busy_until_i - now, WAIT_FLOOR * Q_i / P))
+
+all of it divided by the replica's weight (slow start). u_i = L minus what i holds of the prompt;
+the other symbols are fields of `router.types.Load` and `Ask`. docs/policies.md has the reasons and
+numbers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from math import exp, inf
+
+from router.policies.shortlist import Shortlist
+from router.types import Ask, Choice, Load, slots
+
+WAIT_FLOOR = 0.6
+"""The least share of the queue (in tokens) believed to be still to do, whatever the clock says."""
+OWN = 1.5
+"""Weight of my own prefill: 1 for my wait, the half for what a cache miss costs those after me."""
+STALL = 0.2
+"""Weight of the stall on requests in flight. The knob between mean (up) and tail (down)."""
+DECODE = 0.4
+"""Weight of my decode time, part of which I would spend anywhere."""
+MEMORY = 0.1
+"""Weight of the KV memory running requests hold: a replica out of memory queues or preempts."""
+EVICT = 3.0
+"""Weight of computing again what I evict."""
+EVICT_IDLE_S = 60.0
+"""A block this long idle is e times less likely to be asked for again. Seconds."""
+FULL_UP_TO = 24
+"""Fleets up to this size have every replica's cost computed; larger ones a shortlist's."""
+
+
+class CacheAware:
+    """Least marginal total latency. Options: the weights above by their names in lower case, and
+    `seed`."""
+
+    def __init__(
+        self,
+        *,
+        wait_floor: float = WAIT_FLOOR,
+        own: float = OWN,
+        stall: float = STALL,
+        decode: float = DECODE,
+        memory: float = MEMORY,
+        evict: float = EVICT,
+        evict_idle_s: float = EVICT_IDLE_S,
+        full_up_to: int = FULL_UP_TO,
+        seed: int | None = None,
+    ) -> None:
+        self._weights = (wait_floor, own, stall, decode, memory, evict, 1.0 / evict_idle_s)
+        self._full_up_to = full_up_to
+        rng = random.Random(seed)
+        self._random = rng.random
+        self._shortlist = Shortlist(rng)
+
+    def members(self, names: Mapping[int, str]) -> None:
+        """Nothing to prepare: the cost needs no names."""
+
+    def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:
+        """Compute the cost of the candidates and pick the least. Reasons: cached (nobody holds
+        more of the prompt), load_shed (somebody does, but costs more), no_holder, only_one."""
+        wait_floor, own, stall, decode, memory, evict, idle_rate = self._weights
+        left = eligible = ask.eligible
+        size = eligible.bit_count()
+        if size > self._full_up_to:
+            left = self._shortlist.pick(ask, loads)
+        tokens = ask.tokens
+        now = ask.now
+        decode_tokens = decode * ask.output_tokens
+        deepest = -1.0
+        chosen = -1
+        chosen_depth = 0.0
+        least = inf
+        ties = 1
+        considered: list[tuple[int, float, float]] = []
+        add = considered.append
+        for depth, mask in (*ask.held, (0.0, left)):
+            if deepest < 0.0 and mask & eligible:
+                deepest = depth
+            mask &= left
+            if not mask:
+                continue
+            left ^= mask
+            uncached = tokens - depth
+            if uncached < 1.0:
+                uncached = 1.0
+            for slot in slots(mask):
+                load = loads[slot]
+                rate = load.prefill_rate
+                running = load.in_flight
+                cost = (
+                    uncached * (own + stall * running) + memory * (load.kv_tokens + tokens)
+                ) / rate + decode_tokens * (
+                    load.step_request_seconds * running
+                    + load.step_token_seconds * (load.context_tokens + tokens)
+                )
+                queued = load.queued_tokens
+                if queued:
+                    wait = queued / rate
+                    clock = load.busy_until - now
+                    if clock < wait:
+                        wait *= wait_floor
+                        if clock > wait:
+                            wait = clock
+                    cost += wait
+                room = load.cache_tokens
+                if room and load.cache_used + uncached > room:
+                    cost += evict * uncached / rate * exp((load.cache_oldest - now) * idle_rate)
+                weight = load.weight
+                if weight != 1.0:
+                    cost /= weight
+                add((slot, depth, cost))
+                if cost < least:
+                    least = cost
+                    chosen = slot
+                    chosen_depth = depth
+                    ties = 1
+                elif cost == least:
+                    ties += 1
+                    if self._random() * ties < 1.0:
+                        chosen = slot
+                        chosen_depth = depth
+        if size == 1:
+            reason = "only_one"
+        elif deepest <= 0.0:
+            reason = "no_holder"
+        elif chosen_depth >= deepest:
+            reason = "cached"
+        else:
+            reason = "load_shed"
+        return Choice(chosen, reason, considered)

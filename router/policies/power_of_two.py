@@ -1,0 +1,35 @@
+"""The less loaded of two replicas taken at random."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from router.types import Ask, Choice, Load, slots
+
+
+class PowerOfTwo:
+    """Two different eligible replicas at random; the one with fewer requests in flight. Option:
+    `seed`."""
+
+    def __init__(self, *, seed: int | None = None) -> None:
+        self._random = random.Random(seed).random
+
+    def members(self, names: Mapping[int, str]) -> None:
+        """Nothing to prepare."""
+
+    def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:
+        """Reason: least, or only_one."""
+        fleet = slots(ask.eligible)
+        size = len(fleet)
+        if size == 1:
+            return Choice(fleet[0], "only_one")
+        first = int(self._random() * size)
+        second = int(self._random() * (size - 1))
+        if second >= first:
+            second += 1
+        one, other = fleet[first], fleet[second]
+        here, there = loads[one], loads[other]
+        if (there.in_flight + 1) / there.weight < (here.in_flight + 1) / here.weight:
+            one = other
+        return Choice(one, "least")

@@ -1,0 +1,23 @@
+"""Any eligible replica."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from router.types import Ask, Choice, Load, slots
+
+
+class RandomChoice:
+    """Every eligible replica with the same chance, whatever its load. Option: `seed`."""
+
+    def __init__(self, *, seed: int | None = None) -> None:
+        self._random = random.Random(seed).random
+
+    def members(self, names: Mapping[int, str]) -> None:
+        """Nothing to prepare."""
+
+    def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:  # noqa: ARG002
+        """Reason: random."""
+        fleet = slots(ask.eligible)
+        return Choice(fleet[int(self._random() * len(fleet))], "random")

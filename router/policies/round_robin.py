@@ -1,0 +1,26 @@
+"""Each eligible replica in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from router.types import Ask, Choice, Load
+
+
+class RoundRobin:
+    """The next eligible slot after the last one chosen, so that a replica that comes or goes
+    shifts no turns."""
+
+    def __init__(self) -> None:
+        self._last = -1
+
+    def members(self, names: Mapping[int, str]) -> None:
+        """Nothing to prepare."""
+
+    def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:  # noqa: ARG002
+        """Reason: turn."""
+        eligible = ask.eligible
+        later = eligible >> (self._last + 1) << (self._last + 1)
+        mask = later or eligible
+        self._last = slot = (mask & -mask).bit_length() - 1
+        return Choice(slot, "turn")
