@@ -18,8 +18,8 @@ from typing import cast
 import uvloop
 
 from loadgen.client.body import BodyMaker
-from loadgen.client.connection import Target
 from loadgen.client.driver import Driver
+from loadgen.client.target import Target
 from loadgen.workloads import Closed, Plan, make
 
 EVENT = (

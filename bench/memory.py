@@ -80,7 +80,9 @@ def main() -> int:
         with warmroute(ports) as (port, pid):
             each = uvloop.run(hold(port, pid, args.streams))
     verdict = "" if each <= TARGET else "  missed"
-    print(f"memory for each idle stream: {each / 1000:.1f} KB (target {TARGET / 1000:.0f}){verdict}")
+    print(
+        f"memory for each idle stream: {each / 1000:.1f} KB (target {TARGET / 1000:.0f}){verdict}"
+    )
     if args.json:
         Path(args.json).write_text(json.dumps({"bytes_per_idle_stream": each, "target": TARGET}))
     return 1 if each > TARGET else 0

@@ -52,7 +52,9 @@ def cpu_seconds(pid: int) -> float:
 class Client(asyncio.Protocol):
     """One connection that sends a request whenever the last is answered."""
 
-    def __init__(self, requests: Iterator[bytes], left: list[int], done: asyncio.Future[None]) -> None:
+    def __init__(
+        self, requests: Iterator[bytes], left: list[int], done: asyncio.Future[None]
+    ) -> None:
         self.requests = requests
         self.left = left
         self.done = done
@@ -127,7 +129,7 @@ async def drive(port: int, made: list[bytes], count: int, connections: int) -> N
     source = cycle()
     for _ in range(connections):
         await loop.create_connection(lambda: Client(source, left, done), "127.0.0.1", port)
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(30):
         await done
 
 
@@ -205,7 +207,16 @@ def warmroute(ports: list[int], *flags: str) -> Iterator[tuple[int, int]]:
     port, admin = free_port(), free_port()
     replicas = [f for p in ports for f in ("--replica", f"http://127.0.0.1:{p}")]
     with process(
-        *(sys.executable, "-m", "router.cli", "serve", "--port", str(port), "--admin-port", str(admin)),
+        *(
+            sys.executable,
+            "-m",
+            "router.cli",
+            "serve",
+            "--port",
+            str(port),
+            "--admin-port",
+            str(admin),
+        ),
         *replicas,
         *flags,
     ) as child:
@@ -282,7 +293,8 @@ def main() -> int:
         ratio = by["warmroute"] / by["nginx"]
         missed += ratio > TARGETS[case]
         print(
-            f"{case:<8}" + "".join(f"{by[name]:>18.1f}" for name in names)
+            f"{case:<8}"
+            + "".join(f"{by[name]:>18.1f}" for name in names)
             + f"{ratio:>8.2f}{TARGETS[case]:>8.1f}{'  missed' if ratio > TARGETS[case] else ''}"
         )
     if args.json:

@@ -1,0 +1,80 @@
+"""Runs every benchmark, prints its table and writes what it measured to out/bench.json.
+
+python -m bench                   # all, in about five minutes
+python -m bench proxy memory      # some
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Suite(NamedTuple):
+    """A module of this package and how it is called."""
+
+    arguments: tuple[str, ...] = ()
+    tells_json: bool = False
+
+
+SUITES = {
+    "proxy": Suite(tells_json=True),
+    "memory": Suite(tells_json=True),
+    "index": Suite(tells_json=True),
+    "prompt": Suite(),
+    "telemetry": Suite(),
+    "replicas": Suite(("engine",)),
+    "loadgen": Suite(),
+}
+
+
+def main() -> int:
+    """Each suite runs in a process of its own, so that none warms or fills another's memory."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("suite", nargs="*", choices=[[], *SUITES], help="all when none is named")
+    parser.add_argument("--json", default="out/bench.json")
+    args = parser.parse_args()
+    results: dict[str, object] = {
+        "machine": {
+            "cpus": os.cpu_count(),
+            "python": platform.python_version(),
+            "load_before": os.getloadavg()[0],
+        }
+    }
+    failed = []
+    for name in args.suite or SUITES:
+        print(f"\n== {name}", flush=True)
+        suite = SUITES[name]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "result.json"
+            told = ("--json", str(path)) if suite.tells_json else ()
+            command = [sys.executable, "-m", f"bench.{name}", *suite.arguments, *told]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+                assert child.stdout is not None
+                lines = []
+                for line in child.stdout:
+                    print(line, end="", flush=True)
+                    lines.append(line.rstrip())
+            results[name] = json.loads(path.read_text()) if path.exists() else lines
+        if child.returncode:
+            failed.append(name)
+    target = Path(args.json)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(results, indent=1))
+    print(f"\nwritten to {target}")
+    if failed:
+        print(f"targets missed, or failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

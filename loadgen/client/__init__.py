@@ -1,0 +1,1 @@
+"""The load client: HTTP, streams and sessions as fast as one core allows."""

@@ -1,0 +1,105 @@
+"""One server: its address, and the connections that are kept to it."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from loadgen.client.connection import Call, Connection
+
+EXPLAIN_HEADER = "x-warmroute-explain"
+"""Asks a gateway to name the replica it chose; others ignore it."""
+
+
+class TargetError(ValueError):
+    """A URL that cannot be a target."""
+
+
+class Target:
+    """One server: its address, and the connections to it. Mutable state: ``_idle`` and ``open``."""
+
+    def __init__(self, url: str, path: str, headers: dict[str, str] | None = None) -> None:
+        """url is http(s)://host[:port][/prefix], where a prefix ending in the API's path replaces
+        it.
+
+        Raises TargetError."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise TargetError(f"{url!r} is not a URL such as http://127.0.0.1:8000")
+        self.url = url
+        self.host = parts.hostname
+        try:
+            self.port = parts.port or (443 if parts.scheme == "https" else 80)
+        except ValueError as error:
+            raise TargetError(f"{url!r}: {error}") from error
+        self.ssl = ssl.create_default_context() if parts.scheme == "https" else None
+        prefix = parts.path.rstrip("/").removesuffix(path)
+        if prefix.endswith("/v1") and path.startswith("/v1/"):
+            prefix = prefix[:-3]
+        lines = [f"POST {prefix}{path} HTTP/1.1", f"host: {parts.netloc.rpartition('@')[2]}"]
+        lines += ["content-type: application/json", "accept: text/event-stream, application/json"]
+        lines += [f"{EXPLAIN_HEADER}: 1"]
+        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        self._head = "\r\n".join(lines).encode("latin-1")
+        self._idle: list[Connection] = []
+        self.open: set[Connection] = set()
+        self._opening: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self.clock: Callable[[], float] = self._loop.time
+        self.complaints: dict[int, bytes] = {}
+        """The first error body of each status."""
+
+    def message(self, body: bytes, session: str) -> tuple[bytes, bytes]:
+        """Head and body of a request; session names it to gateways that route by session."""
+        head = b"%b\r\nx-session-id: %b\r\ncontent-length: %d\r\n\r\n" % (
+            self._head,
+            session.encode(),
+            len(body),
+        )
+        return head, body
+
+    def send(self, call: Call) -> None:
+        """Send on a kept connection, or on a new one."""
+        if not call.sent:
+            call.sent = self.clock()
+        if self._idle and not call.fresh:
+            self._idle.pop().start(call)
+            return
+        task = self._loop.create_task(self._connect(call))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _connect(self, call: Call) -> None:
+        try:
+            _, connection = await self._loop.create_connection(
+                lambda: Connection(self), self.host, self.port, ssl=self.ssl
+            )
+        except OSError as error:
+            name = "refused" if isinstance(error, ConnectionRefusedError) else "failed"
+            call.end(f"connection {name}")
+            return
+        if call.ended:
+            self.keep(connection)
+            return
+        connection.start(call)
+
+    def keep(self, connection: Connection) -> None:
+        self._idle.append(connection)
+
+    def forget(self, connection: Connection) -> None:
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def complain(self, status: int, body: bytes) -> None:
+        self.complaints.setdefault(status, body)
+
+    async def close(self) -> None:
+        """Close every connection; calls still on their way are the caller's to end first."""
+        for task in list(self._opening):
+            task.cancel()
+        await asyncio.gather(*self._opening, return_exceptions=True)
+        for connection in list(self.open):
+            connection.abort()
+        self._idle.clear()

@@ -1,0 +1,65 @@
+"""A gateway of our own for one arm of a comparison."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import httpx
+import msgspec
+from prometheus_client.parser import text_string_to_metric_families
+
+from loadgen.processes import Child, Children, free_ports, ready
+from loadgen.results import Reuse
+
+
+class Gateway(msgspec.Struct, frozen=True):
+    """A running gateway."""
+
+    child: Child
+    url: str
+    admin: str
+
+
+async def start_gateway(
+    children: Children, replicas: Sequence[str], policy: str, extra: Sequence[str] = ()
+) -> Gateway:
+    """Start one on free loopback ports and wait until it is ready. Raises ChildError."""
+    port, admin_port = free_ports(2)
+    command = [sys.executable, "-m", "router.cli", "serve"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--admin-host", "127.0.0.1", "--admin-port", str(admin_port)]
+    command += ["--policy", policy, "--explain-headers", "true"]
+    command += ["--access-log", "0", "--log-level", "warning", "--settle-time", "0"]
+    for replica in replicas:
+        command += ["--replica", replica]
+    child = children.start(f"gateway ({policy})", [*command, *extra])
+    admin = f"http://127.0.0.1:{admin_port}"
+    await ready(f"{admin}/readyz", [child])
+    return Gateway(child, f"http://127.0.0.1:{port}", admin)
+
+
+_STAGES = ("prompt", "available", "chosen", "predicted", "delivered")
+
+
+async def read_reuse(admin: str) -> Reuse | None:
+    """What the gateway counted of the hits' way; None when it does not tell.
+
+    Raises httpx.HTTPError when it cannot be asked."""
+    async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
+        response = await client.get(f"{admin}/metrics")
+        response.raise_for_status()
+    return parse_reuse(response.text)
+
+
+def parse_reuse(text: str) -> Reuse | None:
+    """The five token counters, summed over their other labels, from Prometheus text."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            for stage in _STAGES:
+                if sample.name == f"warmroute_reuse_{stage}_tokens_total":
+                    found[stage] = found.get(stage, 0.0) + sample.value
+    if any(stage not in found for stage in _STAGES):
+        return None
+    return Reuse(**found)

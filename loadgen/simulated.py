@@ -1,0 +1,69 @@
+"""The simulate command: the options of a comparison, answered in virtual time."""
+
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+
+from loadgen import options as opts
+from loadgen.compare import results_of
+from loadgen.results import Arm, Results
+from loadgen.savings import savings
+from loadgen.simulate import simulate
+from loadgen.workloads import Closed, Plan
+
+
+def simulated_results(args: argparse.Namespace) -> Results:
+    """Run what the options ask for. Raises OptionsError and ValueError."""
+    params = opts.named_engine(args.preset)
+    if args.num_blocks:
+        params = msgspec.structs.replace(params, num_blocks=args.num_blocks)
+    names = list(filter(None, args.policies.split(",")))
+    count = args.replicas or 4
+    plans = opts.plans_from(args)
+    arms: list[Arm] = []
+    for load, plan in plans:
+        _check(plan)
+        found = simulate(
+            plan,
+            names,
+            replicas=count,
+            engine=params,
+            routers=args.routers,
+            sync=_sync(args.sync),
+            seed=args.seed,
+            keys=True,
+            objectives_ms=opts.objectives_from(args),
+        )
+        for arm in found:
+            arm.load = load
+            if arm is not found[0]:
+                arm.savings = savings(found[0], arm, opts.price_from(args, simulated=True))
+        arms += found
+    return results_of(
+        args.workload,
+        arms,
+        [],
+        [],
+        kind="simulate" if len(plans) == 1 else "sweep",
+        simulated=True,
+        description=f"{count} replicas ({params.name}: {params.origin}), in virtual time.",
+        settings=opts.settings_from(args),
+    )
+
+
+def _check(plan: Plan) -> None:
+    if isinstance(plan.arrivals, Closed) and not plan.requests:
+        raise opts.OptionsError("a simulated closed loop needs --requests to end")
+    if plan.warmup:
+        raise opts.OptionsError("--warmup is for live runs: a simulation counts all requests")
+
+
+def _sync(text: str) -> float | None:
+    if text == "never":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise opts.OptionsError(f"--sync {text!r}: write seconds, or never") from None

@@ -1,0 +1,117 @@
+"""Workloads by name, and the types they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from loadgen.workloads.agent import Agent
+from loadgen.workloads.arrivals import Arrivals, Closed, Fixed, Poisson, Ramp, Traced
+from loadgen.workloads.bound import UpperBound
+from loadgen.workloads.chain import chain, chain_at
+from loadgen.workloads.chat import Chat
+from loadgen.workloads.files import Mooncake, Replay, TraceError
+from loadgen.workloads.mix import Mix
+from loadgen.workloads.plan import Plan
+from loadgen.workloads.single import LADDER, Burst, Hot, Rag, SharedPrefix, Unique
+from loadgen.workloads.types import Prompt, Role, Segment, Session, Step, Workload
+
+__all__ = [
+    "NAMES",
+    "Arrivals",
+    "Closed",
+    "Fixed",
+    "Plan",
+    "Poisson",
+    "Prompt",
+    "Ramp",
+    "Role",
+    "Segment",
+    "Session",
+    "Step",
+    "TraceError",
+    "Traced",
+    "UpperBound",
+    "Workload",
+    "WorkloadError",
+    "chain",
+    "chain_at",
+    "make",
+]
+
+
+class WorkloadError(ValueError):
+    """A workload that cannot be made from what was asked for."""
+
+
+_MADE: dict[str, Workload] = {
+    "agent": Agent(),
+    "chat": Chat(),
+    "shared-prefix": SharedPrefix(),
+    "ladder": LADDER,
+    "rag": Rag(),
+    "hot": Hot(),
+    "burst": Burst(),
+    "unique": Unique(),
+}
+_FROM_FILE: dict[str, Callable[..., Workload]] = {"mooncake": Mooncake, "replay": Replay}
+
+NAMES = (*_MADE, *(f"{name}:FILE" for name in _FROM_FILE), "mix:NAME=WEIGHT,...")
+
+
+def make(spec: str, settings: Mapping[str, str] | None = None) -> Workload:
+    """A workload from its name, such as agent, mooncake:trace.jsonl or mix:agent=3,chat=1.
+
+    settings replace the workload's numbers by name; for a mix they are written part.name. Raises
+    WorkloadError, which names what is wrong and what there is.
+    """
+    settings = dict(settings or {})
+    name, _, argument = spec.partition(":")
+    if name == "mix":
+        return _mix(argument, settings)
+    if name in _FROM_FILE:
+        if not argument or not Path(argument).is_file():
+            raise WorkloadError(f"no file {argument!r}: write {name}:FILE")
+        return _changed(_FROM_FILE[name](path=argument), settings)
+    if name not in _MADE or argument:
+        raise WorkloadError(f"unknown workload {spec!r}: use one of {', '.join(NAMES)}")
+    return _changed(_MADE[name], settings)
+
+
+def _changed(workload: Workload, settings: Mapping[str, str]) -> Workload:
+    if not settings:
+        return workload
+    kind = type(workload)
+    fields = {name: getattr(workload, name) for name in getattr(kind, "__struct_fields__", ())}
+    unknown = sorted(set(settings) - set(fields))
+    if unknown:
+        raise WorkloadError(
+            f"{workload.name} has no setting {unknown[0]!r}: it has {', '.join(fields)}"
+        )
+    try:
+        return msgspec.convert({**fields, **settings}, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise WorkloadError(f"{workload.name}: {error}") from error
+
+
+def _mix(argument: str, settings: Mapping[str, str]) -> Workload:
+    parts: list[tuple[Workload, float]] = []
+    for part in filter(None, argument.split(",")):
+        name, _, weight = part.partition("=")
+        own = {
+            key.removeprefix(f"{name}."): value
+            for key, value in settings.items()
+            if key.startswith(f"{name}.")
+        }
+        try:
+            parts.append((make(name, own), float(weight or "1")))
+        except ValueError as error:
+            raise WorkloadError(f"mix: {part!r}: {error}") from error
+    if not parts or any(weight <= 0 for _, weight in parts):
+        raise WorkloadError("a mix needs parts with weights above 0, such as mix:agent=3,chat=1")
+    strays = [key for key in settings if key.partition(".")[0] not in {p.name for p, _ in parts}]
+    if strays:
+        raise WorkloadError(f"mix has no setting {strays[0]!r}: write PART.NAME=VALUE")
+    return Mix(parts=tuple(parts))

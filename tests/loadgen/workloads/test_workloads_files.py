@@ -1,0 +1,75 @@
+"""Traces and request logs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loadgen.workloads import Session, TraceError, UpperBound, make
+from loadgen.workloads.types import tokens
+from router.spans import SPANS
+
+
+def written(path: Path, *lines: object) -> str:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def sessions(spec: str) -> list[Session]:
+    return list(make(spec).sessions(0))
+
+
+def test_mooncake_blocks_become_segments(tmp_path: Path) -> None:
+    first = {"timestamp": 0, "input_length": 1100, "output_length": 7, "hash_ids": [1, 2, 3]}
+    second = {"timestamp": 2500, "input_length": 1200, "output_length": 0, "hash_ids": [1, 2, 9]}
+    one, two = sessions("mooncake:" + written(tmp_path / "trace", first, second))
+    assert (one.at, two.at) == (0.0, 2.5)
+    assert [part.tokens for part in one.steps[0].prompt] == [512, 512, 76]
+    assert one.steps[0].prompt[:2] == two.steps[0].prompt[:2]
+    assert one.steps[0].prompt[2].id != two.steps[0].prompt[2].id
+    assert (one.steps[0].output.tokens, two.steps[0].output.tokens) == (7, 1)
+
+
+def test_long_prompts_can_be_left_out(tmp_path: Path) -> None:
+    lines = [
+        {"timestamp": 0, "input_length": size, "output_length": 1, "hash_ids": [1, 2]}
+        for size in (600, 1000)
+    ]
+    workload = make("mooncake:" + written(tmp_path / "t", *lines), {"most_tokens": "700"})
+    assert [tokens(s.steps[0].prompt) for s in workload.sessions(0)] == [600]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (
+            {"timestamp": 0, "input_length": 600, "output_length": 1, "hash_ids": [1]},
+            "do not cover",
+        ),
+        ({"timestamp": 0}, "line 1"),
+    ],
+)
+def test_a_bad_trace_names_its_line(tmp_path: Path, line: object, says: str) -> None:
+    with pytest.raises(TraceError, match=says):
+        sessions("mooncake:" + written(tmp_path / "trace", line))
+
+
+def test_a_request_log_is_replayed(tmp_path: Path) -> None:
+    size = SPANS[3] + 100
+    common = {"prompt_tokens": size // 4, "prompt_bytes": size, "output_tokens": 5}
+    late = {"time": 1012.5, "blocks": [11, 12, 99], **common}
+    early = {"time": 1010.0, "blocks": [11, 12, 13], **common}
+    other = {"time": 1011.0, "prompt_tokens": 3}
+    one, two = sessions("replay:" + written(tmp_path / "log", late, other, early))
+    assert (one.at, two.at) == (0.0, 2.5)
+    assert tokens(one.steps[0].prompt) == tokens(two.steps[0].prompt) == size // 4
+    bound = UpperBound(16)
+    assert bound.add(one.steps[0]) == 0
+    assert bound.add(two.steps[0]) == SPANS[2] // 4 // 16 * 16
+
+
+def test_a_log_without_blocks_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match="--access-log-blocks"):
+        sessions("replay:" + written(tmp_path / "log", {"time": 1.0}))
