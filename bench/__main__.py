@@ -27,6 +27,7 @@ class Suite(NamedTuple):
 SUITES = {
     "proxy": Suite(tells_json=True),
     "memory": Suite(tells_json=True),
+    "state": Suite(tells_json=True),
     "index": Suite(tells_json=True),
     "prompt": Suite(),
     "telemetry": Suite(),

@@ -2,7 +2,7 @@
 
 The three stand in front of the same replicas and get the same bytes. What is compared is CPU time of the
 proxy's own process (user and system), not wall time, so that a busy machine shifts all alike; rounds of
-the three take turns.
+the three take turns, at the same rate of requests.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import uvloop
@@ -49,33 +49,87 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-class Client(asyncio.Protocol):
-    """One connection that sends a request whenever the last is answered."""
+class Load:
+    """Requests at a steady rate over a fixed set of connections, the same for every proxy.
 
-    def __init__(
-        self, requests: Iterator[bytes], left: list[int], done: asyncio.Future[None]
-    ) -> None:
-        self.requests = requests
-        self.left = left
-        self.done = done
+    At a rate all of them reach, not as fast as each can: a proxy that keeps its neighbours busy is
+    spared the cost of waking them, and would be measured under other conditions than a slower one.
+    """
+
+    def __init__(self, port: int, made: list[bytes], count: int, rate: float) -> None:
+        self.port = port
+        self.requests = [_request(body) for body in made]
+        self.count = count
+        self.rate = rate
+        self.sent = 0
+        self.answered = 0
+        self.waiting = 0
+        self.free: list[Client] = []
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(self, connections: int) -> None:
+        """Send them all and wait for the answers."""
+        loop = asyncio.get_running_loop()
+        made = [
+            (await loop.create_connection(lambda: Client(self), "127.0.0.1", self.port))[1]
+            for _ in range(connections)
+        ]
+        self.free = list(made)
+        self.start = loop.time()
+        self._tick()
+        try:
+            async with asyncio.timeout(60):
+                await self.done
+        finally:
+            for client in made:
+                client.transport.close()
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = min(self.count, int((loop.time() - self.start) * self.rate) + 1)
+        while self.sent + self.waiting < due:
+            self.waiting += 1
+        self._send_waiting()
+        if self.sent < self.count and not self.done.done():
+            loop.call_later(max(0.0005, 1 / self.rate), self._tick)
+
+    def _send_waiting(self) -> None:
+        while self.waiting and self.free:
+            self.waiting -= 1
+            self.free.pop().send(self.requests[self.sent % len(self.requests)])
+            self.sent += 1
+
+    def over(self, client: Client) -> None:
+        """An answer is whole."""
+        self.answered += 1
+        self.free.append(client)
+        if self.answered == self.count and not self.done.done():
+            self.done.set_result(None)
+        self._send_waiting()
+
+    def fail(self, why: str) -> None:
+        """The run is void."""
+        if not self.done.done():
+            self.done.set_exception(RuntimeError(why))
+
+
+class Client(asyncio.Protocol):
+    """One connection, one request at a time."""
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
         self.got = b""
         self.length = -1
+        self.busy = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: asyncio.Transport = transport  # type: ignore[assignment]
-        self.send()
 
-    def send(self) -> None:
-        if self.left[0] <= 0:
-            self.transport.close()
-            self.left[1] -= 1
-            if not self.left[1] and not self.done.done():
-                self.done.set_result(None)
-            return
-        self.left[0] -= 1
+    def send(self, request: bytes) -> None:
         self.got = b""
         self.length = -1
-        self.transport.write(next(self.requests))
+        self.busy = True
+        self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
         if self.length == -1:
@@ -85,7 +139,7 @@ class Client(asyncio.Protocol):
                 return
             head = self.got[:end].lower()
             if not head.startswith(b"http/1.1 200"):
-                self.fail(f"answer: {self.got[:300]!r}")
+                self.load.fail(f"answer: {self.got[:300]!r}")
                 return
             at = head.find(b"content-length: ")
             self.length = -2 if at < 0 else int(head[at + 16 :].split(b"\r\n", 1)[0])
@@ -93,44 +147,32 @@ class Client(asyncio.Protocol):
             self.got = b""
         if self.length == -2:
             self.got = (self.got + data)[-5:]
-            if self.got == b"0\r\n\r\n":
-                self.send()
+            whole = self.got == b"0\r\n\r\n"
         else:
             self.length -= len(data)
-            if not self.length:
-                self.send()
+            whole = not self.length
+        if whole:
+            self.busy = False
+            self.load.over(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.left[0] > 0:
-            self.fail("the connection was closed early")
-
-    def fail(self, why: str) -> None:
-        if not self.done.done():
-            self.done.set_exception(RuntimeError(why))
-        self.transport.abort()
+        if self.busy:
+            self.load.fail("a connection was closed early")
 
 
-async def drive(port: int, made: list[bytes], count: int, connections: int) -> None:
-    requests = [
+def _request(body: bytes) -> bytes:
+    return (
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway:8000\r\nAccept: application/json\r\n"
-        b"Accept-Encoding: gzip, deflate\r\nUser-Agent: OpenAI/Python 1.60.0\r\nAuthorization: Bearer sk-x\r\n"
-        b"Content-Type: application/json\r\nX-Stainless-Lang: python\r\nX-Stainless-Retry-Count: 0\r\n"
+        b"Accept-Encoding: gzip, deflate\r\nUser-Agent: OpenAI/Python 1.60.0\r\n"
+        b"Authorization: Bearer sk-x\r\nContent-Type: application/json\r\n"
+        b"X-Stainless-Lang: python\r\nX-Stainless-Retry-Count: 0\r\n"
         b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
-        for body in made
-    ]
+    )
 
-    def cycle() -> Iterator[bytes]:
-        while True:
-            yield from requests
 
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-    left = [count, connections]
-    source = cycle()
-    for _ in range(connections):
-        await loop.create_connection(lambda: Client(source, left, done), "127.0.0.1", port)
-    async with asyncio.timeout(30):
-        await done
+async def drive(port: int, made: list[bytes], count: int, connections: int, rate: float) -> None:
+    """count requests at a rate, over so many connections."""
+    await Load(port, made, count, rate).run(connections)
 
 
 @contextmanager
@@ -238,13 +280,14 @@ def starlette(ports: list[int]) -> Iterator[tuple[int, int]]:
         yield port, child.pid
 
 
-def measure(seconds: float, rounds: int, names: list[str]) -> dict[str, dict[str, float]]:
+def measure(factor: float, rounds: int, names: list[str]) -> dict[str, dict[str, float]]:
     """Case -> proxy -> CPU microseconds for each request, the median over rounds."""
+    # bodies, connections, requests a second, requests a round
     cases = {
-        "4 KB": (bodies(4_000, 300), 8),
-        "64 KB": (bodies(64_000, 120), 8),
-        "400 KB": (bodies(400_000, 40), 8),
-        "stream": (bodies(4_000, 300, stream=True), 32),
+        "4 KB": (bodies(4_000, 300), 32, 2000.0, 2000),
+        "64 KB": (bodies(64_000, 120), 32, 800.0, 800),
+        "400 KB": (bodies(400_000, 40), 16, 100.0, 150),
+        "stream": (bodies(4_000, 300, stream=True), 64, 100.0, 200),
     }
     made = {"nginx": nginx, "warmroute": warmroute, "starlette+httpx": starlette}
     with process(sys.executable, "-m", "bench.upstream", str(REPLICAS), read=True) as upstream:
@@ -253,24 +296,21 @@ def measure(seconds: float, rounds: int, names: list[str]) -> dict[str, dict[str
         samples: dict[str, dict[str, list[float]]] = {
             case: {name: [] for name in names} for case in cases
         }
-        from contextlib import ExitStack
-
         with ExitStack() as stack:
             running = {name: stack.enter_context(made[name](ports)) for name in names}  # type: ignore[operator]
             for turn in range(rounds + 1):
-                for case, (sent, connections) in cases.items():
+                for case, (sent, connections, rate, count) in cases.items():
                     for name, (port, pid) in running.items():
-                        count = 1000 if case != "400 KB" else 200
-                        if case == "stream":
-                            count = 160
-                        count = int(count * seconds)
+                        many = int(count * factor)
+                        pace = rate
                         if name.startswith("starlette"):
-                            count //= 5
+                            # It reaches no such rates.
+                            many, pace = many // 5, rate / 10
                         before = cpu_seconds(pid)
-                        uvloop.run(drive(port, sent, count, connections))
+                        uvloop.run(drive(port, sent, many, connections, pace))
                         used = cpu_seconds(pid) - before
                         if turn:
-                            samples[case][name].append(used / count * 1e6)
+                            samples[case][name].append(used / many * 1e6)
     return {
         case: {name: statistics.median(values) for name, values in by.items()}
         for case, by in samples.items()

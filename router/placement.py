@@ -28,8 +28,10 @@ but may fall out of an LRU as large as its cache, and believing too little cache
 too much."""
 
 RETOUCH_AFTER = 0.5
-"""Seconds a request must have lasted for its end to count as another use of its blocks: an order of use
-finer than that decides nothing, and most of a short request's cost would be the second recording."""
+"""Seconds a request must have lasted for its end to count as another use of its blocks: an order
+of use
+finer than that decides nothing, and most of a short request's cost would be the second
+recording."""
 
 
 class Placement(msgspec.Struct, gc=False):

@@ -2,8 +2,10 @@
 
 Two kinds of small number run through everything:
 
-- A *slot* is a replica's index in the fleet. It is reused only after the replica has been forgotten.
-- A *mask* is a set of slots as an int, bit ``1 << slot``. Who is healthy, who serves a model, who holds
+- A *slot* is a replica's index in the fleet. It is reused only after the replica has been
+forgotten.
+- A *mask* is a set of slots as an int, bit ``1 << slot``. Who is healthy, who serves a model, who
+holds
   a block: all are masks, so that "healthy and serves it and holds it" is two machine operations
   however large the fleet is.
 """
@@ -18,13 +20,15 @@ from typing import Protocol, TypeAlias
 import msgspec
 
 Chain: TypeAlias = "array[int]"
-"""A prompt's block hashes in order, typecode 'Q'. Each hash covers every block before it too, so two
+"""A prompt's block hashes in order, typecode 'Q'. Each hash covers every block before it too, so
+two
 chains that agree at one position agree at all earlier ones."""
 
 
 @lru_cache(maxsize=4096)
 def slots(mask: int) -> tuple[int, ...]:
-    """The slots in a mask, ascending. Remembered, since a fleet shows few distinct masks at a time."""
+    """The slots in a mask, ascending. Remembered, since a fleet shows few distinct masks at a
+    time."""
     found = []
     while mask:
         low = mask & -mask
@@ -39,7 +43,8 @@ class CacheRoom(Protocol):
     used: int
     capacity: int
     oldest: float
-    """When the least recently used block was last used (monotonic seconds); meaningless when used == 0."""
+    """When the least recently used block was last used (monotonic seconds); meaningless when used
+    == 0."""
 
 
 class Load(msgspec.Struct, gc=False):
@@ -84,7 +89,8 @@ class Ask(msgspec.Struct, gc=False):
     output_tokens: float
     """O: tokens the answer is expected to have."""
     key: str
-    """What names the session: session header, prompt_cache_key or user; empty when the client gave none."""
+    """What names the session: session header, prompt_cache_key or user; empty when the client gave
+    none."""
     prefix: int
     """Hash of the prompt's first blocks; 0 for a prompt too short to have one."""
     now: float
@@ -98,7 +104,8 @@ class Choice(msgspec.Struct, gc=False, frozen=True):
     reason: str
     """One of a few fixed words a policy names; it is a metric label."""
     considered: Sequence[tuple[int, float, float]] = ()
-    """(slot, held tokens, cost in the policy's own unit) of each candidate looked at; the least cost wins."""
+    """(slot, held tokens, cost in the policy's own unit) of each candidate looked at; the least
+    cost wins."""
 
 
 class Policy(Protocol):
@@ -116,7 +123,8 @@ class Policy(Protocol):
 class PrefixIndex(Protocol):
     """Which replica holds which prefix, how deep. In memory, no I/O.
 
-    Weight is what blocks are measured in: canonical bytes in the byte-block index, tokens in exact mode.
+    Weight is what blocks are measured in: canonical bytes in the byte-block index, tokens in exact
+    mode.
     """
 
     def add_replica(self, slot: int, capacity: int) -> None:
@@ -136,11 +144,13 @@ class PrefixIndex(Protocol):
         ...
 
     def match(self, chain: Chain) -> list[tuple[int, int]]:
-        """(leading weight held, mask of holders), deepest first, masks disjoint; holders of nothing absent."""
+        """(leading weight held, mask of holders), deepest first, masks disjoint; holders of
+        nothing absent."""
         ...
 
     def record(self, slot: int, chain: Chain, now: float) -> None:
-        """The replica has, or will have, the whole chain: insert it, touch it tail first, evict what is over."""
+        """The replica has, or will have, the whole chain: insert it, touch it tail first, evict
+        what is over."""
         ...
 
     def room(self, slot: int) -> CacheRoom:

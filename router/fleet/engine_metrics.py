@@ -143,7 +143,8 @@ def _total(text: bytes, names: tuple[bytes, ...]) -> tuple[float | None, int]:
 
 
 def _cache_config(text: bytes) -> tuple[int | None, int | None, bool | None]:
-    """(KV cache tokens, tokens of a block, prefix caching on), from the labels of vllm:cache_config_info.
+    """(KV cache tokens, tokens of a block, prefix caching on), from the labels of
+    vllm:cache_config_info.
 
     kv_cache_size_tokens is one engine's and right for hybrid models too; num_gpu_blocks is older,
     and the sum over data-parallel engines already, though each of them repeats it (see vLLM's

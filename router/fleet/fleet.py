@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from router.fleet.breaker import Breaker, BreakerState
@@ -21,7 +21,7 @@ from router.fleet.changes import Changes
 from router.fleet.findings import Findings
 from router.fleet.health import Health, HealthState
 from router.fleet.listener import FleetListener
-from router.fleet.models import Catalog, ModelCard
+from router.fleet.models import Catalog, ModelCard, named_card
 from router.fleet.pace import Pace
 from router.fleet.reader import Failure, Reader, ReadError, tls_context
 from router.fleet.replica import Replica, parse_address
@@ -83,9 +83,10 @@ class Fleet:
 
     # Membership
 
-    def add(self, url: str) -> Replica:
+    def add(self, url: str, models: Sequence[str] = ()) -> Replica:
         """Let a replica in; it is watched at once when the fleet runs.
 
+        models: what it serves, where that is known; otherwise its /v1/models is asked.
         Raises ValueError when the URL is unusable or its replica is in the fleet already.
         """
         settings = self.settings
@@ -115,6 +116,8 @@ class Fleet:
         self.pace.size += 1
         for listener in self._listeners:
             listener.on_added(replica)
+        if models:
+            self.set_models(replica, models)
         if self._ticking is not None:
             self._watch(replica, 0.0)
         self._changes.notify()
@@ -167,6 +170,11 @@ class Fleet:
             log.info("replica %s: no longer draining", replica.name)
             self._refresh(replica)
         return replica
+
+    def set_models(self, replica: Replica, models: Sequence[str]) -> None:
+        """These are what it serves: its /v1/models is not asked any more."""
+        replica.models_given = True
+        self._findings.models_told(replica, tuple(map(named_card, models)))
 
     def reread_models(self, replica: Replica) -> None:
         """An adapter was loaded or unloaded there: read its models now rather than in a while."""

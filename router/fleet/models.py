@@ -32,6 +32,12 @@ _list_decoder = msgspec.json.Decoder(_List)
 _card_decoder = msgspec.json.Decoder(_Card)
 
 
+def named_card(name: str) -> ModelCard:
+    """The entry of a model of which nothing but the name is known."""
+    entry = {"id": name, "object": "model", "created": 0, "owned_by": "vllm"}
+    return ModelCard(name, msgspec.json.encode(entry))
+
+
 def parse_models(body: bytes) -> tuple[ModelCard, ...]:
     """Read an answer to GET /v1/models. Raises ValueError when it is not a list of models."""
     try:

@@ -107,6 +107,8 @@ class Replica:
     models: tuple[str, ...] = ()
     """Names served, adapters included; see models_read and any_model."""
     models_read: bool = False
+    models_given: bool = False
+    """Whoever found it said what it serves: /v1/models is not asked."""
     any_model: bool = False
     """It would not tell its models, so it is taken to serve every one."""
     draining: bool = False

@@ -152,6 +152,8 @@ class Watch:
     async def read_models(self) -> None:
         """Read /v1/models and tell the keeper; a read that fails leaves what was known."""
         replica = self._replica
+        if replica.models_given:
+            return
         try:
             answer = await self._reader.get(
                 "/v1/models", models.LONGEST_ANSWER, self._settings.health_timeout

@@ -14,8 +14,8 @@ _BY_TARGET = {path.encode(): rule for path, rule in RULES.items()}
 def classify(target: bytes) -> PathRule:
     """The rule for an origin-form target.
 
-    The path is compared as the engine's server will see it, percent-decoded, so that an encoded letter
-    does not open a path that is refused.
+    The path is compared as the engine's server will see it, percent-decoded, so that an encoded
+    letter does not open a path that is refused.
     """
     rule = _BY_TARGET.get(target)
     if rule is not None:
@@ -29,12 +29,17 @@ def classify(target: bytes) -> PathRule:
 
 
 def origin_form(target: bytes, method: bytes) -> bytes:
-    """An absolute-form target ("GET http://host/path") as path and query; "*" stays for OPTIONS."""
+    """An absolute-form target ("GET http://host/path") as path and query; "*" stays for OPTIONS.
+
+    Raises ValueError for what is neither.
+    """
     if target == b"*" and method == b"OPTIONS":
         return target
     try:
         url = httptools.parse_url(target)
     except httptools.HttpParserInvalidURLError:
-        return b"/"
+        raise ValueError from None
+    if not url.host:
+        raise ValueError
     path = url.path or b"/"
     return b"%b?%b" % (path, url.query) if url.query else bytes(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_TAIL = 4096
+
 
 class Dechunker:
     """The state of one body: bytes of the current chunk still to come, and an unfinished line.
@@ -9,14 +11,16 @@ class Dechunker:
     Input has gone through the parser first, so its framing is known to be right.
     """
 
-    __slots__ = ("_done", "_left", "_line")
+    __slots__ = ("_done", "_left", "_line", "tail")
 
     def __init__(self) -> None:
         self._left = 0
         self._line = b""
         self._done = False
+        self.tail = b""
+        """The end of the content, where usage is."""
 
-    def feed(self, data: bytes) -> bytes:
+    def feed(self, data: bytes, in_chunk: bool) -> bytes:  # noqa: ARG002
         """Raw bytes -> the content in them."""
         out: list[bytes] = []
         at = 0
@@ -41,4 +45,6 @@ class Dechunker:
                 at = end + 1
                 self._done = size == 0
                 self._left = size + 2
-        return b"".join(out)
+        content = b"".join(out)
+        self.tail = (self.tail + content)[-_TAIL:]
+        return content

@@ -1,4 +1,5 @@
-"""Error answers in the form of the API that was asked: OpenAI's, or Anthropic's for /v1/messages."""
+"""Error answers in the form of the API that was asked: OpenAI's, or Anthropic's for
+/v1/messages."""
 
 from __future__ import annotations
 
@@ -26,7 +27,14 @@ _ANTHROPIC_TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
-_OPENAI_TYPES = {404: "NotFoundError", 403: "PermissionDeniedError", 413: "RequestTooLarge"}
+_OPENAI_TYPES = {
+    403: "PermissionDeniedError",
+    404: "NotFoundError",
+    413: "RequestTooLarge",
+    501: "BadRequestError",
+    503: "ServiceUnavailableError",
+    505: "BadRequestError",
+}
 
 
 def error_body(
@@ -39,8 +47,6 @@ def error_body(
         )
         return _encode({"type": "error", "error": {"type": kind, "message": message}})
     kind = _OPENAI_TYPES.get(status, "BadRequestError" if status < 500 else "InternalServerError")
-    if status == 503:
-        kind = "ServiceUnavailableError"
     return _encode(
         {"error": {"message": message, "type": kind, "param": param, "code": code or status}}
     )
@@ -49,15 +55,16 @@ def error_body(
 def error_event(form: Form, message: str) -> bytes:
     """One server-sent event that tells of a failure in the middle of a stream.
 
-    It begins with an empty line, which ends an event that was cut off half-way and is nothing otherwise.
+    It begins with an empty line, which ends an event that was cut off half-way and is nothing
+    otherwise.
     """
     if form is Form.ANTHROPIC:
         body = _encode({"type": "error", "error": {"type": "api_error", "message": message}})
         return b"\n\nevent: error\ndata: " + body + b"\n\n"
     if form is Form.RESPONSES:
-        body = _encode(
-            {"type": "error", "code": "server_error", "message": message, "param": None}
-        )
+        # OpenAI's reference has the fields flat, its service nested, where its client looks.
+        error = {"type": "server_error", "code": "server_error", "message": message, "param": None}
+        body = _encode({**error, "type": "error", "error": error})
         return b"\n\nevent: error\ndata: " + body + b"\n\n"
     body = error_body(form, 502, message, code="replica_died")
     return b"\n\ndata: " + body + b"\n\n"

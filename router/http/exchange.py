@@ -1,64 +1,67 @@
-"""One request and its answer: choose a replica, send, relay, and tell what came of it.
+"""One request and its answer: choose a replica, send, and tell what came of it.
 
-An exchange is a small state machine driven by two connections, the client's and the replica's. Up to the
-first byte sent to the client it may move to another replica; after it, a failure is told as one.
+An exchange is a small state machine driven by two connections, the client's and the replica's. Up
+to the first byte sent to the client it may move to another replica; after it, a failure is told as
+one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from router.http.errors import error_body, error_event
-from router.http.heads import REASONS, answer
-from router.http.local import answer_locally
+from router.http.errors import error_body
+from router.http.forward import connect, send
+from router.http.heads import answer
+from router.http.local import answer_locally, answer_no_replica
 from router.http.model_name import model_of
 from router.http.paths import Treatment
-from router.http.dechunk import Dechunker
-from router.http.tunnel import join
-from router.http.usage import Usage, find_usage
-from router.http.usage_filter import UsageFilter
+from router.http.relay import Relay
+from router.http.tunnel import switch
 from router.insight.record import Outcome
-from router.placement import NO_CHAIN, Placement, Placer
+from router.placement import NO_CHAIN, Placement
 from router.prompt import Prompt, PromptError
 
 if TYPE_CHECKING:
+    from router.fleet.fleet import FaultReason
     from router.fleet.replica import Replica
     from router.http.gateway import Gateway
     from router.http.request import Request
     from router.http.server import ClientConnection
     from router.http.upstream import UpstreamConnection
+    from router.http.usage import Usage
 
-_ASK_USAGE = b'"stream_options":{"include_usage":true},'
-_RETRY_STATUS = (502, 503, 504)
+log = logging.getLogger(__name__)
+
+_RETRY_STATUS = frozenset((502, 503, 504))
+_BODILESS = frozenset((204, 304))
+
+
+class Failure:
+    """The last attempt that failed: what the client is told if no other succeeds."""
+
+    __slots__ = ("message", "outcome", "status")
+
+    def __init__(self, status: int, outcome: str, message: str) -> None:
+        self.status = status
+        self.outcome = outcome
+        self.message = message
 
 
 class Exchange:
     """The state of one request; see the module's text."""
 
     __slots__ = (
-        "_body",
-        "_client",
-        "_connecting",
-        "_dechunker",
-        "_error",
-        "_filter",
-        "_gateway",
-        "_head",
-        "_held_bytes",
-        "_last",
-        "_last2",
-        "_last3",
-        "_placer",
-        "_splice",
+        "_failure",
         "_tried",
-        "active",
+        "bytes_in",
         "bytes_out",
+        "client",
+        "connecting",
         "done",
-        "early",
-        "first_at",
-        "head_sent",
+        "gateway",
         "idle_ticks",
         "key",
         "model",
@@ -66,76 +69,72 @@ class Exchange:
         "paused",
         "placement",
         "prompt",
+        "relay",
         "replica",
         "request",
         "retries",
+        "splice",
         "status",
         "tunnel",
+        "unsent",
         "upstream",
         "usage",
     )
 
     def __init__(self, gateway: Gateway, client: ClientConnection, request: Request) -> None:
-        self._gateway = gateway
-        self._client = client
+        self.gateway = gateway
+        self.client = client
         self.request = request
-        self._body = request.body
-        self._held_bytes = request.body_size
         self.prompt: Prompt | None = None
-        self._splice = -1
-        self._placer: Placer = gateway.balancer
+        self.splice = -1
+        """Where in the body the request for usage goes; -1 when the router makes none."""
         self._tried = 0
-        self._connecting: asyncio.Task[None] | None = None
-        self._filter: UsageFilter | None = None
-        self._dechunker: Dechunker | None = None
-        self._head = b""
-        self.first_at = 0.0
-        self._last = self._last2 = self._last3 = b""
-        self._error: tuple[int, str, str] | None = None
-        """(status, outcome, message) of the last attempt that failed."""
+        self.connecting: asyncio.Task[None] | None = None
+        self._failure: Failure | None = None
         self.placement: Placement | None = None
         self.replica: Replica | None = None
         self.upstream: UpstreamConnection | None = None
+        self.relay: Relay | None = None
+        """The answer on its way to the client; None until its head has come, and at the end."""
+        self.usage: Usage | None = None
         self.model = ""
         self.key = ""
         self.status = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
         self.retries = 0
         self.overhead = -1.0
-        self.bytes_out = 0
-        self.head_sent = False
         self.paused = False
-        self.done = False
-        self.active = True
-        """Something has come from the replica since the last sweep."""
-        self.idle_ticks = 0
-        self.usage: Usage | None = None
         self.tunnel = False
         """The protocol was switched: bytes pass both ways unread."""
-        self.early = b""
-        """Bytes a client sent before its switch of protocols was confirmed."""
+        self.done = False
+        self.idle_ticks = 0
+        """Sweeps since something came from the replica, or while paused went to the client."""
+        self.unsent = 0
+        """While paused: bytes that waited for the client at the last sweep."""
 
     # -- choosing
 
     def start(self) -> None:
         """Do what the request's path asks for."""
-        gateway, request = self._gateway, self.request
+        gateway, request = self.gateway, self.request
         gateway.exchanges.add(self)
-        treatment = request.rule.treatment
-        if treatment is Treatment.PREFIX and request.method == b"POST":
-            parse = request.rule.parse
-            assert parse is not None
+        gateway.retry_budget.earn()
+        rule = request.rule
+        if rule.parse is not None and request.method == b"POST":
             try:
-                prompt = parse(request.body)
+                self.prompt = prompt = rule.parse(request.body)
             except PromptError as exc:
-                self.refuse(400, str(exc), Outcome.BAD_REQUEST, param=exc.param)
+                self.refuse(400, exc.message, Outcome.BAD_REQUEST, param=exc.param)
                 return
-            self.prompt = prompt
-            self._placer = gateway.placer
             self.model = prompt.model
-            if prompt.usage_offset >= 0 and gateway.settings.stream_usage and not request.old:
-                self._splice = prompt.usage_offset
-                self._filter = UsageFilter()
-        elif treatment is Treatment.BALANCE or treatment is Treatment.PREFIX:
+            self.key = request.session.decode("latin-1") if request.session else prompt.key
+            if prompt.usage_offset >= 0 and gateway.asks_usage and not request.old:
+                self.splice = prompt.usage_offset
+            exact = gateway.exact
+            if exact is not None and exact.prepare(rule.api, prompt, request.body, self._tokenised):
+                return  # it calls _tokenised
+        elif rule.treatment is Treatment.BALANCE or rule.treatment is Treatment.PREFIX:
             if request.body:
                 self.model = model_of(request)
         else:
@@ -143,211 +142,134 @@ class Exchange:
             return
         self._place()
 
+    def _tokenised(self) -> None:
+        """The prompt was tokenised beside the event loop, or not in time."""
+        if not self.done:
+            self._place()
+
     def _place(self) -> None:
-        gateway = self._gateway
+        try:
+            self._place_and_send()
+        except Exception as exc:  # a policy may be anybody's code
+            self.crashed(exc)
+
+    def _place_and_send(self) -> None:
+        gateway = self.gateway
         fleet = gateway.fleet
         serving = fleet.serving(self.model)
         eligible = serving & fleet.usable & ~self._tried
         if not eligible:
-            eligible = fleet.last_resort(self.model) & ~self._tried
-            if not eligible or self._tried:
-                self._no_replica(serving)
+            # Never one already tried, and the last resort only where nothing was.
+            eligible = 0 if self._tried else fleet.last_resort(self.model)
+            if not eligible:
+                if self._failure is not None:
+                    self._give_up(self._failure)
+                else:
+                    answer_no_replica(self, gateway, serving)
                 return
-        prompt, request = self.prompt, self.request
-        now = monotonic()
+        prompt = self.prompt
         if prompt is not None:
-            key = request.session.decode("latin-1") if request.session else prompt.key
-            self.key = key
-            self.placement = placement = self._placer.place(
+            self.placement = placement = gateway.placer.place(
                 prompt.chain,
                 prompt.size,
                 self.model,
                 eligible,
-                key,
-                now,
+                self.key,
+                monotonic(),
                 stream=prompt.stream,
                 output_limit=prompt.output_limit,
             )
         else:
-            self.placement = placement = self._placer.place(
-                NO_CHAIN, 0, "", eligible, "", now, stream=False
+            self.placement = placement = gateway.balancer.place(
+                NO_CHAIN, 0, "", eligible, "", monotonic(), stream=False
             )
         slot = placement.slot
-        bit = 1 << slot
-        self._tried |= bit
-        if fleet.half_open & bit:
+        self._tried |= 1 << slot
+        if fleet.half_open >> slot & 1:
             fleet.admitted(slot)
-        replica = fleet.replicas[slot]
-        assert replica is not None
-        self.replica = replica
+        self.replica = fleet.replicas[slot]
         upstream = gateway.pools[slot].take()
         if upstream is not None:
-            self._send(upstream)
+            send(self, upstream)
         else:
-            self._connect()
-
-    def _no_replica(self, serving: int) -> None:
-        if self._error is not None:
-            # A replica's own 502, 503 or 504 says more than we could.
-            self._give_up()
-            return
-        fleet = self._gateway.fleet
-        if not serving and self.model and fleet.models_known:
-            names = ", ".join(card.id for card in fleet.all_models()) or "none"
-            self.refuse(
-                404,
-                f"The model `{self.model}` does not exist. Models served here: {names}.",
-                Outcome.UNKNOWN_MODEL,
-                code="model_not_found",
-                param="model",
-            )
-            return
-        what = f"a replica that serves `{self.model}`" if self.model else "a replica"
-        tried = f" ({self.retries + 1} tried)" if self._tried else ""
-        self.refuse(503, f"{what} is not available just now{tried}; try again", Outcome.NO_REPLICA)
-
-    # -- sending
-
-    def _connect(self) -> None:
-        self._connecting = task = self._gateway.loop.create_task(self._connect_and_send())
-        self._gateway.tasks.add(task)
-        task.add_done_callback(self._gateway.tasks.discard)
-
-    async def _connect_and_send(self) -> None:
-        placement = self.placement
-        assert placement is not None
-        pool = self._gateway.pools[placement.slot]
-        try:
-            upstream = await pool.connect()
-        except TimeoutError:
-            self._connecting = None
-            self._failed(Outcome.TIMEOUT_CONNECT, "timeout", "did not accept a connection in time")
-        except OSError as exc:
-            self._connecting = None
-            self._failed(Outcome.CONNECT, "connect", f"could not be connected to ({exc})")
-        else:
-            self._connecting = None
-            if self.done:
-                upstream.drop()
-                pool.sweep(0.0)
-            else:
-                self._send(upstream)
-
-    def _send(self, upstream: UpstreamConnection) -> None:
-        request, replica = self.request, self.replica
-        assert replica is not None
-        upstream.begin(self)
-        self.upstream = upstream
-        self.active = True
-        lines = request.lines
-        body = self._body
-        splice = self._splice
-        size = len(body) if splice < 0 else len(body) + len(_ASK_USAGE)
-        head = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b%b%bx-request-id: %b\r\n\r\n" % (
-            request.method,
-            replica.prefix.encode() + request.target if replica.prefix else request.target,
-            replica.host_header,
-            b"\r\n".join(lines) + b"\r\n" if lines else b"",
-            b"content-length: %d\r\n" % size if body or request.method not in (b"GET", b"HEAD") else b"",
-            b"connection: upgrade\r\nupgrade: %b\r\n" % request.upgrade if request.upgrade else b"",
-            request.request_id,
-        )
-        write = upstream.transport.write
-        if splice >= 0:
-            view = memoryview(body)
-            if size < 16384:
-                write(b"%b%b%b%b" % (head, view[:splice], _ASK_USAGE, view[splice:]))
-            else:
-                upstream.transport.writelines((head, view[:splice], _ASK_USAGE, view[splice:]))
-        elif len(body) < 16384:
-            write(head + body if body else head)
-        else:
-            upstream.transport.writelines((head, body))
-        if self.overhead < 0.0:
-            self.overhead = monotonic() - request.started
+            connect(self)
 
     # -- the replica's answer
 
-    def respond(self, body: bytes) -> None:
-        """The head of the answer is there, and this much of its body."""
-        gateway, upstream, request = self._gateway, self.upstream, self.request
-        assert upstream is not None
-        status = upstream.status
+    def respond(self, upstream: UpstreamConnection, body: bytes) -> None:
+        """The head of the answer has come, and this much of its body."""
+        request, status = self.request, upstream.status
         if status in _RETRY_STATUS and self._may_retry():
             self.retries += 1
             self._lost_one(Outcome.UPSTREAM_5XX, "status")
             self._place()
             return
+        if not body and upstream.heads_stream:
+            # Engines send a stream's head when they accept a request, long before its first token:
+            # held back, it leaves the way to another replica open.
+            return
         self.status = status
-        self.head_sent = True
         self._free_body()
-        lines = upstream.lines
-        closing = gateway.closing or not request.keep_alive
-        if upstream.chunked and request.old:
-            self._dechunker = Dechunker()
-            closing = True
-            lines = [line for line in lines if not line.lower().startswith(b"transfer-encoding")]
-        elif upstream.until_close and request.method != b"HEAD":
-            closing = True
-        if closing:
+        if self.gateway.closing:
             request.keep_alive = False
-        if not upstream.has_request_id:
-            lines.append(b"x-request-id: " + request.request_id)
-        if closing:
-            lines.append(b"connection: close")
-        elif request.old:
-            lines.append(b"connection: keep-alive")
-        if request.explain:
-            lines.extend(gateway.explain_lines(self))
-        head = b"HTTP/1.1 %d %b\r\n%b\r\n\r\n" % (
-            status,
-            upstream.reason or REASONS.get(status, b""),
-            b"\r\n".join(lines),
-        )
-        if status != 200 or not upstream.chunked or not upstream.type.startswith(b"text/event-stream"):
-            self._filter = None
+        client = self.client
+        self.relay = relay = Relay(self, upstream, client.transport)
+        upstream.relay = relay
+        if client.paused:
+            self.pause()
         if request.method == b"HEAD":
             # The parser waits for a body that does not come; the connection cannot be used on.
-            self._client.transport.write(head)
+            upstream.complete = True
             upstream.keep_alive = False
-            self._finish()
-            return
-        if body or upstream.complete:
-            self._relay_first(head, body)
-        else:
-            self._client.transport.write(head)
+            body = b""
+        elif status in _BODILESS:
+            body = b""
+        relay.begin(body)
 
-    def _relay_first(self, head: bytes, body: bytes) -> None:
-        self._head = head
-        self.relay(body)
-
-    def relay(self, data: bytes) -> None:
-        """Body bytes as they came; they go on as they came."""
-        self.active = True
-        if not self.first_at and data:
-            mark = self.request.rule.first_token_mark
-            if not mark or mark in data:
-                self.first_at = now = monotonic()
-                placement = self.placement
-                assert placement is not None
-                self._placer.first_token(placement, now)
-        self._last3 = self._last2
-        self._last2 = self._last
-        self._last = data
+    def switched(self, rest: bytes) -> None:
+        """The replica has switched protocols, and sent this behind its head."""
         upstream = self.upstream
         assert upstream is not None
-        if self._filter is not None:
-            data = self._filter.feed(data, upstream.in_chunk)
-        elif self._dechunker is not None:
-            data = self._dechunker.feed(data)
-        self.bytes_out += len(data)
-        if self._head:
-            data = self._head + data
-            self._head = b""
-        if data:
-            self._client.transport.write(data)
-        if upstream.complete:
-            self._finish()
+        self.status = 101
+        self.tunnel = True
+        self._free_body()
+        switch(self, upstream, rest)
+
+    def first_token(self, now: float) -> None:
+        """The first token has come."""
+        assert self.placement is not None
+        self.gateway.placer.first_token(self.placement, now)
+
+    def answered(self) -> None:
+        """The replica's answer is whole and has been handed to the client's transport."""
+        upstream, self.upstream = self.upstream, None
+        assert upstream is not None
+        upstream.release()
+        self._complete()
+
+    def _complete(self) -> None:
+        placement, gateway, relay = self.placement, self.gateway, self.relay
+        assert placement is not None
+        assert relay is not None
+        now = monotonic()
+        if self.prompt is None:
+            gateway.balancer.finished(placement, now)
+        else:
+            usage = relay.usage() if self.status == 200 else None
+            if usage is None:
+                gateway.placer.finished(placement, now)
+            else:
+                self.usage = usage
+                gateway.placer.finished(
+                    placement, now, usage.prompt_tokens, usage.output_tokens, usage.cached_tokens
+                )
+        if self.status < 500:
+            gateway.fleet.succeeded(placement.slot, now)
+            self._end(Outcome.OK)
+        else:
+            gateway.fleet.failed(placement.slot, "status", now)
+            self._end(Outcome.UPSTREAM_5XX)
+        self.client.exchange_ended(self.request.keep_alive)
 
     # -- failures
 
@@ -356,82 +278,90 @@ class Exchange:
         upstream, self.upstream = self.upstream, None
         assert upstream is not None
         if self.tunnel:
+            self._settle()
             self._end(Outcome.OK)
-            self._client.close()
-        elif self.head_sent:
+            self.client.close()
+        elif self.relay is not None:
             if upstream.until_close and exc is None:
-                self._complete(None)
+                self._complete()
             else:
-                self._died_mid_stream(upstream, "closed its connection in the middle of the answer")
+                what = "closed its connection mid-answer"
+                self._cut_off(Outcome.DIED_MID_STREAM, "died", what, upstream.in_chunk)
         elif upstream.reused and not upstream.touched:
-            # It had been closed while idle, which crossed with our request: not the replica's fault.
-            self._connect()
+            # It was closed while idle, which crossed with our request: no fault of the replica's.
+            connect(self)
         else:
-            self._failed(Outcome.DIED_BEFORE_HEAD, "died", "closed its connection without an answer")
+            what = "closed its connection without an answer"
+            self.attempt_failed(502, Outcome.DIED_BEFORE_HEAD, "died", what)
 
     def broken(self, why: str) -> None:
         """What the replica sends is not HTTP."""
-        upstream = self.upstream
-        assert upstream is not None
-        if self.head_sent:
-            self._died_mid_stream(upstream, why)
+        if self.relay is not None:
+            # How far it was is not known, so that the client may have a part of a chunk.
+            self._cut_off(Outcome.BAD_RESPONSE, "died", why, in_chunk=True)
         else:
-            self._failed(Outcome.BAD_RESPONSE, "died", why)
+            self.attempt_failed(502, Outcome.BAD_RESPONSE, "died", why)
 
     def timed_out(self) -> None:
         """Nothing has come for longer than the settings allow. Called by the sweep."""
         upstream = self.upstream
-        assert upstream is not None
-        if self.head_sent:
-            self._died_mid_stream(upstream, "has been silent for too long", Outcome.TIMEOUT_SILENCE)
+        if self.relay is not None and upstream is not None:
+            what = "has been silent for too long"
+            self._cut_off(Outcome.TIMEOUT_SILENCE, "timeout", what, upstream.in_chunk)
         else:
             # The engine may be at work on it: sending it to another as well would double the load.
-            self._failed(Outcome.TIMEOUT_FIRST_BYTE, "timeout", "did not answer in time", retry=False)
+            what = "did not answer in time"
+            self.attempt_failed(504, Outcome.TIMEOUT_FIRST_BYTE, "timeout", what, retry=False)
 
     def client_stalled(self) -> None:
-        """The client has not taken a byte for longer than the settings allow. Called by the sweep."""
-        self._client.transport.abort()
+        """The client has not taken a byte for longer than the settings allow. Called by the
+        sweep."""
+        self.client.exchange = None
+        self.client.transport.abort()
+        self._abandon(Outcome.CLIENT_SLOW)
 
     def client_gone(self) -> None:
         """Nobody waits for the answer: stop the engine's work on it."""
-        if self.tunnel:
-            if self.upstream is not None:
-                self.upstream.transport.close()
-            return
-        if self._connecting is not None:
-            self._connecting.cancel()
-        if self.placement is not None:
-            self._settle()
-        self._drop_upstream()
-        self._end(Outcome.CLIENT_GONE)
+        # A tunnel ends with its other side, which has been closed.
+        if not self.tunnel:
+            self._abandon(Outcome.CLIENT_GONE)
 
-    def _failed(self, outcome: str, reason: str, what: str, *, retry: bool = True) -> None:
+    def crashed(self, exc: Exception) -> None:
+        """The router itself has failed on this request: keep the books right, and say so."""
+        log.error("request %s failed", self.request.request_id.decode(), exc_info=exc)
+        if self.done or self.relay is not None:
+            self.client.transport.abort()
+        else:
+            self._settle()
+            self._drop_upstream()
+            self.refuse(500, "the router failed on this request", Outcome.INTERNAL)
+
+    def attempt_failed(
+        self, status: int, outcome: str, reason: FaultReason, what: str, *, retry: bool = True
+    ) -> None:
         """The replica chosen will not answer; nothing has been sent to the client yet."""
-        replica = self.replica
-        assert replica is not None
-        status = 504 if outcome in (Outcome.TIMEOUT_CONNECT, Outcome.TIMEOUT_FIRST_BYTE) else 502
-        self._error = (status, outcome, f"replica {replica.name} {what}")
-        may_retry = retry and self._may_retry()
+        assert self.replica is not None
+        self._failure = Failure(status, outcome, f"replica {self.replica.name} {what}")
         self._lost_one(outcome, reason)
-        if may_retry:
+        if retry and self._may_retry():
             self.retries += 1
             self._place()
         else:
-            self._give_up()
+            self._give_up(self._failure)
 
-    def _lost_one(self, outcome: str, reason: str) -> None:
+    def _lost_one(self, outcome: str, reason: FaultReason) -> None:
         """Take the attempt out of the books and tell the fleet."""
-        gateway, replica, placement = self._gateway, self.replica, self.placement
+        gateway, replica, placement = self.gateway, self.replica, self.placement
         assert replica is not None
         assert placement is not None
         now = monotonic()
-        self._placer.failed(placement, now)
+        gateway.placer.failed(placement, now)
         gateway.fleet.failed(placement.slot, reason, now)
         gateway.telemetry.attempt_failed(replica.name, outcome)
         self._drop_upstream()
 
     def _may_retry(self) -> bool:
-        gateway = self._gateway
+        gateway = self.gateway
         if self.retries >= gateway.settings.retries or self.request.upgrade:
             return False
         fleet = gateway.fleet
@@ -439,29 +369,24 @@ class Exchange:
             return False
         return gateway.retry_budget.take()
 
-    def _give_up(self) -> None:
-        assert self._error is not None
-        status, outcome, message = self._error
-        self.refuse(status, message, outcome, code="replica_failed")
+    def _give_up(self, failure: Failure) -> None:
+        self.refuse(failure.status, failure.message, failure.outcome, code="replica_failed")
 
-    def _died_mid_stream(
-        self, upstream: UpstreamConnection, what: str, outcome: str = Outcome.DIED_MID_STREAM
-    ) -> None:
-        """The client has a part of the answer: tell it in the stream's own form, never as an end."""
-        replica = self.replica
+    def _cut_off(self, outcome: str, reason: FaultReason, what: str, in_chunk: bool) -> None:
+        """The client has a part of the answer: say that no more will come, never as a normal
+        end."""
+        replica, relay = self.replica, self.relay
         assert replica is not None
-        client = self._client
-        if upstream.chunked and upstream.type.startswith(b"text/event-stream"):
-            whole = self._filter.whole if self._filter is not None else not upstream.in_chunk
-            if self._dechunker is not None or whole:
-                event = error_event(self.request.rule.form, f"replica {replica.name} {what}")
-                framed = event if self._dechunker is not None else b"%x\r\n%b\r\n" % (len(event), event)
-                client.transport.write(framed)
-        self.upstream = upstream
-        self._lost_one(outcome, "timeout" if outcome == Outcome.TIMEOUT_SILENCE else "died")
+        assert relay is not None
+        reset = relay.break_off(f"replica {replica.name} {what}", in_chunk)
+        self._lost_one(outcome, reason)
         self._end(outcome)
-        # Without the last chunk, or short of its length, the body is visibly cut off.
-        client.exchange_ended(keep_alive=False)
+        if reset:
+            self.client.exchange = None
+            self.client.reset()
+        else:
+            # Without the last chunk, or short of its length, the body is visibly cut off.
+            self.client.exchange_ended(keep_alive=False)
 
     def _drop_upstream(self) -> None:
         upstream, self.upstream = self.upstream, None
@@ -481,23 +406,18 @@ class Exchange:
     ) -> None:
         """Answer with an error in the API's form."""
         body = error_body(self.request.rule.form, status, message, code, param)
-        extra = self._gateway.retry_after if status == 503 else b""
+        extra = self.gateway.retry_after if status == 503 else b""
         self.reply(status, body, outcome, extra=extra)
 
     def reply(
-        self,
-        status: int,
-        body: bytes,
-        outcome: str = Outcome.OK,
-        *,
-        extra: bytes = b"",
+        self, status: int, body: bytes, outcome: str = Outcome.OK, *, extra: bytes = b""
     ) -> None:
         """Answer from here, without a replica."""
         request = self.request
         self.status = status
-        keep_alive = request.keep_alive and not self._gateway.closing
         self.bytes_out = len(body)
-        self._client.transport.write(
+        keep_alive = request.keep_alive and not self.gateway.closing
+        self.client.transport.write(
             answer(
                 status,
                 body,
@@ -509,93 +429,70 @@ class Exchange:
             )
         )
         self._end(outcome)
-        self._client.exchange_ended(keep_alive)
+        self.client.exchange_ended(keep_alive)
 
     # -- the end
 
-    def _finish(self) -> None:
-        """The replica's answer is whole."""
-        upstream, self.upstream = self.upstream, None
-        assert upstream is not None
-        upstream.release()
-        usage = None
-        if self.prompt is not None and self.status == 200:
-            usage = find_usage(self._last3 + self._last2 + self._last)
-        self._complete(usage)
-
-    def _complete(self, usage: Usage | None) -> None:
-        status = self.status
-        now = monotonic()
-        placement, gateway = self.placement, self._gateway
-        assert placement is not None
-        if usage is not None:
-            self.usage = usage
-            self._placer.finished(
-                placement, now, usage.prompt_tokens, usage.output_tokens, usage.cached_tokens
-            )
-        else:
-            self._placer.finished(placement, now)
-        if status < 500:
-            gateway.fleet.succeeded(placement.slot, now)
-            self._end(Outcome.OK)
-        else:
-            gateway.fleet.failed(placement.slot, "status", now)
-            self._end(Outcome.UPSTREAM_5XX)
-        self._client.exchange_ended(self.request.keep_alive)
+    def _abandon(self, outcome: str) -> None:
+        connecting, self.connecting = self.connecting, None
+        if connecting is not None:
+            connecting.cancel()
+        self._settle()
+        self._drop_upstream()
+        self._end(outcome)
 
     def _settle(self) -> None:
         """Give back what an answer that will not be finished was charged."""
-        placement = self.placement
-        assert placement is not None
-        if self.first_at:
-            self._placer.finished(placement, monotonic())
+        placement, gateway = self.placement, self.gateway
+        if placement is None:
+            return
+        now = monotonic()
+        if self.relay is None:
+            gateway.placer.failed(placement, now)
+        elif self.prompt is None:
+            gateway.balancer.finished(placement, now)
         else:
-            self._placer.failed(placement, monotonic())
+            gateway.placer.finished(placement, now)
+        if 0 < self.status < 500:
+            gateway.fleet.succeeded(placement.slot, now)
+        else:
+            # A trial that ended like this proved nothing.
+            gateway.fleet.withdrawn(placement.slot)
 
     def _end(self, outcome: str) -> None:
-        """Everything is over: leave the books as they should be and tell what happened."""
-        self._free_body()
+        """Everything is over: tell what happened. Called once."""
         self.done = True
-        gateway = self._gateway
+        self._free_body()
+        gateway = self.gateway
         gateway.exchanges.discard(self)
-        gateway.ended(self, outcome)
+        try:
+            gateway.ended(self, outcome)
+        except Exception:
+            log.exception("the end of request %s was not told", self.request.request_id.decode())
+        # They know each other: break the circle.
+        self.relay = None
 
     def _free_body(self) -> None:
-        self._body = self.request.body = b""
-        self._gateway.live.body_bytes -= self._held_bytes
-        self._held_bytes = 0
+        request = self.request
+        if request.body_size:
+            self.gateway.live.body_bytes -= request.body_size
+            self.bytes_in = request.body_size
+            request.body_size = 0
+            request.body = b""
 
-    # -- flow control and switched protocols
+    # -- flow control
 
     def pause(self) -> None:
         """The client is slow: read no more from the replica."""
-        if self.upstream is not None and self.head_sent:
+        if self.upstream is not None and self.relay is not None and not self.paused:
             self.paused = True
+            self.idle_ticks = self.unsent = 0
             self.upstream.transport.pause_reading()
 
     def resume(self) -> None:
         """The client has caught up."""
         if self.paused:
             self.paused = False
-            self.active = True
+            self.idle_ticks = 0
             if self.upstream is not None:
                 self.upstream.transport.resume_reading()
-
-    def switched(self, rest: bytes) -> None:
-        """The replica has switched protocols: from here on bytes go both ways as they are."""
-        upstream, request = self.upstream, self.request
-        assert upstream is not None
-        if not request.upgrade:
-            self.broken("the replica switched protocols unasked")
-            return
-        self.status = 101
-        self.head_sent = True
-        self.tunnel = True
-        self._free_body()
-        lines = [*upstream.lines, b"connection: upgrade", b"upgrade: " + request.upgrade]
-        self._client.transport.write(
-            b"HTTP/1.1 101 Switching Protocols\r\n%b\r\n\r\n%b" % (b"\r\n".join(lines), rest)
-        )
-        join(self._client, upstream)
-        if self.early:
-            upstream.transport.write(self.early)

@@ -8,30 +8,43 @@ from time import monotonic, time
 from typing import TYPE_CHECKING
 
 from router.config import Settings
-from router.fleet.fleet import Fleet, FleetListener
+from router.fleet.fleet import Fleet
+from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
+from router.http.heads import SPECIAL_HEADERS
 from router.http.retry_budget import RetryBudget
 from router.http.upstream import Pool
 from router.insight.explain import Explain
 from router.insight.ledger import deliverable
 from router.insight.record import Finished, Outcome
-from router.placement import Placer
+from router.placement import INDEX_ROOM, Placer
 from router.telemetry.access_log import AccessLog
 from router.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
+    from router.exact.mode import Exact
     from router.http.exchange import Exchange
     from router.http.paths import PathRule
     from router.http.server import ClientConnection
 
-# vLLM's usual block size in tokens.
-_BLOCK_TOKENS = 16
 # Modelled caches fuller than this evict, so that a missing block was probably evicted.
 _NEARLY_FULL = 0.95
 
+# What a client that does not read may let wait in memory before its replica is not read any more.
+_WRITE_HIGH = 32 * 1024
+_WRITE_LOW = 8 * 1024
+
+_REFUSALS = {
+    408: Outcome.CLIENT_SLOW,
+    413: Outcome.TOO_LARGE,
+    431: Outcome.TOO_LARGE,
+    500: Outcome.INTERNAL,
+    503: Outcome.OVERLOADED,
+}
+
 
 class Gateway(FleetListener):
-    """The data path's shared state: connections, exchanges in progress, and the pool of each slot."""
+    """The data path's shared state: connections, exchanges in progress, the pool of each slot."""
 
     def __init__(
         self,
@@ -50,13 +63,17 @@ class Gateway(FleetListener):
         """For requests routed by prefix."""
         self.balancer = balancer
         """For requests balanced by load."""
+        self.exact: Exact | None = None
+        """Tokenises prompts, when exact mode is on."""
         self.telemetry = telemetry
         self.live = telemetry.live
         self.explain = explain
         self.access_log = access_log
         self.loop = loop
         self.session_header = settings.session_header.encode()
+        self.special_headers = SPECIAL_HEADERS | {self.session_header}
         self.retry_after = b"retry-after: %d\r\n" % max(1, round(settings.retry_after))
+        self.asks_usage = settings.stream_usage
         self.retry_budget = RetryBudget(settings.retry_budget)
         self.replica_tls: ssl.SSLContext | None = None
         self.clients: set[ClientConnection] = set()
@@ -66,6 +83,7 @@ class Gateway(FleetListener):
         """By slot."""
         self.closing = False
         """Shutting down: every answer is its connection's last."""
+        self.write_high, self.write_low = _WRITE_HIGH, _WRITE_LOW
         fleet.listen(self)
 
     # -- the fleet changes
@@ -80,26 +98,26 @@ class Gateway(FleetListener):
 
     def on_removed(self, replica: Replica) -> None:
         """A replica left: its idle connections go; those in use end with their exchanges."""
-        self.pools[replica.slot].close()
+        self.pools[replica.slot].retire()
 
     def on_emptied(self, replica: Replica) -> None:
         """A replica restarted: connections to what it was are dead."""
-        self.pools[replica.slot].close()
+        self.pools[replica.slot].clear()
 
     # -- a request's end
 
     def ended(self, exchange: Exchange, outcome: str) -> None:
         """Count, log and remember a request. Called once for each."""
-        request = exchange.request
-        now = monotonic()
-        placement, replica, usage = exchange.placement, exchange.replica, exchange.usage
+        request, placement, replica = exchange.request, exchange.placement, exchange.replica
+        relay, prompt = exchange.relay, exchange.prompt
         rule = request.rule
-        duration = now - request.started
+        started = request.started
+        duration = monotonic() - started
         done = Finished(
-            request.request_id.decode("ascii"),
+            request.request_id.decode(),
             rule.api,
-            request.method.decode("ascii"),
-            request.target.partition(b"?")[0].decode("latin-1"),
+            request.method.decode(),
+            rule.path or request.target.partition(b"?")[0].decode("latin-1"),
             exchange.model,
         )
         done.status = exchange.status
@@ -108,62 +126,47 @@ class Gateway(FleetListener):
         done.started = time() - duration
         done.duration = duration
         done.overhead = exchange.overhead
-        done.bytes_in = request.body_size
-        done.bytes_out = exchange.bytes_out
+        done.bytes_in = exchange.bytes_in
+        done.bytes_out = exchange.bytes_out if relay is None else relay.bytes_out
+        chain = None
         if placement is not None and replica is not None:
             done.slot = placement.slot
             done.replica = replica.name
             done.reason = placement.reason
-            done.considered = placement.considered
-            prompt = exchange.prompt
             if prompt is None:
                 done.policy = "balance"
             else:
-                done.policy = self.settings.policy
-                done.key = exchange.key
-                done.stream = prompt.stream
-                done.uncached_tokens = placement.uncached
-                if prompt.stream and exchange.first_at:
-                    done.ttft = exchange.first_at - request.started
-                done.available = placement.available_tokens
-                done.chosen = placement.held_tokens
+                chain = placement.chain
                 load = placement.load
-                done.cache_full = load.cache_used >= load.cache_tokens * _NEARLY_FULL
-                tokens = placement.tokens
-                if usage is not None:
-                    tokens = done.prompt_tokens = usage.prompt_tokens
+                held = placement.held_tokens
+                done.policy = self.settings.policy
+                done.considered = placement.considered
+                done.key = exchange.key
+                done.uncached_tokens = placement.uncached
+                done.available = placement.available_tokens
+                done.chosen = held
+                done.cache_full = load.cache_used * INDEX_ROOM >= load.cache_tokens * _NEARLY_FULL
+                if prompt.stream:
+                    done.stream = True
+                    if relay is not None and relay.first_at:
+                        done.ttft = relay.first_at - started
+                usage = exchange.usage
+                if usage is None:
+                    done.predicted = held
+                else:
+                    done.prompt_tokens = usage.prompt_tokens
                     done.output_tokens = usage.output_tokens
                     done.delivered = usage.cached_tokens
-                done.predicted = deliverable(placement.held_tokens, tokens, _BLOCK_TOKENS)
+                    done.predicted = deliverable(held, usage.prompt_tokens, replica.block_tokens)
         self.telemetry.observe(done)
         self.explain.add(done)
-        if placement is not None and exchange.prompt is not None:
-            self.access_log.add(done, placement.chain, exchange.prompt.size)
-        else:
-            self.access_log.add(done)
+        self.access_log.add(done, chain, prompt.size if prompt is not None else 0)
 
-    def bad_request(self, rule: PathRule | None, status: int, code: str) -> None:
+    def bad_request(self, rule: PathRule, status: int, request_id: bytes) -> None:
         """Count a request that was refused before it was one."""
-        outcome = {
-            413: Outcome.TOO_LARGE,
-            431: Outcome.TOO_LARGE,
-            408: Outcome.CLIENT_SLOW,
-            503: Outcome.OVERLOADED,
-        }.get(status, Outcome.BAD_REQUEST)
-        done = Finished("", rule.api if rule is not None else "other")
+        done = Finished(request_id.decode(), rule.api)
         done.status = status
-        done.outcome = outcome
+        done.outcome = _REFUSALS.get(status, Outcome.BAD_REQUEST)
         done.started = time()
         self.telemetry.observe(done)
         self.access_log.add(done)
-
-    def explain_lines(self, exchange: Exchange) -> list[bytes]:
-        """Response headers that name what was chosen and expected, for clients that asked."""
-        placement, replica = exchange.placement, exchange.replica
-        assert placement is not None
-        assert replica is not None
-        return [
-            b"x-warmroute-replica: " + replica.name.encode(),
-            b"x-warmroute-predicted-tokens: %d" % int(placement.held_tokens),
-            b"x-warmroute-reason: " + placement.reason.encode(),
-        ]

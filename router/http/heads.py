@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-# Headers that the two sides of a proxy must not share: RFC 9110, section 7.6.1. Host, Content-Length,
-# Transfer-Encoding and X-Request-Id are here too because the heads are rebuilt from what was parsed.
+# Headers that the two sides of a proxy must not share: RFC 9110, section 7.6.1.
 HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -20,6 +19,27 @@ HOP_BY_HOP = frozenset(
         b"http2-settings",
     }
 )
+
+# Headers of a request that are looked at, or not passed on as they are, since its head is rebuilt
+# from what was parsed; the session header comes to them.
+SPECIAL_HEADERS = HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"expect",
+    b"x-request-id",
+    b"x-warmroute-explain",
+}
+
+_LINE = b"%b: %b\r\n"
+_LINES = [_LINE * count for count in range(48)]
+
+
+def header_lines(headers: list[bytes]) -> bytes:
+    """name, value, name, value, ... as lines, each ended by CRLF; one formatting for all."""
+    count = len(headers) >> 1
+    form = _LINES[count] if count < len(_LINES) else _LINE * count
+    return form % tuple(headers)
+
 
 REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
@@ -40,12 +60,14 @@ def answer(
     old: the client speaks HTTP/1.0, where a connection that stays open must be announced.
     extra: more header lines, each ended by CRLF.
     """
-    connection = b"connection: close\r\n" if close else b"connection: keep-alive\r\n" if old else b""
-    head = b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b%b%b\r\n" % (
+    connection = (
+        b"connection: close\r\n" if close else b"connection: keep-alive\r\n" if old else b""
+    )
+    about = b"content-type: %b\r\ncontent-length: %d\r\n" % (content_type, len(body))
+    head = b"HTTP/1.1 %d %b\r\n%b%b%b%b\r\n" % (
         status,
         REASONS.get(status, b"Error"),
-        content_type,
-        len(body),
+        about if status != 204 else b"",
         b"x-request-id: %b\r\n" % request_id if request_id else b"",
         connection,
         extra,

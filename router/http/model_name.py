@@ -27,7 +27,7 @@ _decode = msgspec.json.Decoder(_Named).decode
 
 
 def model_of(request: Request) -> str:
-    """The model's name; empty where the body names none that can be read (any replica may then take it)."""
+    """The model's name; empty where the body names none that can be read: any may take it."""
     body = request.body
     if body[:1] in b"{ \t\r\n":
         try:

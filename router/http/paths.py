@@ -28,15 +28,20 @@ class PathRule(msgspec.Struct, gc=False, frozen=True):
     treatment: Treatment
     form: Form = Form.OPENAI
     parse: Callable[[bytes], Prompt] | None = None
+    path: str = ""
+    """The path, where the rule is for one."""
     why: str = ""
     first_token_mark: bytes = b""
-    """Bytes that every event carrying a token has, for streams that begin with events that carry none."""
+    """Bytes that every event with a token has, for streams that begin with events without one."""
 
 
-_ADMIN = "it changes the state of one engine; send it through the admin port: POST /replicas/NAME/PATH"
+_ADMIN = (
+    "it changes the state of one engine; send it through the admin port: POST /replicas/NAME/PATH"
+)
 _METRICS = "the router's own metrics are on the admin port, the engines' on theirs"
 
-# Paths of vLLM's servers (0.32, development mode included) that act on one engine rather than serve a client.
+# Paths of vLLM's servers (0.32, development mode included) that act on one engine rather than serve
+# a client.
 _ENGINE_STATE = (
     "/v1/load_lora_adapter",
     "/v1/unload_lora_adapter",
@@ -82,16 +87,14 @@ _BALANCED = {
 
 OTHER = PathRule("other", Treatment.BALANCE)
 
-RULES: dict[str, PathRule] = {
+_RULES: dict[str, PathRule] = {
     **{path: PathRule(api, Treatment.BALANCE) for path, api in _BALANCED.items()},
     **{path: PathRule("engine", Treatment.REFUSE, why=_ADMIN) for path in _ENGINE_STATE},
     "/metrics": PathRule("metrics", Treatment.REFUSE, why=_METRICS),
     "/v1/chat/completions": PathRule(
         "chat", Treatment.PREFIX, parse=PARSERS["/v1/chat/completions"]
     ),
-    "/v1/completions": PathRule(
-        "completions", Treatment.PREFIX, parse=PARSERS["/v1/completions"]
-    ),
+    "/v1/completions": PathRule("completions", Treatment.PREFIX, parse=PARSERS["/v1/completions"]),
     "/v1/responses": PathRule(
         "responses",
         Treatment.PREFIX,
@@ -104,6 +107,9 @@ RULES: dict[str, PathRule] = {
     ),
     "/v1/messages/count_tokens": PathRule("tokenize", Treatment.BALANCE, Form.ANTHROPIC),
     "/v1/models": PathRule("models", Treatment.MODELS),
+    "*": PathRule("other", Treatment.HEALTH),
     "/health": PathRule("health", Treatment.HEALTH),
     "/ping": PathRule("health", Treatment.HEALTH),
 }
+
+RULES = {path: msgspec.structs.replace(rule, path=path) for path, rule in _RULES.items()}

@@ -6,11 +6,18 @@ import itertools
 import os
 import re
 
-from router.http.paths import PathRule
+import msgspec
+
+from router.http.heads import HOP_BY_HOP
+from router.http.paths import OTHER, PathRule
 
 _boot = os.urandom(5).hex().encode()
 _count = itertools.count(1)
 _good_id = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}\Z").match
+
+# Values of Connection that name no header.
+_PLAIN = frozenset((b",keep-alive", b",close", b",upgrade"))
+_OPTIONS = frozenset((b"close", b"keep-alive", b"upgrade", b""))
 
 
 def request_id(given: bytes) -> bytes:
@@ -20,45 +27,62 @@ def request_id(given: bytes) -> bytes:
     return b"wr-%b-%x" % (_boot, next(_count))
 
 
-class Request:
-    """One parsed request. Its head is rebuilt from these parts, never copied."""
+class Request(msgspec.Struct, gc=False):
+    """One request, filled in while it is parsed. Its head is rebuilt from these parts, never
+    copied."""
 
-    __slots__ = (
-        "body",
-        "body_size",
-        "explain",
-        "head_size",
-        "keep_alive",
-        "lines",
-        "method",
-        "old",
-        "request_id",
-        "rule",
-        "session",
-        "started",
-        "target",
-        "upgrade",
-    )
-
-    method: bytes
-    target: bytes
+    method: bytes = b""
+    target: bytes = b""
     """Path and query, in origin form."""
-    rule: PathRule
-    lines: list[bytes]
-    """End-to-end headers, "name: value" with the client's spelling."""
-    body: bytes
-    body_size: int
+    rule: PathRule = OTHER
+    headers: list[bytes] = msgspec.field(default_factory=list)
+    """End-to-end headers: name, value, name, value, ... with the client's spelling."""
+    body: bytes = b""
+    body_size: int = 0
     """Bytes accounted to this body while it is held."""
-    head_size: int
-    request_id: bytes
-    session: bytes
+    host: bytes | None = None
+    connection: bytes = b""
+    """Connection's values, lower case, each after a comma."""
+    content_length: bytes = b""
+    transfer: bytes = b""
+    """Transfer-Encoding, lower case, after a comma."""
+    expect: bool = False
+    request_id: bytes = b""
+    session: bytes = b""
     """The session header's value, or empty."""
-    explain: bool
+    explain: bool = False
     """The client asks for response headers that explain the choice."""
-    keep_alive: bool
-    old: bool
+    keep_alive: bool = True
+    old: bool = False
     """HTTP/1.0: no chunked answers."""
-    upgrade: bytes
+    upgrade: bytes = b""
     """The protocol to switch to, or empty."""
-    started: float
+    started: float = 0.0
     """Monotonic seconds at the last byte of the request."""
+
+    @property
+    def head_size(self) -> int:
+        """Bytes of target and headers, without what was looked at and left out."""
+        return len(self.target) + sum(map(len, self.headers)) + 2 * len(self.headers)
+
+    @property
+    def connection_option(self) -> bytes:
+        """close, keep-alive or nothing."""
+        options = {token.strip() for token in self.connection.split(b",")}
+        return (
+            b"close" if b"close" in options else b"keep-alive" if b"keep-alive" in options else b""
+        )
+
+    def drop_nominated(self) -> None:
+        """Take out what Connection says is for this hop only: RFC 9110, 7.6.1."""
+        if self.connection not in _PLAIN:
+            self.headers = without_nominated(self.headers, self.connection)
+
+
+def without_nominated(headers: list[bytes], connection: bytes) -> list[bytes]:
+    """Headers without those that a Connection header names. connection is lower case."""
+    nominated = {token.strip() for token in connection.split(b",")} - _OPTIONS - HOP_BY_HOP
+    if not nominated:
+        return headers
+    pairs = zip(headers[::2], headers[1::2], strict=True)
+    return [part for pair in pairs if pair[0].lower() not in nominated for part in pair]

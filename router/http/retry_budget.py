@@ -1,4 +1,5 @@
-"""A bound on retries as a share of traffic, so that they never become the load that keeps a fleet down."""
+"""A bound on retries as a share of traffic, so that they never become the load that keeps a fleet
+down."""
 
 from __future__ import annotations
 

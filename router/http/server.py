@@ -1,46 +1,50 @@
 """The client's side of the gateway: bytes of a connection -> requests, one exchange at a time.
 
-The mutable state on a connection is: the head and body being parsed, the requests parsed and waiting for
-their turn (pipelining), and the exchange in progress. Answers go out in the order of the requests.
+The mutable state on a connection is: the head and body being parsed, the requests parsed and
+waiting for their turn (pipelining), and the exchange in progress. Answers go out in the order of
+the requests.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import contextlib
+import logging
+import socket
+import struct
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 import httptools
 
 from router.http.classify import classify, origin_form
-from router.http.errors import Form, error_body
 from router.http.exchange import Exchange
-from router.http.heads import HOP_BY_HOP, answer
+from router.http.paths import OTHER
+from router.http.refusal import (
+    BadRequest,
+    body_too_large,
+    head_too_large,
+    linger,
+    malformed,
+    refusal,
+)
 from router.http.request import Request, request_id
+from router.http.upgrade import Early, without_upgrade
 
 if TYPE_CHECKING:
     from router.http.gateway import Gateway
 
-# Pipelined requests that may wait on one connection before it is not read any more.
+log = logging.getLogger(__name__)
+
+# Pipelined requests that may wait on one connection before it is not read any more, and those that
+# one read may hold beyond them.
 _PIPELINE = 16
+_PIPELINE_MAX = 1000
 
-_SPECIAL = HOP_BY_HOP | {
-    b"host",
-    b"content-length",
-    b"expect",
-    b"x-request-id",
-    b"x-warmroute-explain",
-}
+# SO_LINGER: on, no time.
+_RESET = struct.pack("ii", 1, 0)
 
-
-class BadRequest(Exception):
-    """A request that cannot be served; the connection ends with this answer."""
-
-    def __init__(self, status: int, message: str, code: str = "bad_request") -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
+_TRAILERS: frozenset[bytes] = frozenset()
 
 
 class ClientConnection(asyncio.Protocol):
@@ -48,25 +52,16 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_body",
-        "_body_size",
         "_close_after",
-        "_connection",
-        "_content_length",
         "_downgrade",
-        "_expect",
-        "_explain",
         "_feeding",
         "_gateway",
         "_head_size",
-        "_host",
-        "_lines",
+        "_headers",
         "_parser",
         "_refusal",
-        "_request_id",
-        "_session",
-        "_transfer",
-        "_upgrade",
-        "_url",
+        "_request",
+        "_special",
         "_waiting",
         "exchange",
         "idle_ticks",
@@ -79,20 +74,24 @@ class ClientConnection(asyncio.Protocol):
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._waiting: deque[Request] = deque()
+        self._waiting: list[Request] = []
         self._close_after = False
         self._refusal = b""
+        self._special = gateway.special_headers
+        self._request = Request()
         self._body: list[bytes] = []
-        self._body_size = 0
+        self._downgrade = False
         self._feeding = 0
+        self._head_size = 0
         self.exchange: Exchange | None = None
         self.in_head = False
+        """In a head, or between a chunk's size and its first byte, where trailers may be."""
         self.in_request = False
         self.paused = False
         self.idle_ticks = 0
-        """Sweeps since the client last sent something."""
+        """Sweeps since the client last sent or took something."""
         self.request_ticks = 0
-        """Sweeps since the current request began to arrive."""
+        """Sweeps since the current head began to arrive."""
         self._parser = httptools.HttpRequestParser(self)
 
     # -- transport
@@ -102,13 +101,13 @@ class ClientConnection(asyncio.Protocol):
         # uvloop's transports are none of asyncio's classes.
         self.transport = transport = cast(asyncio.Transport, transport)
         gateway = self._gateway
+        transport.set_write_buffer_limits(gateway.write_high, gateway.write_low)
         if len(gateway.clients) >= gateway.settings.max_connections:
-            gateway.refused_connections += 1
-            body = error_body(Form.OPENAI, 503, "the router has as many connections as max_connections allows")
-            transport.write(answer(503, body, close=True, extra=gateway.retry_after))
-            transport.close()
+            why = "the router has as many connections as max_connections allows"
+            self._refuse(BadRequest(503, why, "overloaded"))
             return
         gateway.clients.add(self)
+        gateway.live.connections += 1
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
@@ -119,19 +118,18 @@ class ClientConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
-            self._upgraded(data[exc.args[0] :])
+            rest = data[exc.args[0] :]
         except httptools.HttpParserCallbackError as exc:
-            cause = exc.__context__ if exc.__cause__ is None else exc.__cause__
-            if not isinstance(cause, BadRequest):
-                raise
-            self._refuse(cause)
+            self._refuse(self._cause(exc))
+            return
         except httptools.HttpParserError as exc:
-            self._refuse(BadRequest(400, f"malformed HTTP request: {exc}"))
+            self._refuse(malformed(str(exc)))
+            return
         else:
             if self.in_head:
-                self._head_size += len(data)
-                if self._head_size > self._gateway.settings.max_head:
-                    self._refuse(_head_too_large(self._gateway.settings.max_head))
+                self._count_head(len(data))
+            return
+        self._upgraded(rest)
 
     def eof_received(self) -> bool:
         """The client closed its side: nobody is there to read an answer."""
@@ -140,14 +138,19 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """The client is gone: so is what it asked for."""
         gateway = self._gateway
-        gateway.clients.discard(self)
-        gateway.live.body_bytes -= self._body_size + sum(r.body_size for r in self._waiting)
-        self._body_size = 0
+        if self in gateway.clients:
+            gateway.clients.discard(self)
+            gateway.live.connections -= 1
+        gateway.live.body_bytes -= sum(request.body_size for request in self._waiting)
+        if self.in_request:
+            gateway.live.body_bytes -= self._request.body_size
+            self.in_request = False
         self._waiting.clear()
-        if self.exchange is not None:
-            self.exchange.client_gone()
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.client_gone()
         # The parser knows this connection and this connection the parser: break the circle.
-        self._parser = None
+        self._parser = None  # type: ignore[assignment]
 
     def pause_writing(self) -> None:
         """The client reads more slowly than its replica writes."""
@@ -161,98 +164,110 @@ class ClientConnection(asyncio.Protocol):
         self.idle_ticks = 0
         if self.exchange is not None:
             self.exchange.resume()
+        elif self._waiting:
+            self._gateway.loop.call_soon(self._next)
 
     # -- parser
 
     def on_message_begin(self) -> None:
         """A request line begins."""
-        self._url = b""
-        self._lines: list[bytes] = []
-        self._host: bytes | None = None
-        self._connection = self._upgrade = self._request_id = self._session = b""
-        self._content_length = self._transfer = b""
-        self._expect = self._explain = self._downgrade = False
+        self._request = Request()
         self._head_size = 0
         self.in_head = self.in_request = True
         self.request_ticks = 0
 
     def on_url(self, url: bytes) -> None:
         """The request target, or a piece of it."""
-        self._url += url
+        self._request.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One whole header."""
         low = name.lower()
-        if low not in _SPECIAL:
-            self._lines.append(b"%b: %b" % (name, value))
-            if low == self._gateway.session_header:
-                self._session = value
-        elif low == b"host":
-            if self._host is not None:
+        if low not in self._special:
+            headers = self._request.headers
+            headers.append(name)
+            headers.append(value)
+        else:
+            self._special_header(low, name, value)
+
+    def _special_header(self, low: bytes, name: bytes, value: bytes) -> None:
+        request = self._request
+        if low == b"host":
+            if request.host is not None:
                 raise BadRequest(400, "more than one Host header")
-            self._host = value
+            request.host = value
         elif low == b"content-length":
-            self._content_length = value
+            request.content_length = value
         elif low == b"connection":
-            self._connection += b"," + value.lower()
+            request.connection += b"," + value.lower()
         elif low == b"x-request-id":
-            self._request_id = value.strip()
+            request.request_id = value.strip()
         elif low == b"transfer-encoding":
-            self._transfer += b"," + value.lower()
+            request.transfer += b"," + value.lower()
         elif low == b"expect":
             if value.strip().lower() != b"100-continue":
                 raise BadRequest(417, "the only expectation the router knows is 100-continue")
-            self._expect = True
+            request.expect = True
         elif low == b"upgrade":
-            self._upgrade = value.strip()
+            request.upgrade = value.strip()
         elif low == b"x-warmroute-explain":
-            self._explain = self._gateway.settings.explain_headers
+            request.explain = self._gateway.settings.explain_headers
+        elif low == self._gateway.session_header:
+            request.session = value
+            request.headers += (name, value)
 
     def on_headers_complete(self) -> None:
         """The head is whole: refuse here what must not go further."""
         self.in_head = False
-        gateway = self._gateway
-        settings = gateway.settings
-        if self._head_size + self._feeding > settings.max_head:
-            size = len(self._url) + sum(map(len, self._lines)) + 2 * len(self._lines)
-            if size > settings.max_head:
-                raise _head_too_large(settings.max_head)
+        request = self._request
+        settings = self._gateway.settings
+        if (
+            self._head_size + self._feeding > settings.max_head
+            and request.head_size > settings.max_head
+        ):
+            raise head_too_large(settings.max_head)
         version = self._parser.get_http_version()
-        if version != "1.1" and version != "1.0":
-            raise BadRequest(505, f"HTTP/{version} is not spoken here", "http_version")
-        if self._host is None and version == "1.1":
+        if version != "1.1":
+            if version != "1.0":
+                raise BadRequest(505, f"HTTP/{version} is not spoken here", "http_version")
+            request.old = True
+        elif request.host is None:
             raise BadRequest(400, "the Host header is missing")
-        if self._transfer:
-            if version == "1.0":
+        if request.connection:
+            request.drop_nominated()
+        if request.upgrade:
+            self._check_upgrade(request)
+        if request.transfer:
+            if request.old:
                 raise BadRequest(400, "HTTP/1.0 has no Transfer-Encoding")
-            if self._transfer.strip(b", ") != b"chunked":
+            if request.transfer.strip(b", ") != b"chunked":
                 raise BadRequest(501, "the only transfer coding the router knows is chunked")
-        elif self._content_length:
-            try:
-                length = int(self._content_length)
-            except ValueError:
-                raise BadRequest(400, "Content-Length is not a number") from None
-            if length > settings.max_body:
-                raise _body_too_large(settings.max_body)
-        if self._connection:
-            self._drop_nominated()
-        if self._upgrade:
-            if self._upgrade.lower() != b"websocket":
-                self._downgrade = True
-            elif self._parser.get_method() != b"GET":
-                raise BadRequest(400, "a WebSocket begins with GET")
-        if self._expect and version == "1.1" and self.exchange is None:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if not self._downgrade:
+                # What else comes as a header is a trailer, which is dropped.
+                self._special = _TRAILERS
+                self._headers, request.headers = request.headers, []
+        elif request.content_length and int(request.content_length) > settings.max_body:
+            raise body_too_large(settings.max_body)
+        if request.expect and not self._downgrade:
+            self._continue()
+
+    def on_chunk_header(self) -> None:
+        """A chunk begins, or trailers do."""
+        self.in_head = True
+        self._head_size = 0
+        self.request_ticks = 0
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
+        self.in_head = False
         size = len(body)
         gateway = self._gateway
-        self._body_size += size
-        gateway.live.body_bytes += size
-        if self._body_size > gateway.settings.max_body:
-            raise _body_too_large(gateway.settings.max_body)
-        if gateway.live.body_bytes > gateway.settings.body_memory:
+        live = gateway.live
+        live.body_bytes += size
+        self._request.body_size = total = self._request.body_size + size
+        if total > gateway.settings.max_body:
+            raise body_too_large(gateway.settings.max_body)
+        if live.body_bytes > gateway.settings.body_memory:
             raise BadRequest(
                 503, "the router holds as many request bodies as body_memory allows", "overloaded"
             )
@@ -260,149 +275,183 @@ class ClientConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """A whole request has arrived."""
-        self.in_request = False
+        self.in_head = False
         if self._downgrade:
             return
-        method = self._parser.get_method()
+        parser = self._parser
+        request, body = self._request, self._body
+        request.method = method = parser.get_method()
         if method == b"CONNECT":
             raise BadRequest(405, "CONNECT is not served here")
-        body = self._body
-        request = Request()
-        request.method = method
-        target = self._url
+        target = request.target
         if target[:1] != b"/":
-            target = origin_form(target, method)
-        request.target = target
+            try:
+                request.target = target = origin_form(target, method)
+            except ValueError:
+                raise BadRequest(400, "the request's target is no path and no http URL") from None
         request.rule = classify(target)
-        request.lines = self._lines
-        request.body = body[0] if len(body) == 1 else b"".join(body)
-        request.body_size = self._body_size
-        request.request_id = request_id(self._request_id)
-        request.session = self._session
-        request.explain = self._explain
-        request.keep_alive = self._parser.should_keep_alive()
-        request.old = self._parser.get_http_version() == "1.0"
-        request.upgrade = b"" if self._downgrade else self._upgrade
+        if body:
+            request.body = body[0] if len(body) == 1 else b"".join(body)
+            self._body = []
+        if request.transfer:
+            request.headers = self._headers
+            self._special = self._gateway.special_headers
+        request.request_id = request_id(request.request_id)
+        request.keep_alive = parser.should_keep_alive() and not request.upgrade
         request.started = monotonic()
-        self._body = []
-        self._body_size = 0
-        if self.exchange is None:
+        self.in_request = False
+        if self.exchange is None and not self._waiting and not self.paused:
             self._begin(request)
         else:
-            self._waiting.append(request)
-            if len(self._waiting) >= _PIPELINE:
-                self.transport.pause_reading()
+            self._wait(request)
 
-    # -- exchanges
+    # -- turns
 
     def _begin(self, request: Request) -> None:
         self.exchange = exchange = Exchange(self._gateway, self, request)
-        exchange.start()
+        try:
+            exchange.start()
+        except Exception as exc:  # a policy may be anybody's code
+            exchange.crashed(exc)
+
+    def _wait(self, request: Request) -> None:
+        waiting = self._waiting
+        if len(waiting) == _PIPELINE_MAX:
+            self._gateway.live.body_bytes -= request.body_size
+            raise BadRequest(400, f"more than {_PIPELINE_MAX} requests sent without an answer read")
+        waiting.append(request)
+        if len(waiting) >= _PIPELINE:
+            self.transport.pause_reading()
+
+    def _next(self) -> None:
+        if (
+            self.exchange is None
+            and self._waiting
+            and not self.paused
+            and not self.transport.is_closing()
+        ):
+            request = self._waiting.pop(0)
+            if len(self._waiting) == _PIPELINE - 1:
+                self.transport.resume_reading()
+            self._begin(request)
 
     def exchange_ended(self, keep_alive: bool) -> None:
-        """The answer has been handed to the transport in full (or the connection cannot be used on)."""
+        """The answer has been handed to the transport in full (or the connection is of no more
+        use)."""
         self.exchange = None
-        if not keep_alive or self._gateway.closing:
+        if not keep_alive:
             self.close()
-            return
-        if self._waiting:
-            if len(self._waiting) == _PIPELINE:
-                self.transport.resume_reading()
+        elif self._waiting:
             # Not at once: a long queue of local answers must not nest ever deeper.
             self._gateway.loop.call_soon(self._next)
         elif self._refusal:
             self._send_refusal()
+        elif self.in_request and self._request.expect and not self.in_head:
+            self._continue()
 
-    def _next(self) -> None:
-        if self.exchange is None and self._waiting:
-            self._begin(self._waiting.popleft())
+    def _continue(self) -> None:
+        """Tell a client that waits for it to send its body, when its turn has come."""
+        request = self._request
+        if self.exchange is None and not (self._waiting or request.body_size or request.old):
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def close(self) -> None:
         """Send what is still to be sent, then close."""
         self._close_after = True
         self.transport.close()
 
+    def reset(self) -> None:
+        """Close so that the client cannot take it for the end of an answer without a length."""
+        connection = self.transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
+
     @property
     def idle(self) -> bool:
         """Nothing of a request has arrived and nothing is being answered."""
         return (
-            self.exchange is None and not self.in_request and not self._waiting
+            self.exchange is None
+            and not self.in_request
+            and not self._waiting
+            and not self._close_after
         )
+
+    @property
+    def finished(self) -> bool:
+        """Closed, with nothing left to send."""
+        return self.transport.is_closing() and not self.transport.get_write_buffer_size()
 
     # -- refusals and special cases
 
+    def _cause(self, error: Exception) -> BadRequest:
+        """What one of the parser's callbacks raised."""
+        cause = error.__context__
+        if isinstance(cause, BadRequest):
+            return cause
+        log.error("a request could not be read", exc_info=cause)
+        return BadRequest(500, "the router failed on this request", "internal")
+
     def _refuse(self, why: BadRequest) -> None:
-        gateway = self._gateway
-        gateway.live.body_bytes -= self._body_size
-        self._body_size = 0
+        gateway, request = self._gateway, self._request
+        if self.in_request:
+            gateway.live.body_bytes -= request.body_size
         self._body = []
-        rule = classify(self._url) if getattr(self, "_url", b"")[:1] == b"/" else None
-        form = rule.form if rule is not None else Form.OPENAI
-        gateway.bad_request(rule, why.status, why.code)
-        self._refusal = answer(
-            why.status,
-            error_body(form, why.status, str(why), code=why.code),
-            request_id=request_id(getattr(self, "_request_id", b"")),
-            close=True,
-            extra=gateway.retry_after if why.status == 503 else b"",
-        )
+        rule = classify(request.target) if request.target[:1] == b"/" else OTHER
+        request.request_id = request_id(request.request_id)
+        gateway.bad_request(rule, why.status, request.request_id)
+        self._refusal = refusal(why, rule, request.request_id, gateway.retry_after)
         self._close_after = True
         self.in_head = self.in_request = False
         if self.exchange is None and not self._waiting:
             self._send_refusal()
+        else:
+            # Read on, to hear the client leave.
+            self.transport.resume_reading()
 
     def refuse_slow(self) -> None:
         """The request did not arrive in time."""
         self._refuse(BadRequest(408, "the request did not arrive in time", "timeout"))
 
     def _send_refusal(self) -> None:
-        if self._refusal:
-            self.transport.write(self._refusal)
-            self._refusal = b""
-        self.transport.close()
+        self.transport.write(self._refusal)
+        self._refusal = b""
+        linger(self._gateway.loop, self.transport)
 
-    def _drop_nominated(self) -> None:
-        """Connection may name further headers that are for this hop only."""
-        nominated = {
-            token.strip() for token in self._connection.split(b",") if token.strip() not in HOP_BY_HOP
-        } - {b"close", b"upgrade", b""}
-        if nominated:
-            self._lines = [
-                line for line in self._lines if line.split(b":", 1)[0].lower() not in nominated
-            ]
+    def _count_head(self, size: int) -> None:
+        """A read ended inside a head. Where in the read the head began is not known."""
+        if self._head_size:
+            self._head_size += size
+        else:
+            self._head_size = self._request.head_size + 1
+        if self._head_size > self._gateway.settings.max_head:
+            self._refuse(head_too_large(self._gateway.settings.max_head))
+
+    def _check_upgrade(self, request: Request) -> None:
+        parser = self._parser
+        if not parser.should_upgrade():
+            # Without "Connection: upgrade" the parser takes it for an ordinary request too.
+            request.upgrade = b""
+        elif request.upgrade.lower() != b"websocket" or request.old:
+            request.upgrade = b""
+            self._downgrade = True
+        elif parser.get_method() != b"GET":
+            raise BadRequest(400, "a WebSocket begins with GET")
+        elif request.transfer or request.content_length.strip(b" 0"):
+            raise BadRequest(400, "a request to switch to WebSocket has no body")
 
     def _upgraded(self, rest: bytes) -> None:
         """The parser has stopped at a request to switch protocols."""
         if not self._downgrade:
-            # What a client sends before the switch is confirmed waits in the exchange.
-            if rest and self.exchange is not None:
-                self.exchange.early = rest
+            self._parser = Early(self.transport, rest)  # type: ignore[assignment]
             return
-        # Any protocol but WebSocket (a client asking for h2c) may be ignored: RFC 9110, 7.8. The parser
-        # has skipped the body, so the head goes through a new one without its upgrade.
-        method, lines = self._parser.get_method(), self._lines
-        if self._content_length:
-            lines = [*lines, b"content-length: " + self._content_length]
-        if self._transfer:
-            lines = [*lines, b"transfer-encoding: chunked"]
-        if self._expect:
-            lines = [*lines, b"expect: 100-continue"]
-        if self._request_id:
-            lines = [*lines, b"x-request-id: " + self._request_id]
-        head = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b\r\n\r\n" % (
-            method,
-            self._url,
-            self._host or b"",
-            b"\r\n".join(lines),
-        )
+        self._downgrade = self.in_request = False
+        head = without_upgrade(self._request, self._parser.get_method())
         self._parser = httptools.HttpRequestParser(self)
-        self.data_received(head.replace(b"\r\n\r\n\r\n", b"\r\n\r\n") + rest)
+        self.data_received(head + rest)
 
-
-def _head_too_large(limit: int) -> BadRequest:
-    return BadRequest(431, f"the request's head is larger than max_head allows ({limit} bytes)", "head_too_large")
-
-
-def _body_too_large(limit: int) -> BadRequest:
-    return BadRequest(413, f"the request's body is larger than max_body allows ({limit} bytes)", "too_large")
-
+    def early(self) -> bytes:
+        """What the client sent before its switch of protocols was confirmed."""
+        self.transport.resume_reading()
+        parser: object = self._parser
+        return parser.data if isinstance(parser, Early) else b""

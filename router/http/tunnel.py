@@ -1,12 +1,15 @@
-"""After a switch of protocols (WebSocket): bytes pass both ways, unread, at the slower side's speed."""
+"""After a switch of protocols (WebSocket): bytes pass both ways, unread, at the slower side's
+speed."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
 
+from router.http.heads import header_lines
+
 if TYPE_CHECKING:
-    from router.http.server import ClientConnection
+    from router.http.exchange import Exchange
     from router.http.upstream import UpstreamConnection
 
 
@@ -35,19 +38,27 @@ class TunnelEnd(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """This side is slow: read no more from the other."""
-        if not self.peer.is_closing():
-            self.peer.pause_reading()
+        self.peer.pause_reading()
 
     def resume_writing(self) -> None:
         """This side has caught up."""
-        if not self.peer.is_closing():
-            self.peer.resume_reading()
+        self.peer.resume_reading()
 
 
-def join(client: ClientConnection, upstream: UpstreamConnection) -> None:
-    """Join the two connections until either ends."""
-    a = TunnelEnd(client.transport, client)
-    b = TunnelEnd(upstream.transport, upstream)
-    a.peer, b.peer = b.transport, a.transport
-    client.transport.set_protocol(a)
-    upstream.transport.set_protocol(b)
+def switch(exchange: Exchange, upstream: UpstreamConnection, rest: bytes) -> None:
+    """The replica has agreed: from here on bytes go both ways as they are.
+
+    rest: what it has sent behind its head.
+    """
+    client = exchange.client
+    headers = [*upstream.headers, b"connection", b"upgrade", b"upgrade", exchange.request.upgrade]
+    head = b"HTTP/1.1 101 Switching Protocols\r\n%b\r\n" % header_lines(headers)
+    near = TunnelEnd(client.transport, client)
+    far = TunnelEnd(upstream.transport, upstream)
+    near.peer, far.peer = far.transport, near.transport
+    client.transport.set_protocol(near)
+    upstream.transport.set_protocol(far)
+    client.transport.write(head + rest)
+    early = client.early()
+    if early:
+        upstream.transport.write(early)

@@ -10,40 +10,48 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from router.http.heads import HOP_BY_HOP
+from router.http.request import without_nominated
 
 if TYPE_CHECKING:
     from router.fleet.replica import Replica
     from router.http.exchange import Exchange
     from router.http.gateway import Gateway
+    from router.http.relay import Relay
 
 # A response head larger than this is no answer of an engine.
 _HEAD_MAX = 64 * 1024
+
+_LOOKED_AT = HOP_BY_HOP | {b"content-length", b"content-type", b"x-request-id"}
 
 
 class UpstreamConnection(asyncio.Protocol):
     """One connection to a replica; it serves one exchange at a time.
 
-    The mutable state is the response being parsed. Body bytes are not decoded here: they are relayed as
-    they came, and the parser only watches where the message ends and that nothing follows it.
+    The mutable state is the response being parsed. Body bytes are not decoded here: they are
+    relayed as they came, and the parser only watches where the message ends and that nothing
+    follows it.
     """
 
     __slots__ = (
+        "_begun",
+        "_connection",
         "_head",
+        "_head_passed",
         "_interim",
-        "_messages",
         "_parser",
         "_pool",
+        "chunked",
         "complete",
         "exchange",
+        "has_request_id",
         "head_complete",
+        "headers",
+        "idle_since",
         "in_chunk",
         "keep_alive",
         "length",
-        "lines",
-        "has_request_id",
-        "chunked",
-        "idle_since",
         "reason",
+        "relay",
         "reused",
         "status",
         "transport",
@@ -53,6 +61,8 @@ class UpstreamConnection(asyncio.Protocol):
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self.exchange: Exchange | None = None
+        self.relay: Relay | None = None
+        """Where body bytes go, once the head has come."""
         self.reused = False
         self.idle_since = 0.0
         self._parser = httptools.HttpResponseParser(self)
@@ -60,9 +70,11 @@ class UpstreamConnection(asyncio.Protocol):
     def begin(self, exchange: Exchange) -> None:
         """Serve this exchange next."""
         self.exchange = exchange
+        self.relay = None
         self._head = b""
         self._interim = 0
-        self._messages = 0
+        self._begun = False
+        self._head_passed = False
         self.head_complete = False
         self.complete = False
         self.in_chunk = False
@@ -72,8 +84,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected."""
         # uvloop's transports are none of asyncio's classes.
-        self.transport = transport = cast(asyncio.Transport, transport)
-        self._pool.count += 1
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the replica."""
@@ -85,30 +96,34 @@ class UpstreamConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
-            exchange.switched(data[exc.args[0] :])
+            if exchange.request.upgrade:
+                exchange.switched(data[exc.args[0] :])
+            else:
+                exchange.broken("switched protocols unasked")
             return
         except httptools.HttpParserError as exc:
-            exchange.broken(f"the replica's answer is not HTTP: {exc}")
+            exchange.broken(f"sent what is not HTTP: {exc.__context__ or exc}")
             return
-        if self._messages - self._interim > 1:
-            exchange.broken("the replica sent more than one answer")
-            return
-        if exchange.head_sent:
-            exchange.relay(data)
+        if self.relay is not None:
+            self.relay.feed(data)
         elif self.head_complete:
-            exchange.respond(self._body_of(data))
+            exchange.respond(self, data if self._head_passed else self._body_of(data))
         else:
             self._head += data
             if len(self._head) > _HEAD_MAX:
-                exchange.broken("the head of the replica's answer is too large")
+                exchange.broken("sent a head that is too large")
 
     def _body_of(self, data: bytes) -> bytes:
         """What of the bytes read up to now is body: the rest behind the final head."""
         whole = self._head + data if self._head else data
         self._head = b""
+        self._head_passed = True
         at = 0
         for _ in range(self._interim + 1):
-            # The parser takes no other line end, and no empty line inside a head.
+            # Empty lines may come before a head. The parser takes no other line end, and no empty
+            # line inside a head.
+            while whole[at] in b"\r\n":
+                at += 1
             at = whole.index(b"\r\n\r\n", at) + 4
         return whole[at:]
 
@@ -119,13 +134,12 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         exchange, self.exchange = self.exchange, None
-        self._parser = None
-        self._pool.count -= 1
+        self._parser = None  # type: ignore[assignment]
         if exchange is not None:
             exchange.upstream_lost(exc)
 
     def pause_writing(self) -> None:
-        """The replica reads slowly; the request is in memory already and there is nothing to hold back."""
+        """The replica reads slowly; the request is in memory and nothing can be held back."""
 
     def resume_writing(self) -> None:
         """The replica has caught up."""
@@ -134,8 +148,11 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """A status line begins."""
-        self._messages += 1
-        self.lines: list[bytes] = []
+        if self.head_complete:
+            raise ValueError("more than one answer")
+        self._begun = True
+        self.headers: list[bytes] = []
+        self._connection = b""
         self.reason = b""
         self.length = -1
         self.chunked = False
@@ -147,30 +164,38 @@ class UpstreamConnection(asyncio.Protocol):
         self.reason += status
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One whole header."""
-        low = name.lower()
-        if low in HOP_BY_HOP:
-            if low == b"transfer-encoding":
-                self.chunked = True
-                # Another coding under the chunks is the client's to undo.
-                self.lines.append(b"%b: %b" % (name, value))
+        """One whole header, or a trailer, which goes its way with the body."""
+        if self.head_complete:
             return
-        self.lines.append(b"%b: %b" % (name, value))
-        if low == b"content-length":
-            self.length = int(value)
-        elif low == b"content-type":
-            self.type = value
-        elif low == b"x-request-id":
-            self.has_request_id = True
+        low = name.lower()
+        if low in _LOOKED_AT:
+            if low == b"transfer-encoding":
+                if value.strip().lower() != b"chunked":
+                    raise ValueError("a transfer coding that was not asked for")
+                self.chunked = True
+            elif low == b"content-length":
+                self.length = int(value)
+            elif low == b"content-type":
+                self.type = value
+            elif low == b"x-request-id":
+                self.has_request_id = True
+            else:
+                if low == b"connection":
+                    self._connection += b"," + value.lower()
+                return
+        self.headers.append(name)
+        self.headers.append(value)
 
     def on_headers_complete(self) -> None:
         """A head is whole; an interim one (1xx) is dropped, the router answers for itself."""
         status = self._parser.get_status_code()
         if status < 200 and status != 101:
             self._interim += 1
-        else:
+        elif not self.head_complete:
             self.status = status
             self.head_complete = True
+            if self._connection:
+                self.headers = without_nominated(self.headers, self._connection)
 
     def on_chunk_header(self) -> None:
         """A chunk begins."""
@@ -187,20 +212,35 @@ class UpstreamConnection(asyncio.Protocol):
             self.keep_alive = self._parser.should_keep_alive()
 
     @property
+    def heads_stream(self) -> bool:
+        """What has come is the head of a stream of events, none of which is there yet."""
+        return (
+            self.status == 200
+            and self.chunked
+            and not self.complete
+            and self.type.startswith(b"text/event-stream")
+        )
+
+    @property
     def until_close(self) -> bool:
         """The body has no length and ends with the connection."""
         return not self.chunked and self.length < 0 and self.status not in (204, 304)
+
+    def drop_header(self, name: bytes) -> None:
+        """Do not pass this header on."""
+        pairs = zip(self.headers[::2], self.headers[1::2], strict=True)
+        self.headers = [part for pair in pairs if pair[0].lower() != name for part in pair]
 
     # -- after
 
     @property
     def touched(self) -> bool:
         """Anything of an answer has come."""
-        return bool(self._head) or self._messages > 0
+        return self._begun
 
     def release(self) -> None:
         """The exchange is over; keep the connection if its next user can trust it."""
-        self.exchange = None
+        self.exchange = self.relay = None
         if self.complete and self.keep_alive and not self.transport.is_closing():
             self._pool.give(self)
         else:
@@ -208,21 +248,20 @@ class UpstreamConnection(asyncio.Protocol):
 
     def drop(self) -> None:
         """Close at once, so that the engine stops working on what was asked."""
-        self.exchange = None
+        self.exchange = self.relay = None
         self.transport.abort()
 
 
 class Pool:
     """The idle connections to one replica, the most recently used first."""
 
-    __slots__ = ("_gateway", "_idle", "count", "replica")
+    __slots__ = ("_gateway", "_idle", "_retired", "replica")
 
     def __init__(self, gateway: Gateway, replica: Replica) -> None:
         self._gateway = gateway
         self.replica = replica
         self._idle: deque[UpstreamConnection] = deque()
-        self.count = 0
-        """Connections open, busy ones included."""
+        self._retired = False
 
     def take(self) -> UpstreamConnection | None:
         """An idle connection that is still open."""
@@ -236,6 +275,9 @@ class Pool:
 
     def give(self, connection: UpstreamConnection) -> None:
         """Back from an exchange."""
+        if self._retired:
+            connection.transport.close()
+            return
         connection.idle_since = monotonic()
         self._idle.append(connection)
 
@@ -265,6 +307,11 @@ class Pool:
             if not connection.transport.is_closing():
                 connection.transport.close()
 
-    def close(self) -> None:
+    def clear(self) -> None:
         """Close all idle connections."""
         self.sweep(float("inf"))
+
+    def retire(self) -> None:
+        """The replica left: keep no connection from now on."""
+        self._retired = True
+        self.clear()

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 
-_MARK = b'"usage"'
-# A usage object is small; what follows it (a big prompt_logprobs, say) is not looked at.
-_REACH = 2048
-_FIELD = re.compile(
-    rb'"(prompt_tokens|completion_tokens|cached_tokens|input_tokens|output_tokens'
-    rb'|cache_read_input_tokens|cache_creation_input_tokens)"\s*:\s*(\d{1,12})'
-)
+_MARK = b'"usage":'
+# A usage object is small; an object that goes on for longer is something else.
+_REACH = 4096
 
 
 class Usage(msgspec.Struct, gc=False, frozen=True):
@@ -24,27 +18,69 @@ class Usage(msgspec.Struct, gc=False, frozen=True):
     """Prompt tokens found in the KV cache; -1 when the engine does not say."""
 
 
+class _Details(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+
+
+class _Object(msgspec.Struct, gc=False):
+    """The usage objects of OpenAI's chat and completions (prompt_tokens), of its responses
+    (input_tokens) and of Anthropic's messages (input_tokens counts the uncached ones only)."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    input_tokens_details: _Details | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+
+
+_decode = msgspec.json.Decoder(_Object).decode
+
+
 def find_usage(tail: bytes) -> Usage | None:
     """The last usage object in the end of a body; None when there is none.
 
     A quote inside a JSON string is escaped, so the mark is never found in a text the model wrote.
-    Forms: OpenAI's chat and completions (prompt_tokens), its responses (input_tokens) and
-    Anthropic's messages (input_tokens counts the uncached tokens only).
     """
-    end = len(tail)
-    while (at := tail.rfind(_MARK, 0, end)) >= 0:
-        fields = {m[1]: int(m[2]) for m in _FIELD.finditer(tail, at, at + _REACH)}
-        if b"prompt_tokens" in fields:
-            return Usage(
-                fields[b"prompt_tokens"],
-                fields.get(b"completion_tokens", 0),
-                fields.get(b"cached_tokens", -1),
-            )
-        if b"input_tokens" in fields:
-            prompt, output = fields[b"input_tokens"], fields.get(b"output_tokens", 0)
-            if b"cache_read_input_tokens" in fields:
-                read = fields[b"cache_read_input_tokens"]
-                return Usage(prompt + read + fields.get(b"cache_creation_input_tokens", 0), output, read)
-            return Usage(prompt, output, fields.get(b"cached_tokens", -1))
-        end = at
+    at = tail.rfind(_MARK)
+    while at >= 0:
+        found = _object_at(tail, at + len(_MARK))
+        if found is not None:
+            if found.prompt_tokens is not None:
+                return Usage(
+                    found.prompt_tokens,
+                    found.completion_tokens or 0,
+                    _cached(found.prompt_tokens_details),
+                )
+            if found.input_tokens is not None:
+                return _from_input(found, found.input_tokens)
+        at = tail.rfind(_MARK, 0, at)
     return None
+
+
+def _object_at(tail: bytes, start: int) -> _Object | None:
+    """The object that begins here. Nothing in it is a string, so its braces can be counted."""
+    end = start
+    while (end := tail.find(b"}", end, start + _REACH) + 1) > 0:
+        if tail.count(b"{", start, end) <= tail.count(b"}", start, end):
+            try:
+                return _decode(tail[start:end])
+            except msgspec.DecodeError:
+                return None
+    return None
+
+
+def _cached(details: _Details | None) -> int:
+    if details is None or details.cached_tokens is None:
+        return -1
+    return details.cached_tokens
+
+
+def _from_input(found: _Object, tokens: int) -> Usage:
+    output = found.output_tokens or 0
+    read = found.cache_read_input_tokens
+    if read is None:
+        return Usage(tokens, output, _cached(found.input_tokens_details))
+    return Usage(tokens + read + (found.cache_creation_input_tokens or 0), output, read)

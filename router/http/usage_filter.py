@@ -1,16 +1,21 @@
 """Takes the usage event out of a stream again, where the router and not the client asked for it.
 
-Works on the raw bytes of a chunked body. An engine sends each event as a chunk of its own; as long as a
-read ends with a whole chunk and mentions no usage, it is passed on as it is. Only a chunk that came in
-part is held back until the rest is there, since a client can make nothing of half an event anyway.
+Works on the raw bytes of a chunked body. An engine sends each event as a chunk of its own; as long
+as a read ends with a whole event in a whole chunk and mentions no usage, it is passed on as it is.
+Only an event that came in part is held back until the rest is there, since a client can make
+nothing of half an event anyway.
 """
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 _MARK = b'"usage"'
-# A chunk of a stream that is larger than this carries something other than tokens: pass it on.
+_LF = 10
+_EVENT_END = re.compile(rb"(\n\n|\r\n\r\n)")
+# A stream whose events are larger than this carries something other than tokens: pass it on.
 _HELD_MAX = 256 * 1024
 
 
@@ -23,33 +28,45 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 
 class UsageFilter:
-    """The state of one stream: what is held back."""
+    """The state of one stream: what is held back, from the beginning of a chunk and an event."""
 
-    __slots__ = ("_held", "_off")
+    __slots__ = ("_held", "passing", "tail")
 
     def __init__(self) -> None:
         self._held = b""
-        self._off = False
+        self.passing = False
+        """Nothing is looked at any more."""
+        self.tail = b""
+        """The last event that mentioned usage, taken out or not."""
 
     def feed(self, data: bytes, in_chunk: bool) -> bytes:
         """Raw body bytes as read -> what of them (and of earlier ones) goes to the client now.
 
         in_chunk: the parser, having seen data, is inside a chunk.
         """
-        if self._off:
+        if self.passing:
             return data
-        if not self._held and not in_chunk and data[-2:] == b"\r\n" and _MARK not in data:
+        if (
+            not self._held
+            and not in_chunk
+            and _MARK not in data
+            and (
+                # One chunk with one event of one line, as engines send them; or many chunks, each
+                # of which ends as an event does. Nothing then tears the mark apart.
+                (data.find(b"\n", 6) == len(data) - 4 and data[-3] == _LF)
+                or (
+                    data.endswith(b"\n\n\r\n")
+                    and data.count(b"\r\n") == 2 * data.count(b"\n\n\r\n")
+                )
+            )
+        ):
             return data
         return self._walk(self._held + data if self._held else data)
 
-    @property
-    def whole(self) -> bool:
-        """Whether the client has whole chunks only, so that another can follow."""
-        return not self._off
-
     def _walk(self, data: bytes) -> bytes:
         out: list[bytes] = []
-        at, end = 0, len(data)
+        at, begin, end = 0, 0, len(data)
+        text = b""
         while at < end:
             line_end = data.find(b"\r\n", at)
             if line_end < 0:
@@ -57,40 +74,49 @@ class UsageFilter:
             # The parser has checked the framing already; an extension after ';' is allowed.
             size = int(data[at:line_end].split(b";", 1)[0], 16)
             if size == 0:
-                out.append(data[at:])
-                at = end
+                # The last chunk: with trailers behind it or without, nothing more is events.
+                out += (self._events(data[begin:at], text), data[at:])
+                begin = end
+                self.passing = True
                 break
             stop = line_end + 2 + size + 2
             if stop > end:
                 break
-            payload = data[line_end + 2 : stop - 2]
-            kept = self._without_usage(payload) if _MARK in payload else payload
-            if kept is payload:
-                out.append(data[at:stop])
-            elif kept:
-                out.append(b"%x\r\n%b\r\n" % (len(kept), kept))
+            text += data[line_end + 2 : stop - 2]
             at = stop
-        self._held = data[at:]
+            if text.endswith((b"\n\n", b"\r\n\r\n")):
+                out.append(self._events(data[begin:at], text))
+                begin = at
+                text = b""
+        self._held = data[begin:]
         if len(self._held) > _HELD_MAX:
-            self._off = True
+            self.passing = True
             out.append(self._held)
             self._held = b""
         return b"".join(out)
 
-    def _without_usage(self, payload: bytes) -> bytes:
-        if not payload.endswith(b"\n\n"):
-            return payload
-        events = payload[:-2].split(b"\n\n")
-        kept = [event for event in events if not self._is_usage(event)]
-        if len(kept) == len(events):
-            return payload
-        return b"\n\n".join(kept) + b"\n\n" if kept else b""
+    def _events(self, raw: bytes, text: bytes) -> bytes:
+        """Whole chunks, and the text in them -> the chunks without a usage event."""
+        if _MARK not in text:
+            return raw
+        parts = _EVENT_END.split(text)
+        kept = b""
+        for event, event_end in zip(parts[::2], [*parts[1::2], b""], strict=True):
+            if _MARK in event:
+                self.tail = event
+                if _is_usage(event):
+                    continue
+            kept += event + event_end
+        if len(kept) == len(text):
+            return raw
+        return b"%x\r\n%b\r\n" % (len(kept), kept) if kept else b""
 
-    def _is_usage(self, event: bytes) -> bool:
-        if not event.startswith(b"data:") or _MARK not in event:
-            return False
-        try:
-            parsed = _decode(event[5:])
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return False
-        return parsed.choices == [] and parsed.usage is not None
+
+def _is_usage(event: bytes) -> bool:
+    if not event.startswith(b"data:"):
+        return False
+    try:
+        parsed = _decode(event[5:])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return parsed.choices == [] and parsed.usage is not None

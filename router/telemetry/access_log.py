@@ -1,9 +1,11 @@
 """The access log: one JSON line for each finished request.
 
 A line is made at once, which takes a few microseconds, and appended to a list; a thread that does
-nothing but write takes what has gathered a few times a second. Were the thread to make the lines, it
+nothing but write takes what has gathered a few times a second. Were the thread to make the lines,
+it
 would hold the interpreter while requests wait. A reader that stops reading fills the pipe, then the
-list, and then lines are dropped and counted; requests never wait. Prompts, keys and headers are not in
+list, and then lines are dropped and counted; requests never wait. Prompts, keys and headers are
+not in
 the log; the session's key is hashed. docs/access-log.md describes the fields.
 """
 

@@ -196,16 +196,121 @@ INDEX_SHARE = Metric(
     "How full the replica's KV cache is, as the index models it: 0 to 1.",
     _REPLICA,
 )
+DISCOVERY = Metric(
+    "warmroute_discovery_current",
+    "gauge",
+    "1 or 0",
+    "Whether the replicas are as discovery has them, or listed; 0: the last known are used.",
+)
 CONNECTIONS = Metric("warmroute_client_connections", "gauge", "connections", "Open, from clients.")
 STREAMS = Metric("warmroute_open_streams", "gauge", "requests", "Streamed answers being relayed.")
 BODY_BYTES = Metric(
     "warmroute_body_bytes", "gauge", "bytes", "Request bodies held in memory just now."
+)
+EXACT_CONFIDENCE = Metric(
+    "warmroute_exact_confidence",
+    "gauge",
+    "share",
+    "Exact mode: how much of what the replica's KV cache holds is known from its events, 0 to 1.",
+    _REPLICA,
+)
+EXACT_PROMPTS = Metric(
+    "warmroute_exact_prompts_total",
+    "counter",
+    "requests",
+    "Exact mode: prompts tokenised (result exact), or left to the byte-block index and why.",
+    ("result",),
+)
+EXACT_EVENTS = Metric(
+    "warmroute_exact_event_faults_total",
+    "counter",
+    "faults",
+    "Exact mode: gaps in a replica's events, restarts seen, histories gone, unreadable batches.",
+    (*_REPLICA, "fault"),
+)
+EXACT_BYTES = Metric(
+    "warmroute_exact_memory_bytes", "gauge", "bytes", "Exact mode: memory of tokens, estimated."
+)
+EXACT_TOKENS = Metric(
+    "warmroute_exact_memory_tokens", "gauge", "tokens", "Exact mode: tokens remembered."
 )
 LOG_DROPPED = Metric(
     "warmroute_access_log_dropped_total",
     "counter",
     "lines",
     "Access log lines given up: the reader was too slow, or writing failed.",
+)
+STATE_UP = Metric(
+    "warmroute_state_up",
+    "gauge",
+    "1 or 0",
+    "Whether other routers hear this one and are heard, or there are none; 0: local only.",
+)
+STATE_LAG = Metric(
+    "warmroute_state_lag_seconds",
+    "gauge",
+    "seconds",
+    "From a batch of facts sent to its coming back.",
+)
+STATE_ROUTERS = Metric(
+    "warmroute_state_routers",
+    "gauge",
+    "routers",
+    "Other routers that are heard.",
+)
+STATE_FACTS_SENT = Metric(
+    "warmroute_state_facts_sent_total",
+    "counter",
+    "facts",
+    "Told to other routers.",
+)
+STATE_FACTS_RECEIVED = Metric(
+    "warmroute_state_facts_received_total",
+    "counter",
+    "facts",
+    "Heard of other routers.",
+)
+STATE_FACTS_DROPPED = Metric(
+    "warmroute_state_facts_dropped_total",
+    "counter",
+    "facts",
+    "Given up while there was no way to tell them; what they told of caches is told later.",
+)
+STATE_BATCHES_SENT = Metric(
+    "warmroute_state_batches_sent_total",
+    "counter",
+    "batches",
+    "Told to other routers.",
+)
+STATE_BATCHES_RECEIVED = Metric(
+    "warmroute_state_batches_received_total",
+    "counter",
+    "batches",
+    "Heard of other routers.",
+)
+STATE_BYTES_SENT = Metric(
+    "warmroute_state_bytes_sent_total",
+    "counter",
+    "bytes",
+    "Sent for this.",
+)
+STATE_BYTES_RECEIVED = Metric(
+    "warmroute_state_bytes_received_total",
+    "counter",
+    "bytes",
+    "Received for this.",
+)
+STATE_SKIPPED = Metric(
+    "warmroute_state_skipped_total",
+    "counter",
+    "batches and chains",
+    "Heard and not understood: garbage, or a chain this router does not know the beginning of.",
+)
+STATE_ERRORS = Metric(
+    "warmroute_state_errors_total",
+    "counter",
+    "errors",
+    "Connections that failed, and commands that were refused.",
 )
 BUILD = Metric(
     "warmroute_build_info",
@@ -218,8 +323,12 @@ BUILD = Metric(
 OWN = (
     REQUESTS, ERRORS, ATTEMPTS, RETRIES, DECISIONS, TTFT, DURATION, OVERHEAD,
     PROMPT_TOKENS, OUTPUT_TOKENS, LEDGER_PROMPT, AVAILABLE, CHOSEN, PREDICTED, DELIVERED,
-    GAP, SURPLUS, UNREPORTED, IN_FLIGHT, QUEUED, USABLE, STATE, BREAKER,
-    INDEX_BLOCKS, INDEX_BYTES, INDEX_SHARE, CONNECTIONS, STREAMS, BODY_BYTES, LOG_DROPPED, BUILD,
+    GAP, SURPLUS, UNREPORTED, IN_FLIGHT, QUEUED, USABLE, STATE, BREAKER, DISCOVERY,
+    INDEX_BLOCKS, INDEX_BYTES, INDEX_SHARE, CONNECTIONS, STREAMS, BODY_BYTES,
+    EXACT_CONFIDENCE, EXACT_PROMPTS, EXACT_EVENTS, EXACT_BYTES, EXACT_TOKENS, LOG_DROPPED,
+    STATE_UP, STATE_LAG, STATE_ROUTERS, STATE_FACTS_SENT, STATE_FACTS_RECEIVED,
+    STATE_FACTS_DROPPED, STATE_BATCHES_SENT, STATE_BATCHES_RECEIVED, STATE_BYTES_SENT,
+    STATE_BYTES_RECEIVED, STATE_SKIPPED, STATE_ERRORS, BUILD,
 )  # fmt: skip
 
 PROCESS = (
@@ -281,6 +390,8 @@ that
 - `code`: the HTTP status; `0` when no answer was sent.
 - `reason` of errors: {", ".join(f"`{word}`" for word in sorted(OUTCOMES))}.
 - `reason` of decisions: the policy's words, at most 100 pairs of policy and reason, then `other`.
+- `result`: `exact`, or why not: `model` (not served or not loaded), `replicas` (none is exact),
+  `large`, `budget`, `media`, `argument`, `several`, `shape`, `template`, `api`, `fault`.
 - `gap`: {", ".join(f"`{word}`" for word in GAPS)}.
 
 ## All metrics

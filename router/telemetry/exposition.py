@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from prometheus_client.exposition import generate_latest
@@ -22,7 +22,15 @@ from router.telemetry import catalogue
 from router.telemetry.catalogue import Metric
 from router.telemetry.histogram import Histogram
 from router.telemetry.series import Series, escape
-from router.telemetry.sources import BuildInfo, FleetSource, IndexSource, LogSource
+from router.telemetry.sources import (
+    BuildInfo,
+    DiscoverySource,
+    ExactSource,
+    FleetSource,
+    IndexSource,
+    LogSource,
+    SharedSource,
+)
 from router.telemetry.telemetry import Telemetry
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -44,6 +52,21 @@ _AFTER_GAPS: Final[tuple[tuple[Metric, Callable[[Series], int]], ...]] = (
 )
 
 
+_SHARED: Final[tuple[tuple[Metric, Callable[[SharedSource], float]], ...]] = (
+    (catalogue.STATE_LAG, lambda s: s.lag),
+    (catalogue.STATE_ROUTERS, lambda s: s.routers),
+    (catalogue.STATE_FACTS_SENT, lambda s: s.facts_sent),
+    (catalogue.STATE_FACTS_RECEIVED, lambda s: s.facts_received),
+    (catalogue.STATE_FACTS_DROPPED, lambda s: s.facts_dropped),
+    (catalogue.STATE_BATCHES_SENT, lambda s: s.batches_sent),
+    (catalogue.STATE_BATCHES_RECEIVED, lambda s: s.batches_received),
+    (catalogue.STATE_BYTES_SENT, lambda s: s.bytes_sent),
+    (catalogue.STATE_BYTES_RECEIVED, lambda s: s.bytes_received),
+    (catalogue.STATE_SKIPPED, lambda s: s.skipped),
+    (catalogue.STATE_ERRORS, lambda s: s.errors),
+)
+
+
 class Exposition:
     """Renders everything a scrape shows. Used from the event loop's thread only."""
 
@@ -54,12 +77,18 @@ class Exposition:
         index: IndexSource,
         log: LogSource,
         build: BuildInfo,
+        discovery: DiscoverySource | None = None,
+        shared: SharedSource | None = None,
+        exact: ExactSource | None = None,
     ) -> None:
         self._telemetry = telemetry
         self._fleet = fleet
         self._index = index
         self._log = log
         self._build = build
+        self._discovery = discovery
+        self._shared = shared
+        self._exact = exact
         # registry=None: nothing is registered anywhere, the collector is asked directly.
         self._process = ProcessCollector(registry=None)
 
@@ -145,6 +174,8 @@ class Exposition:
         yield _head(catalogue.BREAKER)
         for labels, replica in named:
             yield _line(catalogue.BREAKER, f'{labels},state="{escape(replica.breaker.state)}"', 1)
+        discovery = self._discovery
+        yield _single(catalogue.DISCOVERY, int(discovery is None or discovery.current))
         yield _single(catalogue.INDEX_BLOCKS, index.blocks)
         yield _single(catalogue.INDEX_BYTES, index.nbytes())
         yield _head(catalogue.INDEX_SHARE)
@@ -154,9 +185,36 @@ class Exposition:
         yield _single(catalogue.CONNECTIONS, live.connections)
         yield _single(catalogue.STREAMS, live.streams)
         yield _single(catalogue.BODY_BYTES, live.body_bytes)
+        yield from _exact(self._exact, [(labels, replica.slot) for labels, replica in named])
         yield _single(catalogue.LOG_DROPPED, self._log.dropped)
+        yield from _shared(self._shared)
         build = ",".join(f'{name}="{escape(self._build[name])}"' for name in catalogue.BUILD.labels)
         yield _head(catalogue.BUILD) + _line(catalogue.BUILD, build, 1)
+
+
+def _exact(exact: ExactSource | None, named: Sequence[tuple[str, int]]) -> Iterator[str]:
+    told = named if exact is not None else ()
+    yield _head(catalogue.EXACT_CONFIDENCE)
+    for labels, slot in told:
+        assert exact is not None
+        yield _line(catalogue.EXACT_CONFIDENCE, labels, exact.confidence(slot))
+    yield _head(catalogue.EXACT_PROMPTS)
+    for result, count in list(exact.prompts.items()) if exact is not None else ():
+        yield _line(catalogue.EXACT_PROMPTS, f'result="{result}"', count)
+    yield _head(catalogue.EXACT_EVENTS)
+    for labels, slot in told:
+        assert exact is not None
+        for fault, count in exact.event_counts(slot).items():
+            yield _line(catalogue.EXACT_EVENTS, f'{labels},fault="{fault}"', count)
+    yield _single(catalogue.EXACT_BYTES, exact.memory_bytes if exact is not None else 0)
+    yield _single(catalogue.EXACT_TOKENS, exact.memory_tokens if exact is not None else 0)
+
+
+def _shared(shared: SharedSource | None) -> Iterator[str]:
+    for metric, value in _SHARED:
+        yield _single(metric, value(shared) if shared is not None else 0)
+    up = catalogue.STATE_UP
+    yield _single(up, int(shared is None or shared.up))
 
 
 def _head(metric: Metric) -> str:
