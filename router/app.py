@@ -1,4 +1,5 @@
-"""Builds the parts of a router, runs them, and stops them in order. The only file that knows all of them."""
+"""Builds the parts of a router, runs them, and stops them in order: the only file that knows all of
+them."""
 
 from __future__ import annotations
 
@@ -6,35 +7,42 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import platform
 import signal
-import ssl
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import uvloop
 
 from router.admin.engines import EngineCalls, Operation
 from router.admin.parts import AdminParts, Phase
 from router.admin.server import AdminServer
-from router.config import Settings, replica_context, server_context
+from router.config import Settings, replica_context
+from router.discovery import Discovery, DiscoveryError
 from router.fleet.fleet import Fleet
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
 from router.fleet.settings import FleetSettings
+from router.http.front import Front
 from router.http.gateway import Gateway
-from router.http.server import ClientConnection
-from router.http.sweep import Sweep
 from router.index import ByteIndex
 from router.insight.explain import Explain
 from router.insight.recent import Recent
-from router.placement import Placer
+from router.placement import INDEX_ROOM, Placer
 from router.policies import load_policy
 from router.spans import SPANS
+from router.state.carriers import redis_carrier
+from router.state.shared import Carrier, Shared
 from router.telemetry import logs
 from router.telemetry.access_log import AccessLog
 from router.telemetry.exposition import Exposition
 from router.telemetry.telemetry import Telemetry
 from router.types import Policy
+from router.workers.worker import Worker, from_environment
+
+if TYPE_CHECKING:
+    from router.exact.mode import Exact
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +52,8 @@ _BYTES_PER_TOKEN = 4.0
 # load worse than too low (docs/policies.md).
 _PREFILL_RATE = 8_000.0
 _FIRST_ROUND = 5.0
-_BACKLOG = 4096
+# Seconds a router waits for what the others know, before it starts without.
+_FIRST_LOAD = 5.0
 
 
 class _Membership(FleetListener):
@@ -58,6 +67,7 @@ class _Membership(FleetListener):
         explain: Explain,
         telemetry: Telemetry,
     ) -> None:
+        self.shared: Shared | None = None
         self._fleet = fleet
         self._index = index
         self._policies = policies
@@ -78,7 +88,8 @@ class _Membership(FleetListener):
 
     def on_emptied(self, replica: Replica) -> None:
         """It restarted."""
-        self._index.forget(replica.slot)
+        if self.shared is None or self.shared.emptied(replica):
+            self._index.forget(replica.slot)
 
     def on_resized(self, replica: Replica, tokens: int) -> None:
         """Its KV cache is of another size than thought."""
@@ -92,13 +103,14 @@ class _Membership(FleetListener):
 
 
 def _weight(tokens: int) -> int:
-    return int(tokens * _BYTES_PER_TOKEN)
+    return int(tokens * _BYTES_PER_TOKEN * INDEX_ROOM)
 
 
 class App:
     """One router. `start`, then `stop`; or `run` for the whole life of a process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, carrier: Carrier | None = None) -> None:
+        """carrier: what a worker shares through where no `state` is set."""
         self.settings = settings
         self.telemetry = Telemetry()
         self.explain = Explain(settings.explain_requests)
@@ -127,21 +139,44 @@ class App:
         by_load = load_policy("least_loaded")
         learn = settings.prefill_rate == 0
         loads = self.fleet.loads
-        self.placer = Placer(
-            self.index, policy, loads, learn_speed=learn, bytes_per_token=_BYTES_PER_TOKEN
-        )
+        self.placer: Placer
+        self.exact: Exact | None = None
+        if settings.exact:
+            # Its libraries are an extra: nothing of it is imported when it is off.
+            from router.exact.build import exact_placer
+
+            self.exact, self.placer = exact_placer(
+                settings, self.fleet, self.index, policy, learn, _BYTES_PER_TOKEN
+            )
+        else:
+            self.placer = Placer(
+                self.index, policy, loads, learn_speed=learn, bytes_per_token=_BYTES_PER_TOKEN
+            )
         self.balancer = Placer(self.index, by_load, loads, learn_speed=False)
-        self.fleet.listen(
-            _Membership(self.fleet, self.index, [policy, by_load], self.explain, self.telemetry)
+        membership = _Membership(
+            self.fleet, self.index, [policy, by_load], self.explain, self.telemetry
         )
+        self.fleet.listen(membership)
+        if settings.state:
+            carrier = redis_carrier(settings)
+        self.shared: Shared | None = None
+        if carrier is not None:
+            placers = (self.placer, self.balancer)
+            self.shared = Shared(self.fleet, self.index, placers, carrier, self._resize)
+            membership.shared = self.shared
         self.phase = Phase.STARTING
         self.port = 0
         """The front port, once started."""
-        self._servers: list[asyncio.Server] = []
-        self._sweep: asyncio.Task[None] | None = None
+        self.discovery = Discovery(settings, self.fleet) if settings.discovery != "off" else None
+        self.gateway: Gateway
+        self.front: Front
+        self.admin: AdminServer
 
     async def start(self) -> None:
-        """Listen and watch the fleet. Raises OSError when a port cannot be had."""
+        """Listen and watch the fleet.
+
+        Raises OSError when a port cannot be had, DiscoveryError when there is nobody to ask.
+        """
         settings = self.settings
         loop = asyncio.get_running_loop()
         self.access_log.start()
@@ -156,20 +191,23 @@ class App:
             loop,
         )
         gateway.replica_tls = replica_context(settings)
-        await self.fleet.start()
+        gateway.exact = self.exact
+        self.front = Front(gateway)
         self.admin = self._admin()
-        await self.admin.start()
-        tls: ssl.SSLContext | None = server_context(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
-        server = await loop.create_server(
-            lambda: ClientConnection(gateway),
-            settings.host,
-            settings.port,
-            ssl=tls,
-            backlog=_BACKLOG,
-        )
-        self._servers.append(server)
-        self.port = server.sockets[0].getsockname()[1]
-        self._sweep = loop.create_task(Sweep(gateway).run())
+        try:
+            await self.front.start()
+            await self.admin.start()
+            await self.fleet.start()
+            if self.exact is not None:
+                self.exact.start()
+            if self.discovery is not None:
+                await self.discovery.start()
+            if self.shared is not None:
+                self.shared.start()
+        except BaseException:
+            await self.stop()
+            raise
+        self.port = self.front.port
         # What is alive now stays: the collector need not look at it again and again.
         gc.collect()
         gc.freeze()
@@ -186,7 +224,14 @@ class App:
             fleet=self.fleet,
             telemetry=self.telemetry,
             exposition=Exposition(
-                self.telemetry, self.fleet, self.index, self.access_log, build
+                self.telemetry,
+                self.fleet,
+                self.index,
+                self.access_log,
+                build,
+                self.discovery,
+                self.shared,
+                self.exact,
             ),
             explain=self.explain,
             recent=Recent(),
@@ -194,6 +239,9 @@ class App:
             engines=EngineCalls(self.fleet.settings),
             phase=lambda: self.phase,
             engine_changed=self._engine_changed,
+            problem=self._problem,
+            state=lambda: "alone" if self.shared is None else self.shared.word,
+            exact=self.exact,
         )
         return AdminServer(
             parts,
@@ -203,50 +251,61 @@ class App:
             hosts=settings.admin_names,
         )
 
+    def _problem(self) -> str:
+        """Why the fleet may be out of date."""
+        return self.discovery.problem if self.discovery is not None else ""
+
     def _engine_changed(self, replica: Replica, operation: Operation, emptied: bool) -> None:
         """An engine did what the admin port asked of it."""
-        if emptied:
+        if emptied and self.exact is not None:
+            self.exact.emptied(replica)
+        if emptied and (self.shared is None or self.shared.emptied(replica)):
             self.index.forget(replica.slot)
         if operation.changes_models:
             self.fleet.reread_models(replica)
 
+    def _resize(self, slot: int, tokens: int) -> None:
+        self.index.resize(slot, _weight(tokens))
+
     async def ready(self) -> None:
-        """Wait until every replica was tried once, so that the first requests find the fleet known."""
+        """Wait until every replica was tried once and what other routers know is loaded, so that
+        the first requests find the fleet known."""
+        if self.discovery is not None:
+            await self.discovery.wait_first(_FIRST_ROUND)
         await self.fleet.wait_first_round(_FIRST_ROUND)
-        self.phase = Phase.SERVING
+        if self.shared is not None:
+            await self.shared.ready(_FIRST_LOAD)
+        if self.phase is Phase.STARTING:
+            self.phase = Phase.SERVING
+
+    def settle(self) -> None:
+        """Stopping begins: not ready any more, still serving."""
+        self.phase = Phase.DRAINING
+        self.front.settle()
 
     async def stop(self) -> None:
         """Take no more, let what is in progress finish within drain_timeout, close everything."""
-        gateway = self.gateway
-        gateway.closing = True
-        for server in self._servers:
-            server.close()
-        for client in list(gateway.clients):
-            if client.idle:
-                client.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.drain_timeout):
-                while gateway.exchanges:
-                    await asyncio.sleep(0.02)
-        cut = len(gateway.exchanges)
-        if cut:
-            log.warning("%d requests were cut off after drain_timeout", cut)
-        for client in list(gateway.clients):
-            client.transport.abort() if client.exchange is not None else client.close()
-        for task in list(gateway.tasks):
-            task.cancel()
-        for pool in gateway.pools:
-            pool.close()
-        if self._sweep is not None:
-            self._sweep.cancel()
+        self.settle()
+        await self.front.stop()
+        if self.shared is not None:
+            await self.shared.stop()
+        if self.discovery is not None:
+            await self.discovery.stop()
+        if self.exact is not None:
+            await self.exact.stop()
         await self.fleet.stop()
         await self.admin.stop()
         # Its reader may have stopped reading: waiting for it must not stop the loop.
         await asyncio.to_thread(self.access_log.close)
 
 
-async def _serve(settings: Settings) -> int:
-    app = App(settings)
+async def _serve(settings: Settings, worker: Worker | None) -> int:
+    if worker is None:
+        app = App(settings)
+    else:
+        settings = worker.settings
+        app = App(settings, worker.carrier)
+        await worker.attach()
     loop = asyncio.get_running_loop()
     asked_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -255,6 +314,9 @@ async def _serve(settings: Settings) -> int:
         await app.start()
     except OSError as exc:
         log.error("cannot listen: %s", exc)
+        return 1
+    except DiscoveryError as exc:
+        log.error("%s", exc)
         return 1
     where = f"[{settings.host}]" if ":" in settings.host else settings.host
     scheme = "https" if settings.tls_cert else "http"
@@ -268,16 +330,23 @@ async def _serve(settings: Settings) -> int:
         len(settings.replicas),
         settings.policy,
     )
-    with contextlib.suppress(asyncio.CancelledError):
-        await app.ready()
+    if worker is not None:
+        worker.ready(0 if app.shared is None else app.shared.router, app.admin.port)
+    getting_ready = loop.create_task(app.ready())
     await asked_to_stop.wait()
-    log.info("stopping: not ready from now on, still serving for settle_time (%gs)", settings.settle_time)
-    app.phase = Phase.DRAINING
+    getting_ready.cancel()
+    app.settle()
+    log.info(
+        "stopping: not ready from now on, still serving for settle_time (%g s); "
+        "a second signal ends that, a third one cuts off what is in progress",
+        settings.settle_time,
+    )
     asked_to_stop.clear()
-    # A second signal ends the settling: whoever presses Ctrl-C twice does not want to wait.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(settings.settle_time):
             await asked_to_stop.wait()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, app.front.hurry.set)
     await app.stop()
     log.info("stopped")
     return 0
@@ -286,7 +355,4 @@ async def _serve(settings: Settings) -> int:
 def run(settings: Settings) -> int:
     """Run a router until SIGTERM or SIGINT. Returns the process's exit status."""
     logs.setup(settings.log_level)
-    return uvloop.run(_serve(settings))
-
-
-
+    return uvloop.run(_serve(settings, from_environment(os.environ, settings)))

@@ -10,13 +10,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from router import preflight
+from router import cli_state, preflight
 from router.config import TABLE, ConfigError, Loaded, load
 from router.config.kinds import Replicas, Switch
 from router.config.settings import GROUPS, Row
 from router.config.sources import CONFIG_ENV, nearest
 
 OK, BAD_SETTINGS, USAGE = 0, 1, 2
+SUPERVISED = "SUPERVISED_WARMROUTE"
+"""Set for the workers of a supervisor: `router.workers.worker.ENV`, not imported for a word."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,12 +32,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE
     flags = {name: vars(parsed)[name] for name in TABLE if name in vars(parsed)}
     try:
-        loaded = load(flags, os.environ, parsed.config, preflight.check_policy)
+        if parsed.command == "state":
+            return cli_state.run(parsed)
+        loaded = load(flags, os.environ, parsed.config, preflight.check_all)
     except ConfigError as error:
         _print_problems(error)
         return BAD_SETTINGS
+    if parsed.command == "doctor":
+        from router.doctor.run import run as run_doctor
+
+        return run_doctor(loaded.settings)
     if parsed.command == "check":
         return _check(loaded, connect=parsed.connect)
+    if loaded.settings.workers > 1 and not os.environ.get(SUPERVISED):
+        from router.workers import supervisor
+
+        return supervisor.run(loaded.settings, sys.argv[1:] if arguments is None else arguments)
     from router import app  # checks need none of it
 
     return app.run(loaded.settings)
@@ -107,7 +119,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Tell what is wrong with the settings, or what differs from the defaults.",
     )
     check.add_argument("--connect", action="store_true", help="also ask every replica")
-    for command in (serve, check):
+    doctor = commands.add_parser(
+        "doctor",
+        help="examine live engines for what ruins their hit rates, and tell what mends it",
+        usage="%(prog)s --replica URL [--replica URL ...] [--config FILE] [FLAG ...]",
+        description="Examine live engines for everything that silently ruins hit rates. Sends each "
+        "a few short prompts. Exits with 1 when anything is wrong.",
+    )
+    cli_state.add(commands)
+    for command in (serve, check, doctor):
         _add_settings(command)
     return parser
 

@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import httpx
@@ -35,6 +36,22 @@ def check_policy(settings: Settings) -> Iterator[Fault]:
         load_policy(settings.policy)
     except PolicyError as error:
         yield ("policy",), str(error), "give a built-in policy's name or module:Class"
+
+
+def check_exact(settings: Settings) -> Iterator[Fault]:
+    """What exact mode's libraries lack, where it is on."""
+    if not settings.exact:
+        return
+    missing = [name for name in ("tokenizers", "jinja2", "zmq") if find_spec(name) is None]
+    if missing:
+        wrong = f"it needs {', '.join(missing)}, which is not installed"
+        yield ("exact",), wrong, "pip install 'warmroute[exact]', or leave exact out"
+
+
+def check_all(settings: Settings) -> Iterator[Fault]:
+    """Everything that takes more than the settings to know."""
+    yield from check_policy(settings)
+    yield from check_exact(settings)
 
 
 def file_limit_warning(settings: Settings) -> str:

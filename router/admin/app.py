@@ -33,6 +33,9 @@ class Readiness(msgspec.Struct):
     replicas: int
     usable: int
     """Replicas that requests may be sent to."""
+    state: str
+    """Whether what other routers know is known here: shared, local only, or alone (there are
+    none). No reason not to be ready."""
 
 
 def create_app(
@@ -77,10 +80,11 @@ class _Admin:
         if phase is not Phase.SERVING:
             reasons.append(f"the router is {phase}")
         if not count:
-            reasons.append("no replica in the fleet")
+            problem = self._parts.problem()
+            reasons.append("no replica in the fleet" + (f": {problem}" if problem else ""))
         elif not usable:
             reasons.append(f"none of {count} replicas is usable")
-        answer = Readiness(not reasons, reasons, count, usable)
+        answer = Readiness(not reasons, reasons, count, usable, self._parts.state())
         return _json(answer, 503 if reasons else 200)
 
     async def metrics(self, _request: Request) -> Response:

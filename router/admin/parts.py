@@ -12,7 +12,7 @@ from router.fleet.replica import Replica
 from router.insight.explain import Explain
 from router.insight.recent import Recent
 from router.telemetry.exposition import Exposition
-from router.telemetry.sources import IndexSource
+from router.telemetry.sources import ExactSource, IndexSource
 from router.telemetry.telemetry import Telemetry
 
 
@@ -40,6 +40,16 @@ class FleetView(Protocol):
         ...
 
 
+def no_problem() -> str:
+    """The default of `AdminParts.problem`."""
+    return ""
+
+
+def alone() -> str:
+    """The default of `AdminParts.state`."""
+    return "alone"
+
+
 def nothing(replica: Replica, operation: Operation, emptied: bool) -> None:
     """The default of `AdminParts.engine_changed`."""
 
@@ -58,3 +68,9 @@ class AdminParts:
     phase: Callable[[], Phase]
     engine_changed: Callable[[Replica, Operation, bool], None] = nothing
     """Called when a replica has done what it was asked; the flag: its KV cache is empty now."""
+    problem: Callable[[], str] = no_problem
+    """What keeps replicas from being found; told by /readyz when there are none."""
+    state: Callable[[], str] = alone
+    """Whether this router shares with others; told by /readyz."""
+    exact: ExactSource | None = None
+    """Exact mode, when it is on."""

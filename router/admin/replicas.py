@@ -67,6 +67,12 @@ class ReplicaReport(msgspec.Struct):
     """Why there are none; empty when there are."""
     faults: Faults
     restarts: int
+    exact: bool | None
+    """Exact mode: whether it is routed to by what its events tell; null where that is off."""
+    exact_missing: str
+    """Why it is not, for one model at least; empty when it is, or when exact mode is off."""
+    exact_confidence: float | None
+    """How much of what its KV cache holds is known from its events, 0 to 1."""
 
 
 def reports(parts: AdminParts) -> list[ReplicaReport]:
@@ -83,6 +89,8 @@ def _report(parts: AdminParts, replica: Replica, ledger: Ledger | None) -> Repli
     load = replica.load
     engine = replica.engine
     faults = replica.faults
+    exact = parts.exact
+    why = exact.why_not(replica.slot) if exact is not None else ""
     return ReplicaReport(
         name=replica.name,
         slot=replica.slot,
@@ -112,4 +120,7 @@ def _report(parts: AdminParts, replica: Replica, ledger: Ledger | None) -> Repli
         metrics_missing=replica.engine_missing,
         faults=Faults(faults.connect, faults.timeout, faults.died, faults.status),
         restarts=replica.restarts,
+        exact=not why if exact is not None else None,
+        exact_missing=why,
+        exact_confidence=exact.confidence(replica.slot) if exact is not None else None,
     )

@@ -21,7 +21,7 @@ GRACE_SECONDS = 2
 """How long answers under way may take when it stops."""
 
 
-class _Server(uvicorn.Server):
+class EmbeddedServer(uvicorn.Server):
     """uvicorn without its signal handlers: the router has its own."""
 
     @contextlib.contextmanager
@@ -58,14 +58,14 @@ class AdminServer:
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
-        self._server = _Server(config)
+        self._server = EmbeddedServer(config)
         self._socket: socket.socket | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Listen. Returns when clients can connect. Raises OSError when the address is not free."""
         # Bound here rather than by uvicorn, which would end the process on failure.
-        self._socket = _bind(self._host, self.port)
+        self._socket = bind(self._host, self.port)
         self.port = self._socket.getsockname()[1]
         self._tasks = [
             asyncio.create_task(self._server.serve([self._socket]), name="admin server"),
@@ -99,7 +99,7 @@ def _log_failure(task: asyncio.Task[None]) -> None:
         log.error("%s failed", task.get_name(), exc_info=error)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises OSError that names the address."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(

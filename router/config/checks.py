@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from router.config.discovery import check_discovery
 from router.config.errors import Fault
 from router.config.settings import Settings
 
@@ -20,9 +21,13 @@ class PassphraseError(Exception):
 def cross_check(settings: Settings) -> Iterator[Fault]:
     """Everything that single values do not show. Reads the TLS files."""
     s = settings
-    if not s.replicas:
-        fix = "give at least one: --replica http://vllm-0:8000, or `replicas:` in the file"
+    if not s.replicas and s.discovery == "off":
+        fix = (
+            "give at least one: --replica http://vllm-0:8000, or `replicas:` in the file; "
+            "or let them be found, with discovery"
+        )
         yield ("replicas",), "there is no replica to route to", fix
+    yield from check_discovery(s)
     if s.port and s.port == s.admin_port and _meet(s.host, s.admin_host):
         fix = f"give another port, such as --admin-port {s.port + 1 if s.port < 65_535 else 9090}"
         yield ("port", "admin_port"), f"both are {s.port}", fix
@@ -43,7 +48,10 @@ def cross_check(settings: Settings) -> Iterator[Fault]:
         fix = "take one out: certificates are either checked or not"
         yield ("replica_ca", "replica_verify"), "replica_ca is set and replica_verify is off", fix
     elif s.replica_ca:
-        yield from _check_ca(s.replica_ca)
+        yield from _check_ca("replica_ca", s.replica_ca)
+
+    if s.state_ca:
+        yield from _check_ca("state_ca", s.state_ca)
 
 
 def _meet(a: str, b: str) -> bool:
@@ -75,15 +83,15 @@ def _check_tls_pair(settings: Settings) -> Iterator[Fault]:
         yield ("tls_cert", "tls_key"), f"they do not load: {_reason(error)}", fix
 
 
-def _check_ca(path: str) -> Iterator[Fault]:
-    faults = list(_unreadable("replica_ca", path))
+def _check_ca(name: str, path: str) -> Iterator[Fault]:
+    faults = list(_unreadable(name, path))
     if faults:
         yield from faults
         return
     try:
         ssl.create_default_context(cafile=path)
     except (ssl.SSLError, OSError) as error:
-        yield ("replica_ca",), f"it does not load: {_reason(error)}", "give CA certificates in PEM"
+        yield (name,), f"it does not load: {_reason(error)}", "give CA certificates in PEM"
 
 
 def _unreadable(name: str, path: str) -> Iterator[Fault]:

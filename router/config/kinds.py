@@ -15,6 +15,7 @@ from typing import Any
 
 from router import units
 from router.config.errors import BadValueError
+from router.state import address
 
 WEEK = 7 * 86_400.0
 
@@ -216,6 +217,29 @@ class Secret(Kind):
 
     def brief(self) -> str:
         return "secret text"
+
+
+@dataclass(frozen=True)
+class StateUrl(Kind):
+    """Where the shared state is; empty for nowhere."""
+
+    placeholder = "URL"
+
+    def parse(self, text: str) -> str:
+        text = text.strip()
+        if text:
+            try:
+                address.parse(text)
+            except ValueError as error:
+                wrong, fix = error.args
+                raise BadValueError((f"the URL {wrong}", fix)) from None
+        return text
+
+    def describe(self) -> str:
+        return address.FORM
+
+    def brief(self) -> str:
+        return "URL"
 
 
 _HOSTNAME = re.compile(

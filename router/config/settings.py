@@ -19,6 +19,7 @@ from router.config.kinds import (
     Names,
     Replicas,
     Secret,
+    StateUrl,
     Switch,
     Text,
     Word,
@@ -31,21 +32,40 @@ from router.config.kinds import (
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 FLEET = "Replicas and routing"
+DISCOVERY = "Finding replicas"
 LISTEN = "Where it listens"
 LIMITS = "Limits"
 TIMES = "Timeouts"
 RETRY = "Retries"
 HEALTH = "Health"
 ENGINE = "What it knows of the engines"
+STATE = "Many routers"
+EXACT = "Exact mode"
 INSIGHT = "Explaining and logging"
 STOP = "Stopping"
 
-GROUPS = (FLEET, LISTEN, LIMITS, TIMES, RETRY, HEALTH, ENGINE, INSIGHT, STOP)
+GROUPS = (
+    FLEET,
+    DISCOVERY,
+    LISTEN,
+    LIMITS,
+    TIMES,
+    RETRY,
+    HEALTH,
+    ENGINE,
+    EXACT,
+    STATE,
+    INSIGHT,
+    STOP,
+)
 
 _POLICY = "the name of a policy (cache_aware) or module:Class"
 _POLICY_FORM = r"[A-Za-z_]\w*|[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 _HEADER = "a header's name"
 _HEADER_FORM = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
+_KEY_FORM = r"[A-Za-z0-9]([A-Za-z0-9./_-]{0,315}[A-Za-z0-9])?"
+_ENDPOINT = "a ZMQ endpoint (tcp://{host}:5557)"
+_ENDPOINT_FORM = r"|tcp://[^\s/]+:[0-9]{1,5}|ipc://\S+"
 _PORT = whole(0, 65_535)
 _TOKENS = whole(0, 1_000_000_000)
 
@@ -120,6 +140,94 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool, Is(FLEET, Switch(), "Check the certificates of `https` replicas.")
     ] = True
 
+    discovery: Annotated[
+        str,
+        Is(
+            DISCOVERY,
+            Word(("off", "kubernetes", "dns", "file")),
+            "Find replicas and follow their changes, besides those listed in `replicas`. "
+            "`kubernetes` needs `pip install 'warmroute[kubernetes]'`; see "
+            "[kubernetes.md](kubernetes.md).",
+        ),
+    ] = "off"
+    discovery_services: Annotated[
+        tuple[str, ...],
+        Is(
+            DISCOVERY,
+            Names(),
+            "With `kubernetes`: the Services whose endpoints are the replicas. Either these or "
+            "`discovery_selector`.",
+        ),
+    ] = ()
+    discovery_selector: Annotated[
+        str,
+        Is(
+            DISCOVERY,
+            Text("a label selector, such as app=vllm,tier!=test", r"[A-Za-z0-9!=()., _/-]*"),
+            "With `kubernetes`: the label selector of the pods that are the replicas.",
+        ),
+    ] = ""
+    discovery_namespaces: Annotated[
+        tuple[str, ...],
+        Is(
+            DISCOVERY,
+            Names(),
+            "With `kubernetes`: where to look; `*` for all namespaces, none for the router's own.",
+        ),
+    ] = ()
+    discovery_port: Annotated[
+        str,
+        Is(
+            DISCOVERY,
+            Text(
+                "a port's number, its name, or annotation:KEY",
+                rf"[a-z0-9-]{{0,63}}|annotation:{_KEY_FORM}",
+            ),
+            "With `kubernetes`: the replicas' port, by number, by name, or by a pod's annotation "
+            "(`annotation:KEY`). Not needed where they have only one.",
+        ),
+    ] = ""
+    discovery_model: Annotated[
+        str,
+        Is(
+            DISCOVERY,
+            Text("label:KEY or annotation:KEY", rf"((label|annotation):{_KEY_FORM})?"),
+            "With `kubernetes`: the label or annotation that names the models a replica serves, of "
+            "the pod, or with `discovery_services` the label of the Service. Without it, or where "
+            "a replica has no such mark, `/v1/models` is asked.",
+        ),
+    ] = ""
+    discovery_scheme: Annotated[
+        str,
+        Is(
+            DISCOVERY,
+            Word(("http", "https")),
+            "With `kubernetes`: how the replicas are spoken to.",
+        ),
+    ] = "http"
+    discovery_dns: Annotated[
+        tuple[str, ...],
+        Is(
+            DISCOVERY,
+            Replicas(),
+            "With `dns`: URLs whose host has one address for each replica, such as a headless "
+            "Service's `http://vllm-headless.llm.svc:8000`.",
+        ),
+    ] = ()
+    discovery_file: Annotated[
+        str,
+        Is(
+            DISCOVERY,
+            File(),
+            "With `file`: a YAML or JSON list of URLs, or of mappings with `url`, `models` and "
+            "`id`. A file that is wrong or missing leaves the fleet as it was.",
+        ),
+    ] = ""
+    discovery_interval: Annotated[
+        float,
+        Is(DISCOVERY, duration(), "With `dns` and `file`: time between two readings."),
+    ] = 5.0
+
     host: Annotated[
         str,
         Is(
@@ -155,8 +263,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Is(
             LISTEN,
             Names(),
-            "Host names by which the admin port may be called besides the machine's own, as a guard "
-            "against DNS rebinding; `*` for any.",
+            "Host names by which the admin port may be called besides the machine's own, as a "
+            "guard against DNS rebinding; `*` for any.",
         ),
     ] = ()
     tls_cert: Annotated[
@@ -285,6 +393,134 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     prefill_rate: Annotated[
         int, Is(ENGINE, _TOKENS, "Prefill tokens a second of one replica; 0 learns it.")
     ] = 0
+
+    state: Annotated[
+        str,
+        Is(
+            STATE,
+            StateUrl(),
+            "The Redis or Valkey that routers share what they know through; none: each router for "
+            "itself. Also through Sentinels, `redis+sentinel://a:26379,b:26379/mymaster`, and any "
+            "nodes of a cluster, `redis://a:6379,b:6379`.",
+        ),
+    ] = ""
+    state_password: Annotated[
+        str,
+        Is(
+            STATE,
+            Secret(),
+            "Its password. The user, if there is one, belongs into the URL. No flag: environment "
+            "or file only.",
+        ),
+    ] = Masked("")
+    state_ca: Annotated[
+        str,
+        Is(STATE, File(), "CA certificates (PEM) to trust for `rediss` instead of the system's."),
+    ] = ""
+    state_prefix: Annotated[
+        str,
+        Is(
+            STATE,
+            Text("letters, digits, and . _ - : within 100 characters", r"[A-Za-z0-9._:-]{1,100}"),
+            "What the names of all keys begin with: routers with the same one share.",
+        ),
+    ] = "warmroute"
+    workers: Annotated[
+        int,
+        Is(
+            STATE,
+            whole(1, 256),
+            "Processes that serve the same port, and share what they know; about one for a core.",
+        ),
+    ] = 1
+
+    exact: Annotated[
+        bool,
+        Is(
+            EXACT,
+            Switch(),
+            "Go by what the engines tell of their KV caches, and tokenise prompts as they do. "
+            "Needs `pip install 'warmroute[exact]'` and KV events on in the engines; a replica or "
+            "model for which it cannot be used is routed as ever.",
+        ),
+    ] = False
+    exact_events: Annotated[
+        str,
+        Is(
+            EXACT,
+            Text(_ENDPOINT, _ENDPOINT_FORM),
+            "Where KV events are, as a ZMQ endpoint in which `{host}` stands for the replica's "
+            "host, for engines that do not tell (`GET /kv_event_sources`). Without `{host}` it is "
+            "an address to bind, for engines that connect.",
+        ),
+    ] = ""
+    exact_replay: Annotated[
+        str,
+        Is(EXACT, Text(_ENDPOINT, _ENDPOINT_FORM), "The same for lost events: their replay."),
+    ] = ""
+    exact_topic: Annotated[
+        str, Is(EXACT, Text("a topic", r"\S*"), "The topic of KV events; empty takes every one.")
+    ] = ""
+    exact_ranks: Annotated[
+        int,
+        Is(
+            EXACT,
+            whole(1, 1024),
+            "Data-parallel ranks of a replica, each on the next port, with `exact_events`.",
+        ),
+    ] = 1
+    exact_tokenizer: Annotated[
+        str,
+        Is(
+            EXACT,
+            Text("a folder, a hub name, or model=place,...", r"[^\x00]*"),
+            "Where the models' tokenizers are, as folders or hub names: one for all models, or "
+            "`model=place` for some, separated by commas. Empty takes what the engines say.",
+        ),
+    ] = ""
+    exact_chat_template: Annotated[
+        str,
+        Is(
+            EXACT,
+            File(),
+            "The chat template the engines are given with `--chat-template`, if they are.",
+        ),
+    ] = ""
+    exact_download: Annotated[
+        bool, Is(EXACT, Switch(), "Fetch tokenizers from the hub; off uses only those there are.")
+    ] = True
+    exact_budget: Annotated[
+        float,
+        Is(
+            EXACT,
+            duration(),
+            "A prompt that would take longer to tokenise is routed by what was sent before.",
+        ),
+    ] = 0.1
+    exact_deadline: Annotated[
+        float,
+        Is(
+            EXACT,
+            duration(),
+            "How long a prompt on its way to a replica counts as held there, unless the engine "
+            "tells of it before.",
+        ),
+    ] = 60.0
+    exact_memory: Annotated[
+        int,
+        Is(EXACT, size(1 * MIB, 64 * GIB), "Memory for tokens of texts seen before."),
+    ] = 256 * MIB
+    exact_max_body: Annotated[
+        int,
+        Is(
+            EXACT,
+            size(1 * KIB, 64 * MIB),
+            "Larger bodies are not tokenised: reading one would hold up the others.",
+        ),
+    ] = 512 * KIB
+    exact_threads: Annotated[
+        int, Is(EXACT, whole(1, 64), "Threads that tokenise long prompts.")
+    ] = 2
 
     explain_headers: Annotated[
         bool,

@@ -14,7 +14,7 @@ import yaml
 
 from router.config.checks import cross_check
 from router.config.errors import BadValueError, ConfigError, Fault, Problem
-from router.config.kinds import Replicas
+from router.config.kinds import Names, Replicas
 from router.config.settings import ENV_PREFIX, TABLE, Settings
 
 CONFIG_ENV = f"{ENV_PREFIX}CONFIG"
@@ -171,7 +171,7 @@ def _read_mapping(path: str, root: yaml.MappingNode, found: _Found) -> None:
             found.problem(name, place, f"is already set at {seen[name]}", "keep one")
         elif node.tag != _NULL:
             kind = TABLE[name].kind
-            text = _node_text(node, wants_list=isinstance(kind, Replicas))
+            text = _node_text(node, wants_list=isinstance(kind, Names | Replicas))
             if text is None:
                 found.problem(name, place, "is a list or mapping", f"give {kind.describe()}")
             else:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from router.index.node import Node, common, cut, hash_at, stay, trim
@@ -207,6 +208,28 @@ class ByteIndex:
         """The part of the slot's capacity in use, from 0 to 1. Raises KeyError."""
         room = self.room(slot)
         return room.used / room.capacity if room.capacity else 0.0
+
+    def touches(self, slot: int, since: float = 0.0) -> Iterator[tuple[float, Chain]]:
+        """(when used, chain) of all the slot holds, oldest first: recorded again in this order in
+        an empty room, they make the same room. Only those used since then, if that is given.
+
+        The index may change meanwhile: what is recorded then may be left out. Raises KeyError.
+        """
+        bit = 1 << slot
+        room = self.room(slot)
+        for touch in list(room.order):
+            node = touch.tail
+            if node is None or touch.when < since or room.held.get(node) is not touch:
+                continue
+            end = len(node.run)
+            if not node.full & bit:
+                assert node.partial is not None
+                end = 8 * node.partial[slot]
+            runs = [node.run[:end]]
+            while (node := node.parent) is not None:
+                runs.append(node.run)
+            runs.reverse()
+            yield touch.when, array("Q", b"".join(runs))
 
     def nbytes(self) -> int:
         """Resident bytes, estimated. Costs the number of replicas, not of blocks."""

@@ -73,7 +73,7 @@ class World:
             "started": time.time(), "duration": 2.0, "prompt_tokens": 1000, "output_tokens": 100,
             "available": 900.0, "chosen": 900.0, "predicted": 896.0, "delivered": 800,
             "policy": "cache_aware", "reason": "least_cost",
-            "considered": tuple((r.slot, 900.0, float(r.slot)) for r in self.fleet.members()),
+            "considered": tuple((r.slot, 900.0, float(r.slot), 0.0, 0) for r in self.fleet.members()),
         }  # fmt: skip
         done = Finished(request_id, **{**base, **more})
         self.telemetry.observe(done)

@@ -25,7 +25,13 @@ async def test_readyz_gives_its_reasons() -> None:
     async with world.client() as client:
         answer = await client.get("/readyz")
         assert answer.status_code == 200
-        assert answer.json() == {"ready": True, "reasons": [], "replicas": 2, "usable": 2}
+        assert answer.json() == {
+            "ready": True,
+            "reasons": [],
+            "replicas": 2,
+            "usable": 2,
+            "state": "alone",
+        }
         for phase in (Phase.STARTING, Phase.DRAINING):
             world.phase = phase
             answer = await client.get("/readyz")

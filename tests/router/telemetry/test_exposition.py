@@ -50,11 +50,28 @@ class Log:
     dropped = 4
 
 
+class Exact:
+    def __init__(self) -> None:
+        self.prompts = {"exact": 5, "media": 2}
+        self.memory_bytes = 600
+        self.memory_tokens = 100
+
+    def confidence(self, slot: int) -> float:
+        return slot / 4
+
+    def why_not(self, slot: int) -> str:
+        return ""
+
+    def event_counts(self, slot: int) -> dict[str, int]:
+        return {"gap": slot, "restart": 0}
+
+
 BUILD = {"version": "0.1.0", "python": "3.11.4", "policy": "cache_aware"}
 
 
 def make(telemetry: Telemetry, *names: str) -> Exposition:
-    return Exposition(telemetry, Fleet(*(names or ("a:1", "b:1"))), Index(), Log(), BUILD)
+    fleet = Fleet(*(names or ("a:1", "b:1")))
+    return Exposition(telemetry, fleet, Index(), Log(), BUILD, exact=Exact())
 
 
 def busy() -> Telemetry:
@@ -203,3 +220,14 @@ async def test_rendering_takes_turns_with_the_event_loop(monkeypatch: pytest.Mon
     await shown.render()
     task.cancel()
     assert seen[-1] - seen[0] >= len(seen) - 1 > 30
+
+
+def test_exact_mode_shows_what_is_known_and_why_prompts_were_left() -> None:
+    text = "".join(make(Telemetry(), "a:1").pieces())
+    for line in (
+        'warmroute_exact_confidence{replica="a:1"} 0.25',
+        'warmroute_exact_prompts_total{result="media"} 2',
+        'warmroute_exact_event_faults_total{replica="a:1",fault="gap"} 1',
+        "warmroute_exact_memory_bytes 600",
+    ):
+        assert line in text.splitlines()

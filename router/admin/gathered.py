@@ -1,0 +1,202 @@
+"""One admin port for several workers: it asks them, and puts their answers together.
+
+/metrics has every worker's samples with a `worker` label. /readyz is ready when all workers are.
+/explain looks through all. Draining is told to all. Everything else, which the workers share or
+answer alike, is asked of the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import Callable
+from typing import Final
+
+import httpx
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from router.admin.guard import HEADER, Guard
+from router.admin.server import GRACE_SECONDS, EmbeddedServer, bind
+from router.config import Settings
+from router.telemetry.exposition import CONTENT_TYPE
+
+log = logging.getLogger(__name__)
+
+WITHIN: Final = 10.0
+"""Seconds for a worker's answer; engines may take long for what is asked of them."""
+_SAMPLE: Final = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (.*)")
+_HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+_NOBODY: Final = b'{"error":"no worker is ready"}'
+
+Workers = Callable[[], list[tuple[int, int]]]
+"""(worker, its admin port) of those that can be asked."""
+
+
+class GatheredServer:
+    """Serves the admin port of the supervisor."""
+
+    def __init__(self, settings: Settings, workers: Workers) -> None:
+        self._settings = settings
+        self._workers = workers
+        self._client = httpx.AsyncClient(timeout=WITHIN, trust_env=False)
+        self.port = settings.admin_port
+        """Listened on, once started."""
+        app = Starlette(
+            routes=[
+                Route("/healthz", self._healthz),
+                Route("/metrics", self._metrics),
+                Route("/readyz", self._readyz),
+                Route("/explain", self._latest),
+                Route("/explain/{request_id:path}", self._explain),
+                Route("/{rest:path}", self._first, methods=["GET", "POST"]),
+            ],
+            middleware=[
+                Middleware(
+                    Guard,
+                    bound=settings.admin_host,
+                    key=settings.admin_key,
+                    hosts=settings.admin_names,
+                )
+            ],
+        )
+        self._server = EmbeddedServer(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=GRACE_SECONDS,
+            )
+        )
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Listen. Raises OSError when the address is not free."""
+        listening = bind(self._settings.admin_host, self.port)
+        self.port = listening.getsockname()[1]
+        self._serving = asyncio.create_task(self._server.serve([listening]), name="admin server")
+
+    async def stop(self) -> None:
+        """Finish answers under way, close."""
+        self._server.should_exit = True
+        if self._serving is not None:
+            await asyncio.gather(self._serving, return_exceptions=True)
+        await self._client.aclose()
+
+    async def _ask(self, request: Request, port: int, body: bytes = b"") -> httpx.Response | None:
+        url = f"http://127.0.0.1:{port}{request.url.path}"
+        if request.url.query:
+            url += f"?{request.url.query}"
+        headers = {HEADER: "1"}
+        for name in ("authorization", "content-type"):
+            if name in request.headers:
+                headers[name] = request.headers[name]
+        with contextlib.suppress(httpx.HTTPError):
+            return await self._client.request(request.method, url, content=body, headers=headers)
+        return None
+
+    async def _all(
+        self, request: Request, body: bytes = b""
+    ) -> list[tuple[int, httpx.Response | None]]:
+        workers = self._workers()
+        answers = await asyncio.gather(*(self._ask(request, port, body) for _, port in workers))
+        return [(worker, answer) for (worker, _), answer in zip(workers, answers, strict=True)]
+
+    async def _healthz(self, _request: Request) -> Response:
+        return Response(b'{"status":"ok"}', 200, _HEADERS, "application/json")
+
+    async def _metrics(self, request: Request) -> Response:
+        texts = [
+            (worker, answer.text)
+            for worker, answer in await self._all(request)
+            if answer is not None and answer.status_code == 200
+        ]
+        return Response(merged(texts), 200, _HEADERS, CONTENT_TYPE)
+
+    async def _readyz(self, request: Request) -> Response:
+        """The first answer that is not 200, or else the first."""
+        answers = [answer for _, answer in await self._all(request)]
+        for answer in answers:
+            if answer is not None and answer.status_code != 200:
+                return _same(answer)
+        if len(answers) < self._settings.workers or None in answers:
+            body = {"ready": False, "reasons": ["not all workers are ready"]}
+            return Response(msgspec.json.encode(body), 503, _HEADERS, "application/json")
+        return _same(answers[0])
+
+    async def _latest(self, request: Request) -> Response:
+        found: list[object] = []
+        for _, answer in await self._all(request):
+            if answer is not None and answer.status_code == 200:
+                found += msgspec.json.decode(answer.content)
+        return Response(msgspec.json.encode(found), 200, _HEADERS, "application/json")
+
+    async def _explain(self, request: Request) -> Response:
+        answers = [answer for _, answer in await self._all(request)]
+        return _same(
+            next((a for a in answers if a is not None and a.status_code == 200), None)
+            or next((a for a in answers if a is not None), None)
+        )
+
+    async def _first(self, request: Request) -> Response:
+        body = await request.body()
+        if request.method == "POST" and request.url.path.endswith(("/drain", "/undrain")):
+            answers = [answer for _, answer in await self._all(request, body)]
+            bad = next((a for a in answers if a is not None and a.status_code != 200), None)
+            return _same(bad or next((a for a in answers if a is not None), None))
+        for _, port in self._workers():
+            answer = await self._ask(request, port, body)
+            if answer is not None or request.method == "POST":
+                return _same(answer)
+        return _same(None)
+
+
+def _same(answer: httpx.Response | None) -> Response:
+    """A worker's answer as our own."""
+    if answer is None:
+        return Response(_NOBODY, 503, _HEADERS, "application/json")
+    headers = {
+        name: value
+        for name, value in answer.headers.items()
+        if name in ("content-security-policy", "content-type", *_HEADERS, "x-frame-options")
+    }
+    return Response(answer.content, answer.status_code, headers)
+
+
+def merged(texts: list[tuple[int, str]]) -> str:
+    """The workers' metrics as one text: each family once, each sample with a `worker` label."""
+    families: dict[str, list[str]] = {}
+    heads: dict[str, list[str]] = {}
+    for worker, text in texts:
+        family = ""
+        for line in text.splitlines():
+            if line.startswith("# "):
+                family = line.split(" ", 3)[2]
+                known = heads.setdefault(family, [])
+                if line not in known and len(known) < 2:
+                    known.append(line)
+                families.setdefault(family, [])
+                continue
+            found = _SAMPLE.fullmatch(line)
+            if found is None:
+                continue
+            name, labels, value = found.groups()
+            inside = f'worker="{worker}",{labels}' if labels else f'worker="{worker}"'
+            families.setdefault(family or name, []).append(f"{name}{{{inside}}} {value}")
+    lines: list[str] = []
+    for family, samples in families.items():
+        lines += heads.get(family, [])
+        lines += samples
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""What routers share: facts about requests, sent beside the requests' way. docs/state.md."""

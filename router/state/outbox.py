@@ -1,0 +1,267 @@
+"""What this router has to tell the others. The requests' way only appends here.
+
+The mutable state: facts not sent yet, and the requests in flight that others know of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, TypeAlias
+
+from router.placement import Placement
+from router.state.book import Book
+from router.state.codec import (
+    BYE,
+    FAILED,
+    FINISHED,
+    FIRST,
+    FORGOT,
+    HELLO,
+    LONGEST,
+    MISSING,
+    MOST,
+    RESIZED,
+    ROUTED,
+    Open,
+    Writer,
+)
+from router.types import Chain
+
+DELAY: Final = 0.015
+"""Seconds from a fact to the batch it is sent in: long enough for a batch to hold several."""
+MOST_WAITING: Final = 20_000
+"""Facts that wait for a way out before they are given up: 13 s of 500 requests a second."""
+BATCH_BYTES: Final = 256 * 1024
+"""Bytes of hashes after which a batch is closed and another one begun."""
+
+Told: TypeAlias = "Placement | tuple[int, int] | None"
+"""What a fact is about: a request, (a replica's key or a hash, a number), or nothing."""
+
+
+class Outbox:
+    """The placer tells it of requests, the rest of the router of replicas.
+
+    `later(DELAY, due)` is called with the first fact after a batch; `due` then calls `ready`.
+    """
+
+    def __init__(
+        self,
+        router: int,
+        book: Book,
+        replicas: dict[int, int],
+        later: Callable[[float, Callable[[], None]], object],
+    ) -> None:
+        """replicas: slot -> name_key, kept by whoever made it."""
+        self.router = router
+        self.number = 0
+        """Of the last batch made."""
+        self.sent = 0
+        """Facts put into batches."""
+        self.dropped = 0
+        """Facts given up. What they told of chains is told later, from the index."""
+        self.lost_since = 0.0
+        """When the first request was routed whose fact was given up and not made up for; or 0."""
+        self.ready: Callable[[], None] | None = None
+        self._book = book
+        self._replicas = replicas
+        self._later = later
+        self._facts: list[tuple[int, Told]] = []
+        self._open: dict[int, Placement] = {}
+        self._serial = 0
+        self._armed = False
+        self._roll = False
+
+    # On the requests' way
+
+    def routed(self, placement: Placement) -> None:
+        """A request was placed."""
+        self._facts.append((ROUTED, placement))
+        if not self._armed:
+            self._arm()
+
+    def first_token(self, placement: Placement) -> None:
+        """Its first token came."""
+        self._facts.append((FIRST, placement))
+        if not self._armed:
+            self._arm()
+
+    def finished(self, placement: Placement) -> None:
+        """It ended."""
+        self._facts.append((FINISHED, placement))
+        if not self._armed:
+            self._arm()
+
+    def failed(self, placement: Placement) -> None:
+        """It was not answered."""
+        self._facts.append((FAILED, placement))
+        if not self._armed:
+            self._arm()
+
+    # Beside it
+
+    def forgot(self, replica: int) -> None:
+        """A replica's cache is empty."""
+        self._tell(FORGOT, (replica, 0))
+
+    def resized(self, replica: int, tokens: int) -> None:
+        """A replica's cache has room for so many tokens."""
+        self._tell(RESIZED, (replica, tokens))
+
+    def missing(self, key: int) -> None:
+        """Nobody should refer to the chain of this hash."""
+        self._book.forget(key)
+        self._tell(MISSING, (key, 0))
+
+    def hello(self) -> None:
+        """Ask the others to call the roll; call it too."""
+        self._tell(HELLO, None)
+        self.call_roll()
+
+    def bye(self) -> None:
+        """This router is no more."""
+        self._tell(BYE, None)
+
+    def call_roll(self) -> None:
+        """Put all requests in flight into the next batch."""
+        self._roll = True
+        if not self._armed:
+            self._arm()
+
+    @property
+    def waiting(self) -> int:
+        """Facts not sent yet."""
+        return len(self._facts)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in flight that others know of."""
+        return len(self._open)
+
+    def _tell(self, kind: int, about: tuple[int, int] | None) -> None:
+        self._facts.append((kind, about))
+        if not self._armed:
+            self._arm()
+
+    def _arm(self) -> None:
+        self._armed = True
+        self._later(DELAY, self._due)
+
+    def _due(self) -> None:
+        self._armed = False
+        if self.ready is not None:
+            self.ready()
+
+    def trim(self) -> None:
+        """Give up facts about requests when too many wait; those about replicas stay."""
+        facts = self._facts
+        if len(facts) <= MOST_WAITING:
+            return
+        kept: list[tuple[int, Told]] = []
+        for kind, about in facts:
+            if not isinstance(about, Placement):
+                kept.append((kind, about))
+                continue
+            if kind == ROUTED:
+                if not self.lost_since or about.sent_at < self.lost_since:
+                    self.lost_since = about.sent_at
+                self._number(about)
+            elif kind != FIRST:
+                self._open.pop(about.serial, None)
+        self.dropped += len(facts) - len(kept)
+        self._facts = kept
+        self._roll = True
+
+    def _number(self, placement: Placement) -> int:
+        self._serial = serial = self._serial + 1
+        placement.serial = serial
+        self._open[serial] = placement
+        return serial
+
+    def take(self) -> bytes | None:
+        """The next batch; None when there is nothing to tell."""
+        if not self._facts and not self._roll:
+            return None
+        writer = Writer()
+        facts = self._facts
+        done = 0
+        for kind, about in facts:
+            done += 1
+            if kind == ROUTED:
+                assert isinstance(about, Placement)
+                self._routed(writer, about)
+                if writer.size >= BATCH_BYTES:
+                    break
+            elif isinstance(about, Placement):
+                if about.serial:
+                    writer.told(kind, about.serial)
+                    if kind != FIRST:
+                        self._open.pop(about.serial, None)
+            elif about is None:
+                writer.plain(kind)
+            elif kind == FORGOT:
+                writer.forgot(about[0])
+            elif kind == RESIZED:
+                writer.resized(*about)
+            else:
+                writer.missing(about[0])
+        del facts[:done]
+        if self._roll and not facts:
+            self._roll = False
+            writer.roll(list(self._rolled()))
+        return self._batch(writer)
+
+    def pulse(self) -> bytes:
+        """A batch without facts: this router lives."""
+        return self._batch(Writer())
+
+    def _batch(self, writer: Writer) -> bytes:
+        self.number += 1
+        self.sent += writer.count
+        return writer.batch(self.router, self.number)
+
+    def _routed(self, writer: Writer, placement: Placement) -> None:
+        replica = self._replicas.get(placement.slot)
+        if replica is None:
+            return
+        chain = placement.chain
+        if len(chain) > LONGEST:
+            chain = chain[:LONGEST]
+        depth, key, tail = self._known(chain)
+        writer.routed(
+            replica,
+            self._number(placement),
+            placement.weight,
+            placement.uncached,
+            placement.tokens,
+            depth,
+            key,
+            tail,
+        )
+
+    def _known(self, chain: Chain) -> tuple[int, int, Chain]:
+        """A chain as it is sent: what the others know of it, and the rest."""
+        book = self._book
+        depth = book.depth(chain)
+        key = chain[depth - 1] if depth else 0
+        tail = chain[depth:]
+        book.learn(depth, key, tail)
+        return depth, key, tail
+
+    def _rolled(self) -> Iterator[Open]:
+        for serial, placement in self._open.items():
+            replica = self._replicas.get(placement.slot)
+            if replica is not None:
+                yield Open(
+                    serial & MOST, replica, placement.uncached, placement.tokens, placement.first
+                )
+
+    def retold(self, held: Iterable[tuple[int, float, Chain]]) -> Iterator[bytes]:
+        """Batches that tell of chains held: (name_key, age in seconds, chain), oldest first."""
+        writer = Writer()
+        for replica, age, chain in held:
+            writer.held(replica, age, *self._known(chain[:LONGEST]))
+            if writer.size >= BATCH_BYTES:
+                yield self._batch(writer)
+                writer = Writer()
+        if writer.count:
+            yield self._batch(writer)

