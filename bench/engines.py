@@ -35,6 +35,8 @@ _WORDS = (
     *("why", "when", "value", "returns", "index", "error", "404", "{json}", "(x)", "'quoted'"),
     *("Straße", "数据", "naïve", "->", "==", "!=", "3.14", "0x1f", "\n", ";\n"),
 )
+THINKING = (0.02, 0.1)
+"""Seconds from an answer to the next step: a tool runs, somebody types."""
 TOOL = {
     "type": "function",
     "function": {
@@ -171,6 +173,7 @@ class Workload:
             said = await self._ask(client, url, body)
             if said is None:
                 return
+            await asyncio.sleep(rng.uniform(*THINKING))
             if agent:
                 name, call = f"call_{number}", {"command": self.text(5)}
                 function = {"name": "run", "arguments": json.dumps(call)}

@@ -137,6 +137,7 @@ def build(folder: Path) -> Exact:
 async def prepared(exact: Exact, body: bytes) -> TokenisedChain:
     """A body's tokens, as a request has them."""
     prompt = PARSERS[PATH](body)
+    await asyncio.sleep(0)  # what follows is exact mode's alone
     ready = asyncio.Event()
     if exact.prepare("chat", prompt, body, ready.set):
         await ready.wait()
@@ -164,7 +165,7 @@ async def agent_step(folder: Path) -> Figures:
     count = 0
     for _ in range(7):
         exact = build(folder)
-        bodies = agent(talk, int(HISTORY * per_token))
+        bodies = agent(talk, int((HISTORY - 8000) * per_token))
         for body in bodies[:-1]:
             chain = await prepared(exact, body)
             for slot in range(0, REPLICAS, 2):
@@ -189,6 +190,7 @@ async def agent_step(folder: Path) -> Figures:
         size = len(bodies[-1])
         await exact.stop()
     found["agent_step_ms"] = 1e3 * median(times)
+    found["agent_step_best_ms"] = 1e3 * min(times)
     found["agent_step_nothing_new_ms"] = 1e3 * median(again)
     found["agent_step_tokens"] = count
     found["agent_step_body_bytes"] = size

@@ -1,0 +1,1 @@
+"""KV events: from an engine's sockets to decoded batches in order."""

@@ -1,0 +1,1 @@
+"""What the engines hold, as their events tell. In memory, no I/O."""

@@ -1,0 +1,423 @@
+"""Exact mode: what the engines hold, for prompts tokenised as they do.
+
+A replica is exact for a request while its events are heard without a gap and its engine was seen to
+tokenise the model's prompts as is done here. All other replicas, and all requests that cannot be
+tokenised here in time, are left to the byte-block index; the policies see one list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from array import array
+from collections.abc import Callable, Coroutine
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import msgspec
+
+from router.exact.held.chain import seed
+from router.exact.held.index import Coming, TokenIndex
+from router.exact.listening import Listener, ListenSettings
+from router.exact.models import ExactModel, ExactModels, ModelSettings
+from router.exact.render.errors import UnrenderedError
+from router.exact.render.memory import TokenMemory, key_of
+from router.exact.render.model import Text
+from router.exact.render.pool import Missing, TokenPool
+from router.exact.render.tokens import ChainMemory, TokenPrompt
+from router.fleet.health import HealthState
+from router.fleet.listener import FleetListener
+from router.fleet.replica import Replica
+from router.prompt.prompt import Prompt
+from router.types import slots
+
+if TYPE_CHECKING:
+    from router.fleet.fleet import Fleet
+
+log = logging.getLogger(__name__)
+
+TICK = 0.25
+VERIFY_SECONDS = 5.0
+INLINE = 2048
+"""Characters tokenised between two events: about a millisecond."""
+SETTLED = 1.0
+"""Seconds after an answer's end in which its blocks' events come."""
+
+
+class ExactSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Times in seconds, sizes in bytes."""
+
+    listen: ListenSettings = ListenSettings()
+    models: ModelSettings = ModelSettings()
+    budget: float = 0.1
+    """A prompt that takes longer to tokenise is routed by the byte-block index."""
+    deadline: float = 60.0
+    """A prompt on its way counts as held so long, unless the engine tells of it before."""
+    memory: int = 256 << 20
+    """For the token ids remembered."""
+    largest: int = 512 << 10
+    """Bodies beyond are routed by the byte-block index."""
+    threads: int = 2
+
+
+class ExactPrompt(TokenPrompt):
+    """A tokenised prompt and its model."""
+
+    __slots__ = ("model",)
+
+    def __init__(
+        self, tokens: bytes, seed: int, salted: bool, memory: ChainMemory, model: ExactModel
+    ) -> None:
+        super().__init__(tokens, seed, salted, memory)
+        self.model = model
+
+
+class TokenisedChain(array):  # type: ignore[type-arg]  # array[int] is no class to derive from
+    """A prompt's byte-block chain that carries its tokens along, to where both are looked up."""
+
+    __slots__ = ("prompt",)
+    prompt: ExactPrompt
+
+
+class Exact(FleetListener):
+    """The mutable state beside its parts': `current`, and the prompts on their way."""
+
+    def __init__(self, settings: ExactSettings, fleet: Fleet) -> None:
+        import zmq
+
+        self.settings = settings
+        self.index = TokenIndex()
+        self.current = 0
+        """Mask of the replicas whose events are heard without a gap."""
+        self.listeners: dict[int, Listener] = {}
+        self.prompts: dict[str, int] = {}
+        """Why prompts were not tokenised here -> how many; "exact" for those that were."""
+        self.models = ExactModels(settings.models, lambda: None)
+        self.memory = TokenMemory(settings.memory * 7 // 8)
+        self.chains = ChainMemory(settings.memory // 8)
+        self.pool = TokenPool(self.memory, settings.threads)
+        self._fleet = fleet
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._coming: set[Coming] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ticking: asyncio.Task[None] | None = None
+        self._client: httpx.AsyncClient | None = None
+        fleet.listen(self)
+
+    # The fleet changes
+
+    def on_added(self, replica: Replica) -> None:
+        """Nothing is known of it."""
+        self.index.add_replica(replica.slot)
+        self.listeners[replica.slot] = Listener(
+            replica, self.index, self.settings.listen, self._context, self._refresh
+        )
+
+    def on_removed(self, replica: Replica) -> None:
+        """What it held is gone."""
+        slot = replica.slot
+        self.listeners.pop(slot).close()
+        self.index.remove_replica(slot)
+        self._coming = {coming for coming in self._coming if coming.slot != slot}
+        for model in self.models.bases.values():
+            model.forget(slot)
+        self.current &= ~(1 << slot)
+
+    def on_emptied(self, replica: Replica) -> None:
+        """It restarted: what it told does not hold, and it may be another engine."""
+        for model in self.models.bases.values():
+            model.forget(replica.slot)
+        self.listeners[replica.slot].restarted()
+
+    def emptied(self, replica: Replica) -> None:
+        """Its cache was emptied on demand; engines tell of that with the next block only."""
+        for rank in self.index.ranks(replica.slot):
+            self.index.empty(replica.slot, rank, complete=True)
+
+    def _refresh(self, slot: int) -> None:
+        listener = self.listeners.get(slot)
+        bit = 1 << slot
+        self.current = (
+            self.current | bit if listener is not None and listener.current else self.current & ~bit
+        )
+
+    # Running
+
+    def start(self) -> None:
+        """Begin to listen and to check."""
+        settings = self._fleet.settings
+        headers = {"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+        self._client = httpx.AsyncClient(
+            headers=headers, verify=self._fleet.tls, timeout=10.0, trust_env=False
+        )
+        self._ticking = asyncio.get_running_loop().create_task(self._run(), name="exact mode")
+
+    async def stop(self) -> None:
+        """End every task and close every socket."""
+        tasks = list(self._tasks)
+        if self._ticking is not None:
+            tasks.append(self._ticking)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for listener in self.listeners.values():
+            listener.close()
+        self.models.close()
+        self.pool.close()
+        if self._client is not None:
+            await self._client.aclose()
+        self._context.destroy(linger=0)
+
+    async def _run(self) -> None:
+        verified = monotonic()
+        while True:
+            now = monotonic()
+            try:
+                self.tick(now)
+                if now - verified > VERIFY_SECONDS:
+                    verified = now
+                    for listener in self.listeners.values():
+                        for feed in listener.feeds():
+                            feed.verify()
+            except Exception:
+                log.exception("exact mode: something went wrong; going on")
+            await asyncio.sleep(TICK)
+
+    def tick(self, now: float) -> None:
+        """Look for what is new and for what is over."""
+        fleet = self._fleet
+        for listener in self.listeners.values():
+            listener.tick(fleet.settings.api_key, fleet.tls)
+        self.models.update(fleet.all_models())
+        for replica in fleet.members():
+            if replica.block_tokens:
+                self.index.sized(replica.slot, replica.block_tokens)
+            if replica.health.state is not HealthState.READY:
+                continue
+            for model in self.models.bases.values():
+                if _serves(replica, model.name) and model.wants_check(replica):
+                    assert self._client is not None
+                    self._spawn(model.check(self._client, replica))
+        for coming in [one for one in self._coming if one.deadline <= now]:
+            self._coming.discard(coming)
+            self.index.give_up(coming)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # A request comes
+
+    def prepare(self, api: str, prompt: Prompt, body: bytes, ready: Callable[[], None]) -> bool:
+        """Tokenise a prompt, and leave the result in its chain. True: it takes a while, and `ready`
+        is called once, when it is done or its time is over."""
+        found = self.models.find(prompt.model)
+        if found is None or found[0].render is None:
+            return self._left("model")
+        base, adapter = found
+        if not base.mask & self.current:
+            return self._left("replicas")
+        if len(body) > self.settings.largest:
+            return self._left("large")
+        try:
+            assert base.render is not None
+            text = base.render.read(api, body)
+        except UnrenderedError as error:
+            return self._left(error.word)
+        if text.tokens:
+            return self._made(base, adapter, text, text.tokens, prompt)
+        parts, missing, size = self._look_up(base, text)
+        if size > INLINE:
+            seconds = self.pool.seconds(size)
+            work = self._tokenise(base, parts, missing)
+            if seconds > self.settings.budget:
+                self._spawn(work)  # for the next step of the same conversation
+                return self._left("budget")
+            self._spawn(self._deliver(base, adapter, text, work, prompt, ready))
+            return True
+        tokenizer = base.render.tokenizer
+        for place, key, piece in missing:
+            parts[place] = tokens = tokenizer.encode(piece)
+            self.memory.put(key, tokens)
+        return self._made(base, adapter, text, b"".join(parts), prompt)
+
+    def _look_up(
+        self, model: ExactModel, text: Text
+    ) -> tuple[list[bytes], list[tuple[int, bytes, str]], int]:
+        """(ids by piece, pieces not known with their places and keys, characters of these)."""
+        assert model.render is not None
+        parts: list[bytes] = []
+        missing = []
+        size = 0
+        get = self.memory.get
+        for piece in model.render.tokenizer.pieces(text.text):
+            if type(piece) is bytes:
+                parts.append(piece)
+                continue
+            assert isinstance(piece, str)
+            key = key_of(piece, model.key)
+            tokens = get(key)
+            if tokens is None:
+                missing.append((len(parts), key, piece))
+                size += len(piece)
+                tokens = b""
+            parts.append(tokens)
+        return parts, missing, size
+
+    async def _tokenise(
+        self, model: ExactModel, parts: list[bytes], missing: list[tuple[int, bytes, str]]
+    ) -> bytes:
+        assert model.render is not None
+        wanted: list[Missing] = [(key, piece) for _, key, piece in missing]
+        found = await self.pool.tokens(model.render.tokenizer, wanted)
+        for place, key, _ in missing:
+            parts[place] = found[key]
+        return b"".join(parts)
+
+    async def _deliver(
+        self,
+        model: ExactModel,
+        adapter: str,
+        text: Text,
+        work: Coroutine[None, None, bytes],
+        prompt: Prompt,
+        ready: Callable[[], None],
+    ) -> None:
+        try:
+            async with asyncio.timeout(self.settings.budget):
+                self._made(model, adapter, text, await work, prompt)
+        except TimeoutError:
+            self._left("budget")
+        except Exception:
+            log.exception("exact mode: a prompt was not tokenised")
+            self._left("fault")
+        ready()
+
+    def _made(
+        self, model: ExactModel, adapter: str, text: Text, tokens: bytes, prompt: Prompt
+    ) -> bool:
+        self.prompts["exact"] = self.prompts.get("exact", 0) + 1
+        assert model.render is not None
+        chain = TokenisedChain("Q", prompt.chain)
+        chain.prompt = ExactPrompt(
+            model.render.wrap(text, tokens),
+            seed(adapter, text.salt),
+            bool(text.salt),
+            self.chains,
+            model,
+        )
+        prompt.chain = chain
+        return False
+
+    def _left(self, word: str) -> bool:
+        self.prompts[word] = self.prompts.get(word, 0) + 1
+        return False
+
+    # It is placed, and answered
+
+    def told(self, prompt: ExactPrompt) -> int:
+        """Mask of the replicas that are exact for a prompt."""
+        mask = prompt.model.mask & self.current
+        if prompt.salted:
+            for slot in slots(mask):
+                if not self.index.salts_told(slot):
+                    mask &= ~(1 << slot)
+        return mask
+
+    def held(
+        self, believed: list[tuple[float, int]], prompt: ExactPrompt
+    ) -> list[tuple[float, int]]:
+        """(leading tokens held, mask of holders), deepest first: as told, and as believed of the
+        replicas that are not exact for this prompt."""
+        told = self.told(prompt)
+        found = [(tokens, left) for tokens, mask in believed if (left := mask & ~told)]
+        index = self.index
+        for block, mask in index.sizes.items():
+            if mask & told:
+                found += index.match(prompt.chain(block), block, mask & told)
+        found.sort(reverse=True)
+        return found
+
+    def sent(self, prompt: ExactPrompt, slot: int, now: float) -> Coming | None:
+        """It goes to a replica; None where that one is not exact for it."""
+        block = self.index.block(slot)
+        if not block or not self.told(prompt) >> slot & 1:
+            return None
+        coming = self.index.expect(slot, prompt.chain(block))
+        coming.deadline = now + self.settings.deadline
+        self._coming.add(coming)
+        return coming
+
+    def finished(
+        self, prompt: ExactPrompt, coming: Coming, predicted: float, cached: int, now: float
+    ) -> None:
+        """Its answer has ended. predicted: tokens thought to be held; cached: what the engine says,
+        -1 when it does not."""
+        if coming not in self._coming:
+            return
+        coming.deadline = min(coming.deadline, now + SETTLED)
+        slot = coming.slot
+        if cached >= 0 and self.told(prompt) >> slot & 1:
+            most = min(int(predicted), prompt.count - 1)
+            self.index.answered(slot, prompt.chain(self.index.block(slot)), most, cached)
+
+    def failed(self, coming: Coming) -> None:
+        """It was not answered."""
+        self._coming.discard(coming)
+        self.index.give_up(coming)
+
+    # What is known
+
+    def confidence(self, slot: int) -> float:
+        """How much of what a replica's engine holds is known, from 0 to 1."""
+        listener = self.listeners.get(slot)
+        if listener is None or not listener.current:
+            return 0.0
+        if self.index.complete(slot):
+            return 1.0
+        room = listener.replica.kv_tokens
+        return min(1.0, self.index.placed(slot) / room) if room else 0.0
+
+    def event_counts(self, slot: int) -> dict[str, int]:
+        """What went wrong with a replica's events, and how often."""
+        listener = self.listeners.get(slot)
+        feeds = listener.feeds() if listener is not None else []
+        return {
+            "gap": sum(feed.gaps for feed in feeds),
+            "restart": sum(feed.restarts for feed in feeds),
+            "rebuild": sum(feed.rebuilds for feed in feeds),
+            "unreadable": sum(feed.faults for feed in feeds),
+        }
+
+    @property
+    def memory_bytes(self) -> int:
+        """What texts' tokens and prompts' hashes take, estimated."""
+        return self.memory.nbytes + self.chains.nbytes
+
+    @property
+    def memory_tokens(self) -> int:
+        """Tokens remembered."""
+        return self.memory.tokens
+
+    def why_not(self, slot: int) -> str:
+        """Why a replica is not exact, for at least one model; empty when it is for all."""
+        listener = self.listeners.get(slot)
+        if listener is None or listener.silent:
+            return listener.silent if listener is not None else "it is not in the fleet"
+        if not listener.current:
+            return "its KV events are not heard just now, or some are missing"
+        for model in self.models.bases.values():
+            if not _serves(listener.replica, model.name):
+                continue
+            why = model.why or model.different.get(slot, "")
+            if why:
+                return f"model {model.name}: {why}"
+            if not model.mask >> slot & 1:
+                return f"model {model.name}: not compared with this engine yet"
+        return ""
+
+
+def _serves(replica: Replica, model: str) -> bool:
+    return replica.any_model or model in replica.models

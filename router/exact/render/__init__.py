@@ -1,0 +1,1 @@
+"""A request body → the token ids the engine will make of it."""
