@@ -1,0 +1,1 @@
+"""Grafana dashboards, alerts and recording rules, made by code: `python -m dashboards`."""

@@ -1,0 +1,250 @@
+"""For whoever runs the fleet: is it well, does it reuse, what does it save."""
+
+from __future__ import annotations
+
+from dashboards.panels import Board, Panel, Query, Row, gauge, quantile, quantiles, share, total
+
+LEDGER = "warmroute_reuse_prompt_tokens_total"
+DELIVERED = "warmroute_reuse_delivered_tokens_total"
+LEVELS = ("available", "chosen", "predicted", "delivered")
+
+BOARD = Board(
+    "warmroute-operator",
+    "Warmroute: fleet",
+    "Hit rates against what was available, latency, load, errors, and what reuse saved.",
+    [
+        Row(
+            "Now",
+            [
+                Panel(
+                    "Hit rate",
+                    "Share of prompt tokens that came from the replicas' KV caches. No data: the "
+                    "engines do not report cached tokens, start vLLM with "
+                    "--enable-prompt-tokens-details. Low: look at the gap below.",
+                    "percentunit",
+                    [Query(share(DELIVERED, LEDGER), "delivered")],
+                    number=True,
+                    width=4,
+                ),
+                Panel(
+                    "Available",
+                    "Share of prompt tokens that some replica held. It bounds the hit rate. Low "
+                    "by itself: prompts share little, or the caches are too small for the working "
+                    "set.",
+                    "percentunit",
+                    [Query(share("warmroute_reuse_available_tokens_total", LEDGER), "available")],
+                    number=True,
+                    width=4,
+                ),
+                Panel(
+                    "Tokens saved",
+                    "Prompt tokens a second that no replica had to compute again. It falls with "
+                    "the hit rate and with traffic.",
+                    "short",
+                    [Query(total(DELIVERED), "tokens/s")],
+                    number=True,
+                    width=4,
+                ),
+                Panel(
+                    "Requests",
+                    "Requests a second that ended, well or not. None: clients do not reach the "
+                    "gateway, look at the Service and at readiness.",
+                    "reqps",
+                    [Query(total("warmroute_requests_total"), "requests/s")],
+                    number=True,
+                    width=4,
+                ),
+                Panel(
+                    "Failed",
+                    "Share of requests that ended in an error, clients' own mistakes and "
+                    "departures included. Above a few per cent: see errors by reason.",
+                    "percentunit",
+                    [
+                        Query(
+                            "("
+                            + total("warmroute_request_errors_total")
+                            + " or vector(0)) / "
+                            + total("warmroute_requests_total"),
+                            "failed",
+                        )
+                    ],
+                    number=True,
+                    width=4,
+                ),
+                Panel(
+                    "Replicas in use",
+                    "Replicas that may be sent requests, as the router that sees fewest has it. "
+                    "Fewer than expected: see the states below and /replicas on the admin port.",
+                    "short",
+                    [
+                        Query(
+                            'min(sum by (instance) (warmroute_replica_usable{job=~"$job"}))',
+                            "usable",
+                        )
+                    ],
+                    moves=False,
+                    number=True,
+                    width=4,
+                ),
+            ],
+        ),
+        Row(
+            "Reuse",
+            [
+                Panel(
+                    "Hit rate against what was available",
+                    "Available: some replica held it. Chosen: the replica chosen held it. "
+                    "Predicted: what an engine can deliver of that. Delivered: what it did. "
+                    "Delivered below predicted: the index is wrong, or engines evict early. "
+                    "Chosen far below available: the holders are too busy.",
+                    "percentunit",
+                    [
+                        Query(share(f"warmroute_reuse_{level}_tokens_total", LEDGER), level)
+                        for level in LEVELS
+                    ],
+                    most=1,
+                ),
+                Panel(
+                    "Hit rate of each replica",
+                    "One far below the others has lost its cache (restart), has a smaller one, or "
+                    "serves other prompts. Prefix caching may be off there.",
+                    "percentunit",
+                    [Query(share(DELIVERED, LEDGER, "replica"), "{{replica}}")],
+                    most=1,
+                ),
+                Panel(
+                    "Where reuse is lost",
+                    "no_holder: new text or forgotten by all. load_shed: the holder was too busy. "
+                    "stale_index: promised and not there. eviction: the same, with a full cache: "
+                    "add replicas or KV cache. rounding: whole blocks only, nothing to do.",
+                    "short",
+                    [Query(total("warmroute_reuse_gap_tokens_total", "gap"), "{{gap}}")],
+                    stacked=True,
+                ),
+                Panel(
+                    "Prompt tokens computed and saved",
+                    "Computed: what the engines had to prefill. Saved: taken from their caches. "
+                    "Not reported: engines that do not tell; start them with "
+                    "--enable-prompt-tokens-details.",
+                    "short",
+                    [
+                        Query(f"{total(LEDGER)} - {total(DELIVERED)}", "computed"),
+                        Query(total(DELIVERED), "saved"),
+                        Query(
+                            total("warmroute_reuse_unreported_prompt_tokens_total"),
+                            "not reported",
+                        ),
+                    ],
+                    stacked=True,
+                ),
+                Panel(
+                    "Output tokens",
+                    "Tokens a second that the engines generated, by replica. Uneven lines are not "
+                    "wrong: requests go where their prefix is.",
+                    "short",
+                    [Query(total("warmroute_output_tokens_total", "replica"), "{{replica}}")],
+                    stacked=True,
+                ),
+                Panel(
+                    "KV caches, as modelled",
+                    "How full each replica's cache is believed to be. All at 1 and much eviction "
+                    "in the gap: the working set is larger than the caches.",
+                    "percentunit",
+                    [Query('max by (replica) (warmroute_index_share{job=~"$job"})', "{{replica}}")],
+                    most=1,
+                ),
+            ],
+        ),
+        Row(
+            "Latency",
+            [
+                Panel(
+                    "Time to first token",
+                    "Of streamed requests, as the gateway saw it. Rising with queued tokens: the "
+                    "fleet is saturated. Rising without: look at the replicas one by one.",
+                    "s",
+                    quantiles("warmroute_ttft_seconds"),
+                ),
+                Panel(
+                    "Time to first token of each replica (p95)",
+                    "One above the others is slower, or has taken too much: see its queue.",
+                    "s",
+                    [Query(quantile(0.95, "warmroute_ttft_seconds", "replica"), "{{replica}}")],
+                ),
+                Panel(
+                    "Request duration",
+                    "Whole answers. It follows the answers' length more than anything else.",
+                    "s",
+                    quantiles("warmroute_request_duration_seconds"),
+                ),
+            ],
+        ),
+        Row(
+            "Load",
+            [
+                Panel(
+                    "Requests in flight",
+                    "By replica. All high together: add replicas. One high: it holds what many "
+                    "ask for, or it hangs.",
+                    "short",
+                    [Query(gauge("warmroute_in_flight", "replica"), "{{replica}}")],
+                    stacked=True,
+                ),
+                Panel(
+                    "Queued prompt tokens",
+                    "Uncached tokens routed to a replica whose first token has not come: prefill "
+                    "work that waits. When even the shortest queue stays long, add replicas.",
+                    "short",
+                    [Query(gauge("warmroute_queued_tokens", "replica"), "{{replica}}")],
+                    stacked=True,
+                ),
+                Panel(
+                    "Requests by status",
+                    "4xx are clients' mistakes, 5xx the fleet's. 503: no usable replica or too "
+                    "many connections. 0: the client left before an answer.",
+                    "reqps",
+                    [Query(total("warmroute_requests_total", "code"), "{{code}}")],
+                    stacked=True,
+                ),
+            ],
+        ),
+        Row(
+            "Errors",
+            [
+                Panel(
+                    "Errors by reason",
+                    "connect and timeout_*: replicas or the network. upstream_5xx: the engines' "
+                    "own. client_*: clients left or were slow. no_replica: see states.",
+                    "reqps",
+                    [Query(total("warmroute_request_errors_total", "reason"), "{{reason}}")],
+                    stacked=True,
+                ),
+                Panel(
+                    "Failed attempts and retries",
+                    "Attempts that failed at a replica, and retries that hid some of them from "
+                    "clients. One replica at fault: drain it and look at its log.",
+                    "reqps",
+                    [
+                        Query(total("warmroute_attempts_failed_total", "replica"), "{{replica}}"),
+                        Query(total("warmroute_retries_total"), "retries"),
+                    ],
+                ),
+                Panel(
+                    "Replicas by state",
+                    "unhealthy: its health check fails, the log says how. draining: on its way "
+                    "out, or drained by an operator. starting: never ready since it came.",
+                    "short",
+                    [
+                        Query(
+                            "count by (state) (max by (replica, state) "
+                            '(warmroute_replica_state{job=~"$job"}))',
+                            "{{state}}",
+                        )
+                    ],
+                    moves=False,
+                    stacked=True,
+                ),
+            ],
+        ),
+    ],
+)

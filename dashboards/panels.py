@@ -1,0 +1,184 @@
+"""What a panel is here, and how it becomes Grafana's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from grafana_foundation_sdk.builders import common, prometheus, stat, timeseries
+from grafana_foundation_sdk.builders import dashboard as grafana
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models import common as common_models
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
+    DataSourceRef,
+    VariableRefresh,
+)
+
+PICK = 'job=~"$job"'
+"""In every query: the jobs chosen at the top."""
+RATE = "[$__rate_interval]"
+SOURCE = DataSourceRef(type_val="prometheus", uid="$datasource")
+
+
+@dataclass(frozen=True)
+class Query:
+    """One PromQL expression and what its series are called."""
+
+    expr: str
+    legend: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel. Every one has a unit, and says what to do when it looks bad."""
+
+    title: str
+    about: str
+    unit: str
+    queries: Sequence[Query]
+    moves: bool = True
+    """Under load its lines change; False for what is constant in a healthy fleet."""
+    number: bool = False
+    """The latest value as a number, instead of lines over time."""
+    stacked: bool = False
+    needs: str = ""
+    """What must be on for it to have data; empty for nothing."""
+    most: float | None = None
+    width: int = 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """Panels under one heading."""
+
+    title: str
+    panels: Sequence[Panel]
+
+
+@dataclass(frozen=True)
+class Board:
+    """One dashboard."""
+
+    uid: str
+    title: str
+    about: str
+    rows: Sequence[Row]
+
+    @property
+    def panels(self) -> list[Panel]:
+        """All of them in order."""
+        return [panel for row in self.rows for panel in row.panels]
+
+
+def share(part: str, whole: str, by: str = "") -> str:
+    """PromQL: one counter's rate as a share of another's."""
+    return f"{total(part, by)} / {total(whole, by)}"
+
+
+def total(metric: str, by: str = "") -> str:
+    """PromQL: a counter's rate over all series, or by a label."""
+    grouping = f" by ({by})" if by else ""
+    return f"sum{grouping} (rate({metric}{{{_pick(by)}}}{RATE}))"
+
+
+def _pick(by: str) -> str:
+    # Requests that were sent to no replica count for the fleet, not for a replica called none.
+    return f'{PICK}, replica!="none"' if by == "replica" else PICK
+
+
+def gauge(metric: str, by: str = "") -> str:
+    """PromQL: a gauge's sum over all series, or by a label."""
+    grouping = f" by ({by})" if by else ""
+    return f"sum{grouping} ({metric}{{{PICK}}})"
+
+
+def quantile(rank: float, histogram: str, by: str = "") -> str:
+    """PromQL: a quantile of a histogram, in its unit."""
+    labels = f"le, {by}" if by else "le"
+    buckets = f"{histogram}_bucket{{{_pick(by)}}}"
+    return f"histogram_quantile({rank}, sum by ({labels}) (rate({buckets}{RATE})))"
+
+
+def quantiles(histogram: str) -> list[Query]:
+    """The median and the tail."""
+    return [Query(quantile(rank, histogram), f"p{rank * 100:g}") for rank in (0.5, 0.95, 0.99)]
+
+
+def to_json(board: Board) -> str:
+    """A dashboard as Grafana imports it."""
+    made = (
+        grafana.Dashboard(board.title)
+        .uid(board.uid)
+        .description(board.about)
+        .tags(["warmroute", "vllm"])
+        .refresh("10s")
+        .time("now-30m", "now")
+        .timezone("browser")
+        .tooltip(DashboardCursorSync.CROSSHAIR)
+        .with_variable(
+            grafana.DatasourceVariable("datasource").label("Prometheus").type("prometheus")
+        )
+        .with_variable(
+            grafana.QueryVariable("job")
+            .label("Job")
+            .datasource(SOURCE)
+            .query("label_values(warmroute_build_info, job)")
+            .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+            .multi(True)
+            .include_all(True)
+        )
+    )
+    number = 0
+    for row in board.rows:
+        made = made.with_row(grafana.Row(row.title))
+        for panel in row.panels:
+            number += 1
+            made = made.with_panel(_panel(panel).id(number))
+    return JSONEncoder(sort_keys=True, indent=1).encode(made.build()) + "\n"
+
+
+def _panel(panel: Panel) -> Any:
+    made: Any = _stat(panel) if panel.number else _lines(panel)
+    made = (
+        made.title(panel.title)
+        .description(panel.about)
+        .unit(panel.unit)
+        .datasource(SOURCE)
+        .span(panel.width)
+        .height(4 if panel.number else 8)
+        .min(0)
+    )
+    if panel.most is not None:
+        made = made.max(panel.most)
+    for place, query in enumerate(panel.queries):
+        made = made.with_target(
+            prometheus.Dataquery()
+            .datasource(SOURCE)
+            .ref_id(chr(ord("A") + place))
+            .expr(query.expr)
+            .legend_format(query.legend)
+        )
+    return made
+
+
+def _stat(panel: Panel) -> Any:
+    assert len(panel.queries) == 1, "a number is one query's"
+    return stat.Panel().reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+
+
+def _lines(panel: Panel) -> Any:
+    made = timeseries.Panel().line_width(2).fill_opacity(25 if panel.stacked else 5)
+    if panel.stacked:
+        made = made.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL))
+    return made.legend(
+        common.VizLegendOptions()
+        .display_mode(common_models.LegendDisplayMode.LIST)
+        .placement(common_models.LegendPlacement.BOTTOM)
+        .show_legend(True)
+    ).tooltip(
+        common.VizTooltipOptions()
+        .mode(common_models.TooltipDisplayMode.MULTI)
+        .sort(common_models.SortOrder.DESCENDING)
+    )

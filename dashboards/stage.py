@@ -1,0 +1,212 @@
+"""A gateway under load with a real Prometheus that scrapes it: what the dashboards are tried on.
+
+Everything runs on loopback and ends with the block. Needs the `prometheus` program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+from msgspec.structs import replace
+
+from loadgen.replicas import SimulatedFleet
+from loadgen.replicas.fleet import QUICK
+from router.app import App
+from router.config import Settings
+
+RULES = Path(__file__).with_name("rules.yaml")
+SCRAPE = 1
+"""Seconds between two scrapes."""
+RATE_INTERVAL = "8s"
+ENGINE = replace(QUICK, name="stage", prefill_rate=12_000.0)
+"""Slow enough that a handful of clients keep the fleet busy."""
+
+
+def prometheus_program() -> str | None:
+    """Where Prometheus is; None where it is not installed."""
+    return shutil.which("prometheus")
+
+
+@dataclass
+class Stage:
+    """What runs, and how to ask Prometheus."""
+
+    app: App
+    fleet: SimulatedFleet
+    http: httpx.AsyncClient
+    started: float
+
+    def fill(self, expr: str) -> str:
+        """A dashboard's query as Grafana would send it."""
+        return expr.replace("$__rate_interval", RATE_INTERVAL).replace("$job", "warmroute")
+
+    async def ask(self, path: str, **options: Any) -> Any:
+        """The data of an answer of Prometheus' API. Raises ValueError with what it says."""
+        answer = (await self.http.get(f"/api/v1/{path}", params=options)).json()
+        if answer["status"] != "success":
+            raise ValueError(answer["error"])
+        return answer["data"]
+
+    async def lines(self, expr: str) -> list[dict[str, Any]]:
+        """The series of a query since the load began: labels and [time, value] pairs."""
+        start = self.started + 3
+        found = await self.ask(
+            "query_range", query=self.fill(expr), start=start, end=time.time(), step=SCRAPE
+        )
+        series: list[dict[str, Any]] = found["result"]
+        return series
+
+
+@asynccontextmanager
+async def stage(seconds: float, replicas: int = 4, clients: int = 6) -> AsyncIterator[Stage]:
+    """Load for so long, then the stage, still running."""
+    program = prometheus_program()
+    if program is None:
+        raise RuntimeError("prometheus is not installed")
+    async with SimulatedFleet(replicas, params=ENGINE, default_output_tokens=40) as fleet:
+        app = App(
+            Settings(
+                replicas=tuple(fleet.urls),
+                port=0,
+                admin_port=0,
+                access_log=0.0,
+                kv_cache_guess=100_000,
+                settle_time=0.0,
+                drain_timeout=2.0,
+                health_interval=0.5,
+            )
+        )
+        await app.start()
+        try:
+            await app.ready()
+            async with _prometheus(program, app.admin.port) as http:
+                started = time.time()
+                await _load(app.port, fleet, seconds, clients)
+                yield Stage(app, fleet, http, started)
+        finally:
+            await app.stop()
+
+
+@asynccontextmanager
+async def _prometheus(program: str, admin_port: int) -> AsyncIterator[httpx.AsyncClient]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        config = _settings(Path(folder), admin_port)
+        process = await asyncio.create_subprocess_exec(
+            program,
+            f"--config.file={config}",
+            f"--storage.tsdb.path={folder}/data",
+            f"--web.listen-address=127.0.0.1:{port}",
+            "--log.level=error",
+        )
+        try:
+            base = f"http://127.0.0.1:{port}"
+            async with httpx.AsyncClient(base_url=base, timeout=20, trust_env=False) as http:
+                await _until_scraping(http)
+                yield http
+        finally:
+            process.send_signal(signal.SIGTERM)
+            await process.wait()
+
+
+def _settings(folder: Path, admin_port: int) -> Path:
+    """Write Prometheus' settings. Returns the file."""
+    rules = folder / "rules.yaml"
+    # In the cluster every half minute does.
+    rules.write_text(RULES.read_text().replace("interval: 30s", f"interval: {SCRAPE}s"))
+    target = {"targets": [f"127.0.0.1:{admin_port}"], "labels": {"namespace": "llm"}}
+    settings = {
+        "global": {"scrape_interval": f"{SCRAPE}s", "evaluation_interval": f"{SCRAPE}s"},
+        "rule_files": [str(rules)],
+        "scrape_configs": [{"job_name": "warmroute", "static_configs": [target]}],
+    }
+    file = folder / "prometheus.yml"
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+async def _until_scraping(http: httpx.AsyncClient) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                answer = await http.get("/api/v1/query", params={"query": "warmroute_build_info"})
+                if answer.json()["data"]["result"]:
+                    return
+            except (httpx.TransportError, ValueError, KeyError):
+                pass  # it is still starting
+            await asyncio.sleep(0.2)
+
+
+async def _load(port: int, fleet: SimulatedFleet, seconds: float, clients: int) -> None:
+    """Conversations that grow, in waves, with some that fail."""
+    until = time.monotonic() + seconds
+    async with asyncio.TaskGroup() as group:
+        for number in range(clients):
+            group.create_task(_talk(port, number, until))
+        group.create_task(_trouble(fleet, until))
+
+
+async def _talk(port: int, number: int, until: float) -> None:
+    draw = random.Random(number)
+    system = f"You are assistant {number // 2} of several, and a careful one. " * 40
+    base = f"http://127.0.0.1:{port}"
+    while time.monotonic() < until:
+        # A connection for each conversation.
+        async with httpx.AsyncClient(base_url=base, timeout=30, trust_env=False) as http:
+            await _converse(http, draw, number, until, system)
+
+
+async def _converse(
+    http: httpx.AsyncClient, draw: random.Random, number: int, until: float, system: str
+) -> None:
+    messages: list[dict[str, str]] = []
+    for _ in range(draw.randint(1, 6)):
+        if time.monotonic() >= until:
+            return
+        topic = f"{draw.random()} " * draw.randint(20, 120)
+        messages = [*messages, {"role": "user", "content": topic}]
+        body = {
+            # Now and then a model that nobody has.
+            "model": "sim" if draw.random() > 0.03 else "nobody-has-it",
+            "stream": draw.random() < 0.8,
+            "max_tokens": draw.randint(5, 60),
+            "messages": [{"role": "system", "content": system}, *messages],
+        }
+        try:
+            answer = await http.post("/v1/chat/completions", json=body)
+        except httpx.TransportError:
+            continue  # a failure on purpose reached this client
+        if answer.status_code == 200:
+            messages.append({"role": "assistant", "content": answer.text[:200]})
+        # Waves, so that lines move.
+        wave = 1 + (int(time.monotonic() / 4) + number) % 3
+        await asyncio.sleep(draw.uniform(0.02, 0.08) * wave)
+
+
+async def _trouble(fleet: SimulatedFleet, until: float) -> None:
+    """Some requests fail, and two replicas are restarted."""
+    span = until - time.monotonic()
+    await asyncio.sleep(span * 0.25)
+    for replica in fleet.replicas:
+        await replica.fail(0.1, 500, -1)
+    await asyncio.sleep(span * 0.25)
+    for replica in fleet.replicas:
+        await replica.clear()
+    for victim in fleet.replicas[:2]:
+        await victim.restart(span * 0.05)
+        await asyncio.sleep(span * 0.1)

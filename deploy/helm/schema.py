@@ -1,0 +1,150 @@
+"""values.schema.json of the chart: its own part is here, `config` is made from the settings' table.
+
+python deploy/helm/schema.py        writes deploy/helm/warmroute/values.schema.json
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from router.config import TABLE
+from router.config.kinds import Kind, Names, Quantity, Replicas, Switch, Text, Word
+from router.config.settings import Row
+
+PATH = Path(__file__).parent / "warmroute" / "values.schema.json"
+
+Schema = dict[str, Any]
+
+BOOL: Schema = {"type": "boolean"}
+TEXT: Schema = {"type": "string"}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+PORT: Schema = {"type": "integer", "minimum": 1, "maximum": 65535}
+MAP: Schema = {"type": "object"}
+MARKS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
+"""Labels and annotations: a number or a boolean would be refused by the API server later."""
+LIST: Schema = {"type": "array", "items": {"type": "object"}}
+TEXTS: Schema = {"type": "array", "items": {"type": "string"}}
+INTERVAL: Schema = {"type": "string", "pattern": r"^[0-9]+(ms|s|m)$"}
+
+
+def words(*allowed: str) -> Schema:
+    """One of a few words."""
+    return {"type": "string", "enum": list(allowed)}
+
+
+def part(**properties: Schema) -> Schema:
+    """A mapping of these names and no others."""
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def setting(row: Row) -> Schema:
+    """What a setting may be in YAML: the file reads every scalar as the text it is written as."""
+    return {**_of(row.kind), "description": row.help}
+
+
+def _of(kind: Kind) -> Schema:
+    if isinstance(kind, Switch):
+        return {"type": ["boolean", "string"]}
+    if isinstance(kind, Word):
+        return words(*kind.words)
+    if isinstance(kind, Replicas | Names):
+        return {"type": ["array", "string"], "items": {"type": "string"}}
+    if isinstance(kind, Text):
+        return {"type": ["string", "integer"], "pattern": f"^({kind.pattern})$"}
+    if isinstance(kind, Quantity):
+        if kind.placeholder == "NUMBER":
+            return {"type": "integer", "minimum": kind.least, "maximum": kind.most}
+        return {"type": ["string", "number"]}
+    return {"type": "string"}
+
+
+def schema() -> Schema:
+    """The whole of it."""
+    # A secret's place is a Secret: in `config` it would end up in a ConfigMap.
+    config = part(**{name: setting(row) for name, row in TABLE.items() if not row.kind.secret})
+    # The container's ports, the Services and the probes need to know these.
+    for name in ("port", "admin_port"):
+        config["properties"][name] = {**PORT, "description": TABLE[name].help}
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "$comment": "made by deploy/helm/schema.py",
+        **part(
+            config=config,
+            secret=part(name=TEXT, replicaApiKey=TEXT, adminKey=TEXT, statePassword=TEXT),
+            redis=part(
+                mode=words("none", "external", "bundled"),
+                url={
+                    "type": "string",
+                    "pattern": r"^$|^rediss?(\+sentinel)?://[^@]+$|^rediss?://[^:@/]+@",
+                },
+                image=TEXT,
+                maxmemory=TEXT,
+                resources=MAP,
+            ),
+            image=part(
+                repository=TEXT,
+                tag=TEXT,
+                digest={"type": "string", "pattern": "^$|^sha256:[0-9a-f]{64}$"},
+                pullPolicy=words("Always", "IfNotPresent", "Never"),
+            ),
+            imagePullSecrets=LIST,
+            nameOverride=TEXT,
+            fullnameOverride=TEXT,
+            replicaCount=COUNT,
+            autoscaling=part(
+                enabled=BOOL,
+                minReplicas={"type": "integer", "minimum": 1},
+                maxReplicas={"type": "integer", "minimum": 1},
+                targetCPUUtilizationPercentage={"type": "integer", "minimum": 1},
+                targetInFlight=COUNT,
+            ),
+            podDisruptionBudget=part(enabled=BOOL, maxUnavailable={"type": ["integer", "string"]}),
+            resources=MAP,
+            podAnnotations=MARKS,
+            podLabels=MARKS,
+            nodeSelector=MARKS,
+            tolerations=LIST,
+            affinity=MAP,
+            topologySpreadConstraints=LIST,
+            priorityClassName=TEXT,
+            extraEnv=LIST,
+            extraVolumes=LIST,
+            extraVolumeMounts=LIST,
+            serviceAccount=part(create=BOOL, name=TEXT, annotations=MARKS),
+            rbac=part(create=BOOL),
+            service=part(
+                type=words("ClusterIP", "NodePort", "LoadBalancer"), port=PORT, annotations=MARKS
+            ),
+            ingress=part(
+                enabled=BOOL,
+                className=TEXT,
+                annotations=MARKS,
+                hosts={**TEXTS, "minItems": 1},
+                tls=LIST,
+            ),
+            httpRoute=part(enabled=BOOL, parentRefs=LIST, hostnames=TEXTS),
+            networkPolicy=part(enabled=BOOL, clients=LIST, monitoring=LIST),
+            metrics=part(
+                serviceMonitor=part(enabled=BOOL, interval=INTERVAL, labels=MARKS),
+                podMonitor=part(enabled=BOOL, interval=INTERVAL, labels=MARKS),
+                prometheusRule=part(enabled=BOOL, labels=MARKS),
+                dashboards=part(enabled=BOOL, label=TEXT, labelValue=TEXT, annotations=MARKS),
+            ),
+            demo=part(
+                enabled=BOOL, replicas={"type": "integer", "minimum": 1}, preset=TEXT, resources=MAP
+            ),
+        ),
+        # What Helm itself adds for a chart that is another's dependency.
+        "patternProperties": {"^global$": {"type": "object"}},
+    }
+
+
+def text() -> str:
+    """As the file has it."""
+    return json.dumps(schema(), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    PATH.write_text(text())

@@ -1,0 +1,219 @@
+"""Replicas from Kubernetes: the EndpointSlices of Services, or pods by label.
+
+The official client does the talking, unmodified: how to reach the API server, certificates, tokens
+and their renewal are its business. Its objects are not used, because building them takes most of a
+core where events are frequent; `router.discovery.objects` reads the few fields needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import urllib3
+
+from router.config import Settings
+from router.discovery.objects import (
+    SERVICE_LABEL,
+    EndpointSlice,
+    Pod,
+    Reading,
+    pod_targets,
+    slice_targets,
+)
+from router.discovery.target import Audience, DiscoveryError, Target
+
+try:
+    from kubernetes import client, config
+    from kubernetes.config.config_exception import ConfigException
+
+    from router.discovery.reflector import Reflector
+except ImportError as error:  # pragma: no cover  (settings are checked before)
+    raise DiscoveryError(
+        "discovery by kubernetes needs the Kubernetes client: pip install 'warmroute[kubernetes]'"
+    ) from error
+
+log = logging.getLogger(__name__)
+
+OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+JOIN = 3.0
+"""Seconds that ending waits for a thread. They are daemons: one that hangs stops nothing."""
+
+
+class KubernetesSource:
+    """A watch for each namespace, and the targets of all of them together."""
+
+    def __init__(self, settings: Settings, audience: Audience) -> None:
+        self._audience = audience
+        self._services = settings.discovery_services
+        self._selector = settings.discovery_selector
+        self._namespaces = settings.discovery_namespaces
+        self._how = Reading(
+            settings.discovery_port, settings.discovery_model, settings.discovery_scheme
+        )
+        self._reflectors: list[Reflector[Any]] = []
+        self._found: dict[str, Sequence[Any]] = {}
+        """Namespace -> its objects, of the namespaces that were listed."""
+        self._problems: dict[str, str] = {}
+        self._telling = False
+
+    @property
+    def _resource(self) -> str:
+        return "endpointslices" if self._services else "pods"
+
+    async def start(self) -> None:
+        """Begin to watch. Raises DiscoveryError where there is no cluster to be asked."""
+        self._loop = asyncio.get_running_loop()
+        self._api = _api()
+        if "*" in self._namespaces:
+            spaces: tuple[str, ...] = ("*",)
+        else:
+            spaces = self._namespaces or (_own_namespace(),)
+        for space in spaces:
+            kind: Any = EndpointSlice if self._services else Pod
+            self._reflectors.append(
+                Reflector(
+                    f"{self._resource} in {space}",
+                    kind,
+                    functools.partial(self._call, space),
+                    functools.partial(self._hand_over, self._heard, space),
+                    functools.partial(self._hand_over, self._failed, space),
+                    self._renew,
+                )
+            )
+        for reflector in self._reflectors:
+            reflector.start()
+
+    async def stop(self) -> None:
+        """End the watches."""
+        for reflector in self._reflectors:
+            reflector.stop()
+        for reflector in self._reflectors:
+            if not await asyncio.to_thread(reflector.join, JOIN):
+                log.warning("the watch of %s has not ended; going on", reflector.name)
+
+    # In the reflectors' threads
+
+    def _call(self, space: str, **options: Any) -> urllib3.HTTPResponse:
+        everywhere = space == "*"
+        if self._services:
+            slices = client.DiscoveryV1Api(self._api)
+            options["label_selector"] = f"{SERVICE_LABEL} in ({','.join(self._services)})"
+            call: Any = (
+                slices.list_endpoint_slice_for_all_namespaces
+                if everywhere
+                else functools.partial(slices.list_namespaced_endpoint_slice, space)
+            )
+        else:
+            core = client.CoreV1Api(self._api)
+            options["label_selector"] = self._selector
+            call = (
+                core.list_pod_for_all_namespaces
+                if everywhere
+                else functools.partial(core.list_namespaced_pod, space)
+            )
+        answer: urllib3.HTTPResponse = call(**options)
+        return answer
+
+    def _renew(self) -> None:
+        # The client rereads its token once a minute; a server that refuses it cannot wait for that.
+        try:
+            self._api = _api()
+        except DiscoveryError as error:
+            log.warning("discovery: credentials cannot be read anew: %s", error)
+
+    def _hand_over(self, to: Any, *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(to, *arguments)
+        except RuntimeError:
+            log.debug("the event loop is closed: what a watch found is dropped")
+
+    # On the event loop
+
+    def _heard(self, space: str, objects: Sequence[Any]) -> None:
+        self._found[space] = objects
+        if not self._telling:
+            # Events come in bursts: what else is waiting is told with this one.
+            self._telling = True
+            self._loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._telling = False
+        self._audience.found(self._targets())
+
+    def _targets(self) -> list[Target]:
+        objects = [each for some in self._found.values() for each in some]
+        note = self._audience.note
+        if self._services:
+            return slice_targets(objects, self._how, note)
+        return pod_targets(objects, self._how, note)
+
+    def _failed(self, space: str, verb: str, error: Exception | None) -> None:
+        if error is None:
+            self._problems.pop(space, None)
+        else:
+            self._problems[space] = self._explain(space, verb, error)
+        self._audience.trouble("; ".join(self._problems.values()))
+
+    def _explain(self, space: str, verb: str, error: Exception) -> str:
+        """What went wrong and how to mend it."""
+        where = "all namespaces" if space == "*" else f"namespace {space}"
+        status = getattr(error, "status", None)
+        what = f"{verb} {self._resource} in {where}"
+        if status == 403:
+            group = "discovery.k8s.io" if self._services else '""'
+            scope = "ClusterRole" if space == "*" else "Role"
+            return (
+                f"the service account may not {what}: give it a {scope} with apiGroups [{group}], "
+                f'resources [{self._resource}], verbs ["list", "watch"] (the server: '
+                f"{getattr(error, 'reason', '')})"
+            )
+        if status == 401:
+            return f"the API server does not take our credentials to {what}"
+        if status:
+            return f"the API server answered {status} to {what}: {getattr(error, 'reason', '')}"
+        return f"the API server cannot be asked to {what}: {_plain(error)}"
+
+
+def _plain(error: Exception) -> str:
+    """An error without the parts of it that differ from one time to the next."""
+    reason = getattr(error, "reason", None) or error
+    text = str(reason)
+    return f"{type(reason).__name__}: {text.rpartition('>: ')[2] or text}"
+
+
+def _api() -> client.ApiClient:
+    """A client for the cluster this runs in, else for the one kubectl uses.
+
+    Raises DiscoveryError when there is neither.
+    """
+    # The client does not type these two.
+    load_own: Any = config.load_incluster_config
+    load_kubectl: Any = config.load_kube_config
+    found = client.Configuration()
+    # Reflectors try again themselves, and tell what failed.
+    found.retries = False
+    try:
+        load_own(client_configuration=found)
+    except ConfigException as inside:
+        try:
+            load_kubectl(client_configuration=found)
+        except (ConfigException, OSError) as outside:
+            raise DiscoveryError(
+                "no cluster to ask: this is not a pod with a service account's token "
+                f"({inside}), and there is no kubeconfig ({outside})"
+            ) from None
+    return client.ApiClient(found)
+
+
+def _own_namespace() -> str:
+    try:
+        return OWN_NAMESPACE.read_text().strip()
+    except OSError:
+        raise DiscoveryError(
+            "which namespace? Outside of a pod, discovery_namespaces must say"
+        ) from None

@@ -1,0 +1,75 @@
+"""The chart rendered by Helm's own engine, and checks of what comes out."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "deploy" / "helm" / "warmroute"
+KUBERNETES = "1.31"
+"""Whose schemas are used."""
+# Custom resources: Kubernetes' own schemas do not know them.
+CUSTOM = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "HTTPRoute"}
+
+Object = dict[str, Any]
+Values = dict[str, Any]
+
+FOUND: Values = {"config": {"discovery_selector": "app=vllm"}}
+
+
+def render(values: Values, name: str = "warmroute", namespace: str = "llm") -> list[Object]:
+    """Every object, hooks included."""
+    with helm_python.Chart.load(CHART) as chart:
+        chart.validate_schema(values)
+        files = chart.render(values, name=name, namespace=namespace)
+    return [
+        item
+        for path, text in files.items()
+        if not path.endswith("NOTES.txt")
+        for item in yaml.safe_load_all(text)
+        if item
+    ]
+
+
+def notes(values: Values) -> str:
+    with helm_python.Chart.load(CHART) as chart:
+        files = chart.render(values, name="warmroute", namespace="llm")
+    return next(text for path, text in files.items() if path.endswith("NOTES.txt"))
+
+
+def one(items: list[Object], kind: str, name: str = "warmroute") -> Object:
+    (found,) = [item for item in items if item["kind"] == kind and item["metadata"]["name"] == name]
+    return found
+
+
+def settings(items: list[Object]) -> str:
+    """The file the gateway reads."""
+    text: str = one(items, "ConfigMap")["data"]["warmroute.yaml"]
+    return text
+
+
+def validate(items: list[Object]) -> None:
+    """Against Kubernetes' schemas, strictly: unknown fields are errors."""
+    import kubernetes_validate
+
+    for item in items:
+        if item["kind"] not in CUSTOM:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                kubernetes_validate.validate(item, KUBERNETES, strict=True)
+
+
+def pods(items: list[Object]) -> list[Object]:
+    """The pod specs of all workloads."""
+    found = []
+    for item in items:
+        if item["kind"] == "Pod":
+            found.append(item["spec"])
+        elif item["kind"] in ("Deployment", "StatefulSet"):
+            found.append(item["spec"]["template"]["spec"])
+    return found
