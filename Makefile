@@ -22,7 +22,7 @@ demo: $(RUN) ## the gateway in front of simulated replicas, beside round robin
 	$(BIN)/python -m loadgen.demo $(ARGS)
 
 test: $(DEV) ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 e2e: $(DEV) ## only the tests of whole processes
 	$(BIN)/python -m pytest -m e2e $(ARGS)

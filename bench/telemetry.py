@@ -14,7 +14,7 @@ from collections.abc import Callable
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import generate_latest
 
-from router.insight.explain import Explain, loads_of
+from router.insight.explain import Explain
 from router.insight.record import Finished
 from router.telemetry.access_log import AccessLog
 from router.telemetry.exposition import Exposition
@@ -54,8 +54,7 @@ class Index:
         return slot / REPLICAS
 
 
-CONSIDERED = tuple((slot, 3000.0, 0.5) for slot in range(8))
-LOADS = [replica.load for replica in Fleet.replicas]
+CONSIDERED = tuple((slot, 3000.0, 0.5, 100.0, 2) for slot in range(8))
 
 
 def record(slot: int, model: str = "model-0") -> Finished:
@@ -127,7 +126,6 @@ def main() -> None:
             ("making the record", lambda _: record(0)),
             ("Telemetry.observe", telemetry.observe),
             ("Explain.add", explain.add),
-            ("loads_of, 8 candidates", lambda _: loads_of(CONSIDERED, LOADS)),
             ("AccessLog.add", log.add),
         ):
             spent = cost(call)

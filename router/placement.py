@@ -14,9 +14,9 @@ from typing import Protocol
 
 import msgspec
 
-from router.fleet.learn import ModelFacts, SpeedLearner
+from router.fleet.learn import ModelFacts, Speeds
 from router.fleet.load import finished, first_token, routed, undo
-from router.types import Ask, Chain, Choice, Load, Policy, PrefixIndex
+from router.types import Ask, Chain, Choice, Considered, Load, Policy, PrefixIndex
 
 PREFIX_BLOCKS = 16
 """Blocks of a prompt that stand in for a session key: about 4 KiB, past what unrelated prompts
@@ -52,8 +52,8 @@ class Placement(msgspec.Struct, gc=False):
     uncached: float
     """u, as charged to the books."""
     reason: str
-    considered: Sequence[tuple[int, float, float]]
-    """(slot, held tokens, cost) of the candidates; empty where the policy computes no cost."""
+    considered: Sequence[Considered]
+    """The candidates; empty where the policy computes no cost."""
     sent_at: float
     load: Load
     """The replica's books; kept, as the slot may be another replica's by the time this ends."""
@@ -94,8 +94,8 @@ class Listener(Protocol):
 class Placer:
     """Places requests and keeps the books. `loads` is the fleet's list by slot, shared with it.
 
-    The mutable state is the index, the loads, `models` (what was learned of each model), the speed
-    learner of each slot, `_heard` (when another router was last heard to have sent something to a
+    The mutable state is the index, the loads, `models` (what was learned of each model), the
+    replicas' speeds, `_heard` (when another router was last heard to have sent something to a
     slot), and `_silent`: requests that will show no first token, by when their prefill should be
     done.
     """
@@ -115,7 +115,7 @@ class Placer:
         self.models: dict[str, ModelFacts] = {}
         self.listener: Listener | None = None
         """Who tells other routers."""
-        self._learners: dict[int, SpeedLearner] = {}
+        self._speeds = Speeds(loads)
         self._heard: dict[int, float] = {}
         self._learn_speed = learn_speed
         self._bytes_per_token = bytes_per_token
@@ -279,13 +279,10 @@ class Placer:
             and self._learn_speed
             and self._heard.get(slot, 0.0) < placement.sent_at
         ):
-            learner = self._learners.get(slot)
-            if learner is None or learner.load is not load:
-                learner = self._learners[slot] = SpeedLearner(load)
             uncached = placement.uncached
             if prompt_tokens and cached_tokens >= 0:
                 uncached = float(prompt_tokens - cached_tokens)
-            learner.saw(uncached, placement.first_seconds)
+            self._speeds.saw(slot, uncached, placement.first_seconds)
 
     def failed(self, placement: Placement, now: float) -> None:
         """Nothing was answered: take the charges back, so that it can be placed elsewhere."""

@@ -19,6 +19,10 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
+Considered: TypeAlias = tuple[int, float, float, float, int]
+"""A candidate as a policy saw it: slot, prompt tokens held, cost in the policy's own unit, and its
+load before this request: uncached tokens queued, requests in flight."""
+
 Chain: TypeAlias = "array[int]"
 """A prompt's block hashes in order, typecode 'Q'. Each hash covers every block before it too, so
 two
@@ -103,9 +107,8 @@ class Choice(msgspec.Struct, gc=False, frozen=True):
     slot: int
     reason: str
     """One of a few fixed words a policy names; it is a metric label."""
-    considered: Sequence[tuple[int, float, float]] = ()
-    """(slot, held tokens, cost in the policy's own unit) of each candidate looked at; the least
-    cost wins."""
+    considered: Sequence[Considered] = ()
+    """The candidates looked at; the least cost wins."""
 
 
 class Policy(Protocol):

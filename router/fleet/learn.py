@@ -4,6 +4,7 @@ answers."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 
@@ -22,6 +23,10 @@ STEPS_PER_DOUBLING = 4
 """Speeds are published in steps of 19%, so that replicas alike look alike and ties between them
 stay ties."""
 WARM_UP = 8
+ALIKE_STEPS = 2
+"""Replicas whose speeds are at most so many steps from the median are taken to be alike: 41%."""
+PUBLISH_EVERY = 64
+"""Samples after which speeds are published anyway, for replicas that have joined."""
 
 
 class SpeedLearner:
@@ -29,16 +34,22 @@ class SpeedLearner:
     prefills.
 
     Tracks a quantile of log2(speed) with a step that shrinks while warming up, then stays at
-    3%, and publishes it to `load.prefill_rate` in steps, with hysteresis.
+    3%, and tells it in steps, with hysteresis.
     """
 
-    __slots__ = ("_level", "_samples", "_step", "load")
+    __slots__ = ("_level", "_samples", "load", "step")
 
     def __init__(self, load: Load) -> None:
         self.load = load
         self._level = math.log2(load.prefill_rate)
         self._samples = 0
-        self._step = round(self._level * STEPS_PER_DOUBLING)
+        self.step = round(self._level * STEPS_PER_DOUBLING)
+        """log2 of the speed, in steps."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has seen enough to say something."""
+        return self._samples >= WARM_UP
 
     def saw(self, uncached: float, seconds: float) -> None:
         """A prefill of `uncached` tokens took `seconds` from being sent to its first token."""
@@ -54,9 +65,55 @@ class SpeedLearner:
             self._level -= STEP * (1.0 - QUANTILE)
         if self._samples >= WARM_UP:
             exact = self._level * STEPS_PER_DOUBLING
-            if abs(exact - self._step) > 0.75:
-                self._step = round(exact)
-                self.load.prefill_rate = 2.0 ** (self._step / STEPS_PER_DOUBLING)
+            if abs(exact - self.step) > 0.75:
+                self.step = round(exact)
+
+
+class Speeds:
+    """The prefill speeds of a fleet, published to `Load.prefill_rate`.
+
+    Replicas are taken to be as fast as the median of those that are known, unless they are clearly
+    not. Were each given its own estimate, the one that happened to seem fastest would get every
+    request that is cached nowhere while the fleet has little to do, and the others, not asked,
+    would never be known.
+    """
+
+    __slots__ = ("_learners", "_loads", "_seen")
+
+    def __init__(self, loads: Sequence[Load]) -> None:
+        """loads: by slot, shared with the fleet."""
+        self._loads = loads
+        self._learners: dict[int, SpeedLearner] = {}
+        self._seen = 0
+
+    def saw(self, slot: int, uncached: float, seconds: float) -> None:
+        """A prefill on this slot, as `SpeedLearner.saw` has it."""
+        load = self._loads[slot]
+        learner = self._learners.get(slot)
+        if learner is None or learner.load is not load:
+            learner = self._learners[slot] = SpeedLearner(load)
+        step, ready = learner.step, learner.ready
+        learner.saw(uncached, seconds)
+        self._seen += 1
+        if learner.ready and (not ready or learner.step != step or not self._seen % PUBLISH_EVERY):
+            self._publish()
+
+    def _publish(self) -> None:
+        loads = self._loads
+        known = {
+            slot: learner.step
+            for slot, learner in self._learners.items()
+            if learner.ready and slot < len(loads) and learner.load is loads[slot]
+        }
+        if not known:
+            return
+        steps = sorted(known.values())
+        usual = steps[len(steps) // 2]
+        for slot, load in enumerate(loads):
+            step = known.get(slot, usual)
+            if abs(step - usual) <= ALIKE_STEPS:
+                step = usual
+            load.prefill_rate = 2.0 ** (step / STEPS_PER_DOUBLING)
 
 
 class ModelFacts(msgspec.Struct, gc=False):

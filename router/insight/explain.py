@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
 
 from router.insight.record import Finished, Outcome
-from router.types import Load
-
-
-def loads_of(
-    considered: Sequence[tuple[int, float, float]], loads: Sequence[Load]
-) -> list[tuple[float, int]]:
-    """(queued tokens, requests in flight) of the replicas considered: `Finished.loads`.
-
-    Call it when the choice is made, before the books count the request.
-    """
-    return [((load := loads[slot]).queued_tokens, load.in_flight) for slot, _, _ in considered]
 
 
 class Candidate(msgspec.Struct, omit_defaults=True):
@@ -29,8 +18,8 @@ class Candidate(msgspec.Struct, omit_defaults=True):
     cost: float
     """In the policy's own unit; the least wins."""
     chosen: bool
-    queued_tokens: int | None = None
-    in_flight: int | None = None
+    queued_tokens: int
+    in_flight: int
 
 
 class Explanation(msgspec.Struct, omit_defaults=True):
@@ -124,15 +113,14 @@ def _known(value: int) -> int | None:
 
 def _explain(done: Finished, names: Mapping[int, str]) -> Explanation:
     candidates = []
-    for position, (slot, held, cost) in enumerate(done.considered):
-        queued, in_flight = done.loads[position] if position < len(done.loads) else (None, None)
+    for slot, held, cost, queued, in_flight in done.considered:
         candidates.append(
             Candidate(
                 names.get(slot, f"slot {slot}"),
                 int(held),
                 cost,
                 slot == done.slot,
-                None if queued is None else int(queued),
+                int(queued),
                 in_flight,
             )
         )
@@ -195,8 +183,6 @@ def _choice(done: Finished, candidates: list[Candidate]) -> str:
         same = " as much as any other" if lead == 0 else f" {lead} more than any other"
         return f"{told} It held {winner.held_tokens} tokens of the prompt,{same}."
     told += f" {deepest.replica} held {-lead} tokens more"
-    if deepest.queued_tokens is None or winner.queued_tokens is None:
-        return f"{told}, but cost {deepest.cost:.3g}."
     return (
         f"{told}, but had {deepest.queued_tokens} tokens queued and {deepest.in_flight} requests "
         f"in flight, against {winner.queued_tokens} and {winner.in_flight}."

@@ -11,6 +11,8 @@ from typing import Final
 
 import msgspec
 
+from router.types import Considered
+
 APIS: Final = frozenset(
     {
         "chat",
@@ -151,11 +153,8 @@ class Finished(msgspec.Struct, gc=False):
     """Prompt tokens the replica was expected to compute."""
     queue_seconds: float = 0.0
     """Prefill work expected to be ahead of this request on the replica chosen, at choice time."""
-    considered: Sequence[tuple[int, float, float]] = ()
-    """`router.types.Choice.considered`: (slot, held tokens, cost)."""
-    loads: Sequence[tuple[float, int]] = ()
-    """(queued tokens, requests in flight) of each replica in `considered` at choice time, in its
-    order; empty when they were not kept (`router.insight.explain.loads_of`)."""
+    considered: Sequence[Considered] = ()
+    """The candidates, as the policy saw them."""
     key: str = ""
     """What names the session. A secret of the client's: hashed in logs, absent from
     explanations."""

@@ -23,13 +23,13 @@ from collections.abc import Mapping, Sequence
 from math import exp, inf
 
 from router.policies.shortlist import Shortlist
-from router.types import Ask, Choice, Load, slots
+from router.types import Ask, Choice, Considered, Load, slots
 
 WAIT_FLOOR = 0.6
 """The least share of the queue (in tokens) believed to be still to do, whatever the clock says."""
 OWN = 1.5
 """Weight of my own prefill: 1 for my wait, the half for what a cache miss costs those after me."""
-STALL = 0.2
+STALL = 0.1
 """Weight of the stall on requests in flight. The knob between mean (up) and tail (down)."""
 DECODE = 0.4
 """Weight of my decode time, part of which I would spend anywhere."""
@@ -85,7 +85,7 @@ class CacheAware:
         chosen_depth = 0.0
         least = inf
         ties = 1
-        considered: list[tuple[int, float, float]] = []
+        considered: list[Considered] = []
         add = considered.append
         for depth, mask in (*ask.held, (0.0, left)):
             if deepest < 0.0 and mask & eligible:
@@ -122,7 +122,7 @@ class CacheAware:
                 weight = load.weight
                 if weight != 1.0:
                     cost /= weight
-                add((slot, depth, cost))
+                add((slot, depth, cost, queued, running))
                 if cost < least:
                     least = cost
                     chosen = slot

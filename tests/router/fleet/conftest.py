@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from fleet_engines import Engine
+from fleet_engines import Engine, StartEngine, StartFleet
 
 from router.fleet.fleet import Fleet
 from router.fleet.settings import FleetSettings
-
-StartEngine = Callable[..., Awaitable[Engine]]
-StartFleet = Callable[..., Awaitable[Fleet]]
 
 QUICK: dict[str, Any] = {
     "health_interval": 0.05,

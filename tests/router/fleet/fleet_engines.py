@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+
+from router.fleet.fleet import Fleet
 
 
 def metrics_text(
@@ -142,3 +145,7 @@ class Engine:
             f"HTTP/1.1 {status} Whatever\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
         )
         await writer.drain()
+
+
+StartEngine = Callable[..., Awaitable["Engine"]]
+StartFleet = Callable[..., Awaitable[Fleet]]

@@ -6,8 +6,7 @@ import json
 import logging
 
 import pytest
-from conftest import StartEngine, StartFleet
-from fleet_engines import Engine, metrics_text, models_json
+from fleet_engines import Engine, StartEngine, StartFleet, metrics_text, models_json
 
 from router.fleet.fleet import Fleet
 from router.fleet.listener import FleetListener

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from conftest import StartEngine, StartFleet
+from fleet_engines import StartEngine, StartFleet
 
 from router.fleet.fleet import Fleet
 from router.fleet.listener import FleetListener

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 
-from conftest import StartEngine, StartFleet
-from fleet_engines import models_json
+from fleet_engines import StartEngine, StartFleet, models_json
 
 LONG = 1000.0
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import StartEngine
+from fleet_engines import StartEngine
 
 from router.fleet.reader import Answer, Failure, Reader, ReadError, tls_context
 from router.fleet.settings import FleetSettings

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.fleet.learn import ModelFacts, SpeedLearner
+from router.fleet.learn import STEPS_PER_DOUBLING, ModelFacts, SpeedLearner, Speeds
 from router.fleet.load import finished, first_token, routed, undo
 from router.types import Load
 
@@ -58,48 +58,80 @@ def test_the_clock_follows_first_tokens() -> None:
     assert load.busy_until == 20.5
 
 
+def speed(learner: SpeedLearner) -> float:
+    return 2.0 ** (learner.step / STEPS_PER_DOUBLING)
+
+
 class TestSpeedLearner:
     def test_finds_a_speed_and_errs_low(self) -> None:
-        load, rng = Load(), random.Random(1)
-        learner = SpeedLearner(load)
+        rng = random.Random(1)
+        learner = SpeedLearner(Load())
         for _ in range(400):
             learner.saw(4000.0, 4000.0 / 7000.0 * rng.uniform(0.95, 1.4))
-        assert 7000.0 / 1.45 < load.prefill_rate < 7000.0
+        assert 7000.0 / 1.45 < speed(learner) < 7000.0
 
     def test_follows_a_change(self) -> None:
-        load = Load()
-        learner = SpeedLearner(load)
+        learner = SpeedLearner(Load())
         for _ in range(50):
             learner.saw(4000.0, 0.4)
         for _ in range(150):
             learner.saw(4000.0, 0.1)
-        assert load.prefill_rate == pytest.approx(40_000.0, rel=0.25)
+        assert speed(learner) == pytest.approx(40_000.0, rel=0.25)
 
     def test_a_speed_between_two_steps_does_not_flicker(self) -> None:
-        load, rng, published = Load(), random.Random(3), []
-        learner = SpeedLearner(load)
+        rng, published = random.Random(3), []
+        learner = SpeedLearner(Load())
         for _ in range(600):
             learner.saw(4000.0, 4000.0 / (2.0**13.125 * rng.uniform(0.97, 1.03)))
-            published.append(load.prefill_rate)
+            published.append(speed(learner))
         settled = published[200:]
         assert sum(a != b for a, b in pairwise(settled)) <= 1
 
     def test_short_prefills_say_nothing(self) -> None:
-        load = Load()
-        learner = SpeedLearner(load)
+        learner = SpeedLearner(Load())
         for _ in range(50):
             learner.saw(100.0, 0.5)
-        assert load.prefill_rate == Load().prefill_rate
+        assert not learner.ready
 
+
+class TestSpeeds:
     def test_replicas_alike_look_alike(self) -> None:
-        rng, rates = random.Random(2), set()
-        for _ in range(8):
-            load = Load()
-            learner = SpeedLearner(load)
-            for _ in range(300):
-                learner.saw(4000.0, 4000.0 / 9000.0 * rng.uniform(1.0, 1.05))
-            rates.add(load.prefill_rate)
-        assert len(rates) == 1
+        rng, loads = random.Random(2), [Load() for _ in range(8)]
+        speeds = Speeds(loads)
+        for _ in range(300):
+            for slot in range(8):
+                # Alike, but for what disturbs each a little differently.
+                speeds.saw(slot, 4000.0, 4000.0 / 9000.0 * rng.uniform(1.0, 1.05 + 0.03 * slot))
+        assert len({load.prefill_rate for load in loads}) == 1
+
+    def test_a_replica_nobody_asks_is_thought_to_be_like_the_others(self) -> None:
+        loads = [Load(), Load()]
+        speeds = Speeds(loads)
+        for _ in range(100):
+            speeds.saw(0, 4000.0, 0.1)
+        assert loads[0].prefill_rate > 2 * Load().prefill_rate * 0.7
+        assert loads[1].prefill_rate == loads[0].prefill_rate
+
+    def test_another_kind_of_replica_is_told_apart(self) -> None:
+        loads = [Load(), Load(), Load()]
+        speeds = Speeds(loads)
+        for _ in range(300):
+            speeds.saw(0, 4000.0, 0.4)
+            speeds.saw(1, 4000.0, 0.4)
+            speeds.saw(2, 4000.0, 0.1)
+        assert loads[0].prefill_rate == loads[1].prefill_rate
+        assert loads[2].prefill_rate == pytest.approx(4 * loads[0].prefill_rate, rel=0.3)
+
+    def test_a_slot_that_changed_hands_starts_anew(self) -> None:
+        loads = [Load(), Load()]
+        speeds = Speeds(loads)
+        for _ in range(100):
+            speeds.saw(0, 4000.0, 0.4)
+            speeds.saw(1, 4000.0, 0.1)
+        loads[1] = Load()
+        for _ in range(100):
+            speeds.saw(0, 4000.0, 0.4)
+        assert loads[1].prefill_rate == loads[0].prefill_rate
 
 
 def test_bytes_per_token_is_learned_and_forgotten() -> None:

@@ -9,6 +9,7 @@ import shutil
 import pytest
 from http_world import (
     CHAT,
+    SSE_HEAD,
     Connect,
     MakeReplica,
     MakeRouter,
@@ -284,6 +285,7 @@ async def test_head_and_options(
             "transfer-encoding",
             "chunked",
         ),
+        "of a stream": (SSE_HEAD, "content-type", "text/event-stream; charset=utf-8"),
         "with a body": (sized(b"no body belongs here"), "content-length", "20"),
     }
     for answer, name, value in answers.values():
@@ -302,7 +304,7 @@ async def test_head_and_options(
         status, headers, _ = await client.ask(b"OPTIONS " + target + b" HTTP/1.1\r\n" + H + b"\r\n")
         assert (status, headers["allow"]) == (204, "GET, HEAD, OPTIONS")
         assert "content-length" not in headers
-    assert [r.method for r in replica.received] == ["HEAD"] * 3 + ["OPTIONS"]
+    assert [r.method for r in replica.received] == ["HEAD"] * 4 + ["OPTIONS"]
 
 
 async def test_absolute_targets(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from router.insight.explain import Explain, loads_of
+from router.insight.explain import Explain
 from router.insight.record import Finished
-from router.types import Load
 
 
 def finished(request_id: str = "r1", **more: object) -> Finished:
@@ -14,8 +13,7 @@ def finished(request_id: str = "r1", **more: object) -> Finished:
         "status": 200,
         "policy": "cache_aware",
         "reason": "least_cost",
-        "considered": ((1, 4000.0, 2.5), (0, 3000.0, 1.25)),
-        "loads": ((90_000.0, 12), (100.0, 1)),
+        "considered": ((1, 4000.0, 2.5, 90_000.0, 12), (0, 3000.0, 1.25, 100.0, 1)),
         "prompt_tokens": 5000,
         "available": 4000.0,
         "chosen": 3000.0,
@@ -109,10 +107,3 @@ def test_a_slot_given_to_another_replica_does_not_rewrite_the_past() -> None:
     found = explain.find("r1")
     assert found is not None
     assert {c.replica for c in found.candidates} == {"a:8000", "b:8000"}
-
-
-def test_loads_are_taken_in_the_order_considered() -> None:
-    loads = [Load(queued_tokens=1.0, in_flight=1), Load(queued_tokens=2.0, in_flight=2)]
-    taken = loads_of(((1, 0.0, 0.0), (0, 0.0, 0.0)), loads)
-    loads[0].in_flight = 9
-    assert taken == [(2.0, 2), (1.0, 1)]

@@ -73,7 +73,7 @@ def test_chooses_only_eligible_slots(data: st.DataObject, name: str, size: int) 
         assert eligible >> choice.slot & 1
         assert choice.reason
         if choice.considered:
-            costs = {slot: cost for slot, _, cost in choice.considered}
+            costs = {slot: cost for slot, _, cost, _, _ in choice.considered}
             assert len(costs) == len(choice.considered)
             assert all(eligible >> slot & 1 for slot in costs)
             assert costs[choice.slot] == min(costs.values())
@@ -153,7 +153,7 @@ class NoChoose:
         (":Policy", {}, "is not an import path"),
         ("router.placement:PREFIX_BLOCKS", {}, "is not a class"),
         (f"{__name__}:NoChoose", {}, "has no choose method"),
-        ("round_robin", {"speed": 3}, "policy_options"),
+        ("round_robin", {"speed": 3}, "docs/policies.md"),
         ("consistent_hash", {"bound": 0.5}, "bound must be at least 1"),
     ],
 )

@@ -35,7 +35,7 @@ def test_every_policy_is_described() -> None:
 
 
 def test_the_options_are_the_ones_described() -> None:
-    (text,) = re.findall(r"options? under `policy_options`: (.*?), `seed`", DOCS)
+    (text,) = re.findall(r"an argument of `CacheAware`: (.*?), `seed`", DOCS)
     described = dict(re.findall(r"`(\w+)` ([\d.]+)", text))
     for name, value in described.items():
         assert getattr(formula, name.upper()) == float(value)

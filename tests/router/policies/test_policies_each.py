@@ -184,7 +184,7 @@ class TestCacheAware:
         choice = CacheAware().choose(ask(1, [(1000.0, 1)]), [load])
         wait = 0.48
         own = 1.5 * 0.3
-        stall = 0.2 * 3 * 0.3
+        stall = 0.1 * 3 * 0.3
         decode = 0.4 * 200 * (1e-4 * 3 + 1e-7 * (9000 + 4000))
         memory = 0.1 * (5000 + 4000) / 10_000
         evict = 3 * 0.3 * 2.718281828459045**-1
@@ -199,7 +199,7 @@ class TestCacheAware:
         idle = Load(prefill_rate=10_000.0)
         busy = Load(prefill_rate=10_000.0, queued_tokens=8000.0, busy_until=busy_until)
         choice = CacheAware().choose(ask(3), [idle, busy])
-        costs = {slot: cost for slot, _, cost in choice.considered}
+        costs = {slot: cost for slot, _, cost, _, _ in choice.considered}
         assert costs[1] - costs[0] == pytest.approx(wait)
 
     def test_a_hot_prefix_copies_itself_as_load_needs(self) -> None:
