@@ -33,6 +33,7 @@ SUITES = {
     "telemetry": Suite(),
     "replicas": Suite(("engine",)),
     "loadgen": Suite(),
+    "exact": Suite(),
 }
 
 
