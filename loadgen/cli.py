@@ -7,14 +7,18 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import httpx
 from rich.console import Console
 
 from loadgen import options as opts
+from loadgen.calibrate import command as calibration
+from loadgen.calibrate.probe import ProbeError
 from loadgen.client.target import TargetError
 from loadgen.compare import DIRECT, Comparison, Contender, FleetSpec, compare, results_of
 from loadgen.processes import ChildError, run_async
 from loadgen.replicas import serve
 from loadgen.report.page import write_html
+from loadgen.reproduce import command
 from loadgen.results import Results, ResultsError, read_json, to_csv, write_json
 from loadgen.run import RunError
 from loadgen.terminal import Screen, show
@@ -105,8 +109,15 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_arguments(replicas)
     replicas.set_defaults(command=serve.main)
 
-    report = commands.add_parser("report", help="show or convert results written with --json")
-    report.add_argument("file", type=Path, nargs="+")
+    fitted = commands.add_parser("calibrate", help="fit the engine model to a live vLLM engine")
+    calibration.add_arguments(fitted)
+    fitted.set_defaults(command=_calibrate)
+
+    report = commands.add_parser(
+        "report", help="make docs/results.md anew, or show and convert results written with --json"
+    )
+    report.add_argument("file", type=Path, nargs="*", help="results; without any, the page is made")
+    command.add_arguments(report)
     opts.add_output(report)
     report.set_defaults(command=_report)
     return parser
@@ -208,7 +219,18 @@ def _simulate(args: argparse.Namespace) -> int:
     return _finish(args, results, Console())
 
 
+def _calibrate(args: argparse.Namespace) -> int:
+    try:
+        return run_async(calibration.calibrate(args, Console()))
+    except httpx.HTTPError as error:
+        raise RunError(f"{args.url}: {type(error).__name__} {error}: is the engine up?") from error
+    except ProbeError as error:
+        raise RunError(f"{args.url}: {error}") from error
+
+
 def _report(args: argparse.Namespace) -> int:
+    if not args.file:
+        return _reproduce(args)
     first, *others = [read_json(path) for path in args.file]
     for other in others:
         first.arms += other.arms
@@ -217,16 +239,26 @@ def _report(args: argparse.Namespace) -> int:
     return _finish(args, first, Console())
 
 
+def _reproduce(args: argparse.Namespace) -> int:
+    results = command.reproduce(args, Console())
+    _write(args, results)
+    return OK
+
+
 def _finish(args: argparse.Namespace, results: Results, console: Console) -> int:
     """Write what was asked for, and show. Fails when nothing succeeded."""
+    _write(args, results)
+    show(results, console)
+    return OK if any(arm.completed for arm in results.arms) else FAILED
+
+
+def _write(args: argparse.Namespace, results: Results) -> None:
     if args.json:
         write_json(results, args.json)
     if args.csv:
         args.csv.write_text(to_csv(results))
     if args.html:
         write_html(results, args.html)
-    show(results, console)
-    return OK if any(arm.completed for arm in results.arms) else FAILED
 
 
 if __name__ == "__main__":

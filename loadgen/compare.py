@@ -182,11 +182,11 @@ async def start_replicas(
     children: Children, count: int, arguments: Sequence[str] = ()
 ) -> list[str]:
     """Simulated replicas in one process, on loopback. Raises ChildError."""
-    port = free_ports(1)[0]
+    ports = free_ports(count)
     command = [sys.executable, "-m", "loadgen.cli", "replicas"]
-    command += ["--count", str(count), "--port", str(port)]
+    command += ["--count", str(count), "--port", str(ports[0])]
     child = children.start("simulated replicas", [*command, *arguments])
-    urls = [f"http://127.0.0.1:{port + number}" for number in range(count)]
+    urls = [f"http://127.0.0.1:{port}" for port in ports]
     for url in urls:
         await ready(f"{url}/health", [child])
     return urls

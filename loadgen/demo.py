@@ -17,6 +17,7 @@ from rich.console import Console
 
 from loadgen.compare import Comparison, Contender, FleetSpec, compare, results_of
 from loadgen.engine import preset
+from loadgen.picture import write_svg
 from loadgen.processes import ChildError, run_async
 from loadgen.report.page import write_html
 from loadgen.results import write_json
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--json", type=Path, help="also write the results there")
     parser.add_argument("--html", type=Path, help="also write a report there")
+    parser.add_argument("--svg", type=Path, help="also write a picture of the final tables there")
     options = parser.parse_args(arguments)
     console = Console()
     workload = make("agent", AGENTS)
@@ -73,8 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{options.replicas} simulated vLLM replicas (a timing model of {PRESET}, no GPU) behind "
         "the real gateway, over HTTP. Agents with shared tools and system prompts, growing "
         f"histories and pauses: {tasks:.1f} new tasks a second for {options.seconds:.0f} s, of "
-        f"which the first {plan.warmup:.0f} are not counted. Every arm gets the same tasks and "
-        "starts with empty caches."
+        f"which the first {plan.warmup:.0f} are not counted. Every arm gets the same tasks at the "
+        "same times and starts with empty caches. A step is sent when the one before it has been "
+        "answered, so an arm that answers sooner gets further in its tasks in the same time: the "
+        "numbers of requests need not be equal."
     )
     console.print(description, highlight=False, soft_wrap=True)
     try:
@@ -100,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_json(results, options.json)
     if options.html:
         write_html(results, options.html)
+    if options.svg:
+        write_svg(results, options.svg, "make demo")
     results.description = ""  # already on the screen
     show(results, console)
     return 0

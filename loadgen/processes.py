@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -21,6 +22,8 @@ import httpx
 import uvloop
 
 TERM_SECONDS = 5.0
+LOWEST_PORT, HIGHEST_PORT = 10_000, 32_000
+ATTEMPTS = 100
 _PR_SET_PDEATHSIG = 1
 _T = TypeVar("_T")
 
@@ -127,14 +130,20 @@ class Children:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports free at this moment."""
-    with contextlib.ExitStack() as held:
-        ports = []
-        for _ in range(count):
-            listener = held.enter_context(socket.socket())
-            listener.bind(("127.0.0.1", 0))
-            ports.append(listener.getsockname()[1])
-        return ports
+    """So many loopback ports in a row, free at this moment. Raises ChildError when none are found.
+
+    Below those that systems hand out by themselves, so that no outgoing connection takes one before
+    it is used."""
+    for _ in range(ATTEMPTS):
+        first = random.randrange(LOWEST_PORT, HIGHEST_PORT - count)
+        with contextlib.ExitStack() as held:
+            try:
+                for port in range(first, first + count):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return list(range(first, first + count))
+    raise ChildError(f"found no {count} free ports in a row on 127.0.0.1")
 
 
 async def ready(url: str, children: Sequence[Child] = (), seconds: float = 30.0) -> None:

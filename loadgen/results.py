@@ -164,7 +164,7 @@ class Results(msgspec.Struct):
     """Everything one command found."""
 
     kind: str
-    """run, compare, sweep or simulate."""
+    """run, compare, sweep, simulate or report."""
     workload: str
     arms: list[Arm]
     version: int = VERSION
@@ -200,6 +200,11 @@ def read_json(path: Path) -> Results:
             f"{path} has version {results.version}, this program reads {VERSION}: write it anew"
         )
     return results
+
+
+def schema() -> str:
+    """JSON Schema (2020-12) of a results file, as kept in docs/results.schema.json."""
+    return msgspec.json.format(msgspec.json.encode(msgspec.json.schema(Results)), indent=2).decode()
 
 
 LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms")

@@ -56,8 +56,6 @@ def simulated_results(args: argparse.Namespace) -> Results:
 def _check(plan: Plan) -> None:
     if isinstance(plan.arrivals, Closed) and not plan.requests:
         raise opts.OptionsError("a simulated closed loop needs --requests to end")
-    if plan.warmup:
-        raise opts.OptionsError("--warmup is for live runs: a simulation counts all requests")
 
 
 def _sync(text: str) -> float | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -130,7 +131,9 @@ def _latency_rows(
 def summary_table(results: Results) -> Table:
     """One column for each arm."""
     arms = results.arms
-    table = Table(title=f"{results.kind}: {results.workload}", title_justify="left")
+    table = Table(
+        title=f"{results.kind}: {results.workload}", title_justify="left", box=SIMPLE_HEAD
+    )
     table.add_column("")
     for arm in arms:
         table.add_column(arm.name, justify="right")
@@ -161,7 +164,9 @@ def summary_table(results: Results) -> Table:
 
 def many_table(results: Results) -> Table:
     """One row for each arm, for more arms than fit beside each other."""
-    table = Table(title=f"{results.kind}: {results.workload}", title_justify="left")
+    table = Table(
+        title=f"{results.kind}: {results.workload}", title_justify="left", box=SIMPLE_HEAD
+    )
     table.add_column("", no_wrap=True)
     for title in (
         "load",
@@ -189,7 +194,7 @@ def many_table(results: Results) -> Table:
 
 def replica_table(arms: list[Arm]) -> Table:
     """Requests and hit rate of every replica under every arm."""
-    table = Table(title="replicas: requests, hit rate", title_justify="left")
+    table = Table(title="replicas: requests, hit rate", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("")
     for arm in arms:
         table.add_column(arm.name, justify="right")
@@ -209,7 +214,9 @@ def replica_table(arms: list[Arm]) -> Table:
 def difference_table(results: Results) -> Table:
     """Differences with their intervals."""
     base = results.differences[0].baseline
-    table = Table(title=f"against {base}, with 95% intervals", title_justify="left")
+    table = Table(
+        title=f"against {base}, with 95% intervals", title_justify="left", box=SIMPLE_HEAD
+    )
     for title in ("", "what", "difference", "interval"):
         table.add_column(title, justify="right" if title in ("difference", "interval") else "left")
     for each in results.differences:
@@ -224,17 +231,20 @@ def difference_table(results: Results) -> Table:
     return table
 
 
-def show(results: Results, console: Console) -> None:
-    """Everything at the end of a command."""
+def show(
+    results: Results, console: Console, *, soft_wrap: bool = True, brief: bool = False
+) -> None:
+    """What a command ends with. With soft_wrap the terminal breaks long lines; brief leaves out the
+    replicas and the intervals."""
     if results.description:
-        console.print(results.description, highlight=False, soft_wrap=True)
+        console.print(results.description, highlight=False, soft_wrap=soft_wrap)
     if results.kind == "sweep" or len(results.arms) > MOST_COLUMNS:
         console.print(many_table(results))
     else:
         console.print(summary_table(results))
-        if any(arm.replicas for arm in results.arms):
+        if not brief and any(arm.replicas for arm in results.arms):
             console.print(replica_table(results.arms))
-        if results.differences:
+        if results.differences and not brief:
             console.print(difference_table(results))
     for arm in results.arms:
         if arm.savings and results.kind != "sweep":
@@ -245,11 +255,11 @@ def show(results: Results, console: Console) -> None:
                 f"{results.arms[0].name} would have, {arm.savings.gpu_seconds:,.1f} GPU-seconds"
                 f"{priced}",
                 highlight=False,
-                soft_wrap=True,
+                soft_wrap=soft_wrap,
             )
         for reason, count in arm.errors.items():
             console.print(f"{arm.name}: {count} requests failed: {reason}", style="yellow")
     for warning in results.warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
+        console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=soft_wrap)
     if results.conclusion:
-        console.print(results.conclusion, style="bold", highlight=False, soft_wrap=True)
+        console.print(results.conclusion, style="bold", highlight=False, soft_wrap=soft_wrap)

@@ -2,7 +2,7 @@
 
 from loadgen.simulate.arms import ARRANGEMENTS, arrangement
 from loadgen.simulate.prepare import Prepared, coarser, prepare
-from loadgen.simulate.run import run_arm, simulate
+from loadgen.simulate.run import run_arm, run_loop, simulate
 
 __all__ = [
     "ARRANGEMENTS",
@@ -11,5 +11,6 @@ __all__ = [
     "coarser",
     "prepare",
     "run_arm",
+    "run_loop",
     "simulate",
 ]

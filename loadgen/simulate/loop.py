@@ -54,6 +54,7 @@ class Loop:
         self._queued = [inf] * len(params)
         self._closed = prepared.concurrency
         self._until = prepared.until
+        self._warmup = prepared.warmup
         self._coming: Iterator[tuple[float, list[Job]]] = iter(prepared.sessions)
         self.gateways = Gateways(
             arrangement,
@@ -152,21 +153,23 @@ class Loop:
 
     def _record(self, flight: Flight, now: float, request: Request, reason: str) -> None:
         job, waits, jobs = flight.job, flight.waits, flight.jobs
-        self.records.add(
-            session=job.session,
-            step=job.step,
-            scheduled=flight.due,
-            sent=flight.due,
-            first=request.first_token_at,
-            end=now,
-            tokens=job.prompt_tokens,
-            possible_tokens=job.possible,
-            prompt_tokens=job.prompt_tokens,
-            cached_tokens=request.cached_tokens,
-            output_tokens=job.output_tokens if not reason else 0,
-            replica=self._names[flight.placement.slot],
-            reason=reason,
-        )
+        if flight.due >= self._warmup:
+            zero = self._warmup
+            self.records.add(
+                session=job.session,
+                step=job.step,
+                scheduled=flight.due - zero,
+                sent=flight.due - zero,
+                first=request.first_token_at - zero,
+                end=now - zero,
+                tokens=job.prompt_tokens,
+                possible_tokens=job.possible,
+                prompt_tokens=job.prompt_tokens,
+                cached_tokens=request.cached_tokens,
+                output_tokens=job.output_tokens if not reason else 0,
+                replica=self._names[flight.placement.slot],
+                reason=reason,
+            )
         for number in job.then:
             waits[number] -= 1
             if not waits[number]:

@@ -51,6 +51,8 @@ class Prepared(msgspec.Struct):
     requests: int
     """Steps of all sessions, sent in time or not."""
     upper_bound: float
+    warmup: float = 0.0
+    """Seconds from the start; requests due before are not counted, and time counts from there."""
 
 
 def coarser(params: EngineParams, block_tokens: int) -> EngineParams:
@@ -103,4 +105,6 @@ def prepare(plan: Plan, block_tokens: int, spans: Sequence[int], *, keys: bool =
     arrivals = plan.arrivals
     concurrency = arrivals.concurrency if isinstance(arrivals, Closed) else 0
     until = plan.duration if plan.duration and not plan.finish else inf
-    return Prepared(plan.workload.name, sessions, concurrency, until, requests, bound.hit_rate)
+    return Prepared(
+        plan.workload.name, sessions, concurrency, until, requests, bound.hit_rate, plan.warmup
+    )

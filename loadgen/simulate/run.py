@@ -78,6 +78,36 @@ def run_arm(
     objectives_ms: Mapping[str, float] | None = None,
 ) -> Arm:
     """One arm over a prepared workload. The same arguments give the same arm."""
+    loop = run_loop(
+        prepared,
+        arranged,
+        params,
+        routers=routers,
+        sync=sync,
+        seed=seed,
+        known_speed=known_speed,
+    )
+    arm = summarise(
+        arranged.name,
+        loop.records,
+        objectives_ms=objectives_ms,
+        replicas=tuple(f"replica-{slot}" for slot in range(len(params))),
+    )
+    arm.extra = _extra(loop)
+    return arm
+
+
+def run_loop(
+    prepared: Prepared,
+    arranged: Arrangement,
+    params: Sequence[EngineParams],
+    *,
+    routers: int = 1,
+    sync: float | None = 0.0,
+    seed: int = 0,
+    known_speed: bool = False,
+) -> Loop:
+    """The loop after its end, with its records and engines."""
     loop = Loop(
         prepared,
         arranged,
@@ -88,15 +118,8 @@ def run_arm(
         seed=seed,
         known_speed=known_speed,
     )
-    records = loop.run()
-    arm = summarise(
-        arranged.name,
-        records,
-        objectives_ms=objectives_ms,
-        replicas=tuple(f"replica-{slot}" for slot in range(len(params))),
-    )
-    arm.extra = _extra(loop)
-    return arm
+    loop.run()
+    return loop
 
 
 def _extra(loop: Loop) -> dict[str, float]:

@@ -29,22 +29,21 @@ def chain_at(segments: Sequence[Segment], ends: npt.NDArray[np.int64]) -> array[
     splitmix64's finaliser.
     """
     hashes = array("Q")
+    if not segments:
+        return hashes
     path = b"warmroute"
-    start = first = 0
+    seeds = []
     for segment in segments:
-        stop = start + segment.tokens
-        last = int(np.searchsorted(ends, stop, side="right"))
-        if last > first:
-            seed = xxhash.xxh3_64_intdigest(path + segment.id.to_bytes(8, "little"))
-            mixed = ends[first:last].astype(np.uint64) * _GOLDEN + np.uint64(seed)
-            mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX_1
-            mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX_2
-            hashes.frombytes((mixed ^ (mixed >> np.uint64(31))).tobytes())
-            first = last
-        path = xxhash.xxh3_64_digest(
-            path + segment.id.to_bytes(8, "little") + segment.tokens.to_bytes(8, "little")
-        )
-        start = stop
+        named = path + segment.id.to_bytes(8, "little")
+        seeds.append(xxhash.xxh3_64_intdigest(named))
+        path = xxhash.xxh3_64_digest(named + segment.tokens.to_bytes(8, "little"))
+    stops = np.cumsum([segment.tokens for segment in segments])
+    lasts = np.searchsorted(ends, stops, side="right")
+    seeded = np.repeat(np.array(seeds, dtype=np.uint64), np.diff(lasts, prepend=0))
+    mixed = ends[: lasts[-1]].astype(np.uint64) * _GOLDEN + seeded
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX_1
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX_2
+    hashes.frombytes((mixed ^ (mixed >> np.uint64(31))).tobytes())
     return hashes
 
 

@@ -69,11 +69,16 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
                 f"{self.path} has no line with blocks: start the gateway with "
                 "--access-log-blocks true"
             )
+        told = [line for line in lines if line.prompt_tokens]
+        # One share for all: a block's length must be the same in every prompt that has it.
+        share = sum(line.prompt_tokens for line in told) / max(
+            1, sum(line.prompt_bytes for line in told)
+        )
         for number, line in enumerate(lines):
             output = Segment(
                 _segment_id("answer", number), max(1, line.output_tokens), Role.ASSISTANT
             )
-            step = Step(self._prompt(line, number), output)
+            step = Step(self._prompt(line, number, share or 0.25), output)
             yield Session(number, (step,), line.time - lines[0].time)
 
     def _lines(self) -> Iterator[LogLine]:
@@ -87,20 +92,19 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
                 if request.blocks is not None and request.prompt_bytes > 0:
                     yield request
 
-    def _prompt(self, line: LogLine, number: int) -> tuple[Segment, ...]:
-        """Blocks as segments, in tokens by the request's own bytes per token."""
+    def _prompt(self, line: LogLine, number: int, share: float) -> tuple[Segment, ...]:
+        """Blocks as segments of so many tokens a byte; what is left of the prompt is its own."""
         blocks = line.blocks or []
-        tokens = line.prompt_tokens or max(1, line.prompt_bytes // 4)
-        share = tokens / line.prompt_bytes
-        ends = [round(SPANS[place] * share) for place in range(len(blocks) + 1)]
-        prompt = [
-            Segment(_segment_id("block", block), ends[place + 1] - ends[place])
-            for place, block in enumerate(blocks)
-            if ends[place + 1] > ends[place]
-        ]
-        rest = tokens - sum(segment.tokens for segment in prompt)
-        if rest > 0:
-            prompt.append(Segment(_segment_id("rest", number), rest))
+        left = line.prompt_tokens or max(1, round(line.prompt_bytes * share))
+        prompt = []
+        for place, block in enumerate(blocks):
+            size = round(SPANS[place + 1] * share) - round(SPANS[place] * share)
+            size = min(size, left)
+            if size > 0:
+                prompt.append(Segment(_segment_id("block", block), size))
+                left -= size
+        if left > 0:
+            prompt.append(Segment(_segment_id("rest", number), left))
         return tuple(prompt)
 
 

@@ -19,6 +19,7 @@ from loadgen.results import (
     Results,
     ResultsError,
     read_json,
+    schema,
     to_csv,
     write_json,
 )
@@ -40,6 +41,13 @@ def arm(name: str, ttft: float, cached: int, *, failed: int = 0, load: float = 0
 
 def results() -> Results:
     return Results("compare", "agent", [arm("base", 0.4, 20), arm("new", 0.1, 80)])
+
+
+def test_the_schema_is_of_what_is_written() -> None:
+    """docs/results.schema.json: written by
+    `python -c "from loadgen.results import schema; print(schema())" > docs/results.schema.json`."""
+    held = (Path(__file__).parents[2] / "docs" / "results.schema.json").read_text()
+    assert held.strip() == schema()
 
 
 def test_json_comes_back(tmp_path: Path) -> None:

@@ -40,4 +40,8 @@ class DynamoCost:
                 ranked.append((self._overlap * prefill + decode, self._random(), slot, depth))
             left &= ~mask
         best = min(ranked)
-        return Choice(best[2], "cost", [(slot, depth, cost) for cost, _, slot, depth in ranked])
+        considered = [
+            (slot, depth, cost, loads[slot].queued_tokens, loads[slot].in_flight)
+            for cost, _, slot, depth in ranked
+        ]
+        return Choice(best[2], "cost", considered)

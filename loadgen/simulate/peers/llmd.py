@@ -37,7 +37,7 @@ class WeightedScorers:
         """The engines' metrics were read."""
         self._gauges = gauges
 
-    def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:  # noqa: ARG002
+    def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:
         """Reason: score. Costs considered are scores below zero."""
         prefix, queue, kv = self._weights
         fleet = slots(ask.eligible)
@@ -54,5 +54,8 @@ class WeightedScorers:
             score += queue * ((high - waits) / (high - low) if high > low else 1.0)
             ranked.append((-score, self._random(), slot))
         best = min(ranked)
-        considered = [(slot, depth_of[slot], cost) for cost, _, slot in ranked]
+        considered = [
+            (slot, depth_of[slot], cost, loads[slot].queued_tokens, loads[slot].in_flight)
+            for cost, _, slot in ranked
+        ]
         return Choice(best[2], "score", considered)

@@ -1,5 +1,5 @@
 """The model against a real vLLM: the same requests must find the same tokens in the cache.
- Needs a running engine, named by WARMROUTE_ENGINE_URL, started with a small KV cache (64 to 200
+ Needs a running engine, named by E2E_ENGINE_URLS, started with a small KV cache (64 to 200
 blocks, so that evictions are constant), ``--enable-prefix-caching``,
 ``--enable-prompt-tokens-details`` and VLLM_SERVER_DEV_MODE=1 (for /reset_prefix_cache).
 docs/replicas.md shows the command.
@@ -16,11 +16,11 @@ import xxhash
 
 from loadgen.engine import Engine, EngineParams, Request
 
-URL = os.environ.get("WARMROUTE_ENGINE_URL", "")
+URL = os.environ.get("E2E_ENGINE_URLS", "")
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(not URL, reason="WARMROUTE_ENGINE_URL names no running vLLM"),
+    pytest.mark.skipif(not URL, reason="E2E_ENGINE_URLS names no running vLLM"),
 ]
 
 

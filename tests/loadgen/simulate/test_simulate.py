@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from loadgen.engine import EngineParams
-from loadgen.simulate import arrangement, coarser, prepare, run_arm, simulate
+from loadgen.simulate import arrangement, coarser, prepare, run_arm, run_loop, simulate
 from loadgen.simulate.arms import ARRANGEMENTS
 from loadgen.simulate.loop import Loop
 from loadgen.workloads import Closed, Fixed, Plan, Poisson, make
@@ -209,3 +209,18 @@ def test_what_makes_no_sense_is_refused(arguments: dict[str, object], words: str
     values = {"names": ["random"], "replicas": 2, **arguments}
     with pytest.raises(ValueError, match=words):
         simulate(plan(), **values)
+
+
+def test_the_warm_up_is_played_but_not_counted() -> None:
+    """The same run, but for which requests are counted: time starts where the warm-up ends."""
+    whole = msgspec.structs.replace(plan("hot", requests=300), seed=5)
+    params = [ENGINE] * 4
+    runs = []
+    for warmup in (0.0, 3.0):
+        prepared = prepare(msgspec.structs.replace(whole, warmup=warmup), 64, SPANS)
+        runs.append(run_loop(prepared, arrangement("cache_aware"), params).records)
+    everything, counted = runs
+    late = [at for at in everything.scheduled if at >= 3.0]
+    assert 0 < len(counted) == len(late) < len(everything)
+    assert sorted(counted.scheduled) == pytest.approx(sorted(at - 3.0 for at in late))
+    assert max(counted.end) == pytest.approx(max(everything.end) - 3.0)

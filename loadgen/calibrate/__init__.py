@@ -1,0 +1,1 @@
+"""Engine parameters from measurements of a live engine."""

@@ -1,0 +1,92 @@
+"""`warmroute-loadgen report` without results files: the page made anew."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from loadgen.compare import results_of
+from loadgen.reproduce.cases import ARMS, cases
+from loadgen.reproduce.page import write_page
+from loadgen.reproduce.run import Outcome, run_cases
+from loadgen.reproduce.verdict import METRICS, behind
+from loadgen.results import Results
+
+TRACE_VARIABLE = "LOADGEN_TRACE"
+USUAL_TRACE = Path("../shared/traces/mooncake_conversation_first_half.jsonl")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add = parser.add_argument
+    add(
+        "--trace",
+        type=Path,
+        help=f"the Mooncake trace (default ${TRACE_VARIABLE}, or {USUAL_TRACE} where it exists; "
+        "without one its section says so)",
+    )
+    add("--page", type=Path, default=Path("docs/results.md"), help="(default %(default)s)")
+    add("--processes", type=int, default=2, help="at a time (default %(default)s)")
+    add("--scale", type=float, default=1.0, help="times as many requests (default 1)")
+
+
+def reproduce(args: argparse.Namespace, console: Console) -> Results:
+    """Run all cases, write the page, and return every arm as one. Raises OSError and ValueError."""
+    if args.processes < 1 or args.scale <= 0:
+        raise ValueError("--processes must be at least 1, and --scale above 0")
+    chosen = cases(find_trace(args.trace), scale=args.scale)
+    console.print(
+        f"{len(chosen)} cases, {len(ARMS)} arms, {args.processes} processes; a few minutes",
+        highlight=False,
+    )
+
+    def done(outcome: Outcome) -> None:
+        ours = next(arm for arm in outcome.arms if arm.name == "cache_aware")
+        others = [arm for arm in outcome.arms if arm is not ours]
+        said = ", ".join(f"{metric} {behind(ours, others, metric):+.1%}" for metric in METRICS)
+        console.print(
+            f"{outcome.case.name}: cache_aware to the best other: {said} "
+            f"({outcome.seconds:.0f} s of processor time)",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    outcomes = run_cases(chosen, ARMS, args.processes, done)
+    write_page(outcomes, args.page)
+    console.print(f"wrote {args.page} and its charts", highlight=False)
+    return as_results(outcomes)
+
+
+def find_trace(named: Path | None) -> Path | None:
+    """Where the trace is, or None. Raises OSError when one is named and is not there."""
+    asked = named or (Path(found) if (found := os.environ.get(TRACE_VARIABLE)) else None)
+    if asked is None:
+        return USUAL_TRACE if USUAL_TRACE.is_file() else None
+    if not asked.is_file():
+        raise FileNotFoundError(f"no trace {asked}: give --trace a file that exists, or nothing")
+    return asked
+
+
+def as_results(outcomes: list[Outcome]) -> Results:
+    """All cases in one, an arm being named CASE: ARM."""
+    arms = []
+    for outcome in outcomes:
+        for arm in outcome.arms:
+            arm.name = f"{outcome.case.name}: {arm.name}"
+            arms.append(arm)
+    found = [each for outcome in outcomes for each in outcome.against_best]
+    results = results_of(
+        "all",
+        arms,
+        found,
+        [],
+        kind="report",
+        simulated=True,
+        description="Every case of docs/results.md.",
+        settings={},
+    )
+    results.conclusion = ""
+    return results

@@ -1,0 +1,232 @@
+"""docs/results.md from the outcomes: every number and every judgement in it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from loadgen.engine import preset
+from loadgen.reproduce import draw
+from loadgen.reproduce.cases import ARMS, OURS, PEERS, PRESET, REPLICAS, SECTIONS
+from loadgen.reproduce.run import Outcome
+from loadgen.reproduce.verdict import CLOSE, METRICS, behind, best, geometric, value
+from loadgen.results import Arm
+
+IMAGES = "img"
+_TITLES = {
+    "ttft_ms.mean": "TTFT mean",
+    "ttft_ms.p90": "TTFT p90",
+    "e2e_ms.mean": "end to end mean",
+}
+_HEAD = (
+    "| | hit rate | TTFT mean | p50 | p90 | p99 | TPOT mean | p99 | end to end mean | p90 "
+    "| output tok/s | work max/mean |\n|---|" + "---:|" * 11
+)
+
+
+class Picture(msgspec.Struct, frozen=True):
+    """A chart and the file it belongs in."""
+
+    name: str
+    svg: str
+
+
+def write_page(outcomes: Sequence[Outcome], target: Path) -> None:
+    """The page, and its charts in a directory beside it. Raises OSError."""
+    text, pictures = page(outcomes)
+    images = target.parent / IMAGES
+    images.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        (images / picture.name).write_text(picture.svg, encoding="utf-8")
+    target.write_text(text, encoding="utf-8")
+
+
+def page(outcomes: Sequence[Outcome]) -> tuple[str, list[Picture]]:
+    """The text and its charts."""
+    overview = [_overview(outcomes, metric) for metric in METRICS]
+    pictures = [picture for _, picture in overview]
+    parts = [_opening(outcomes), "## Against every arm, over all cases\n", _geometric(outcomes)]
+    parts += [f"![{picture.name}]({IMAGES}/{picture.name})\n" for picture in pictures]
+    parts += ["## Where cache_aware is not the best\n", _losses(outcomes), _costs(outcomes)]
+    for section, title in SECTIONS.items():
+        own = [outcome for outcome in outcomes if outcome.case.section == section]
+        parts.append(f"## {title}\n")
+        if not own:
+            parts.append(
+                "Left out of this run: no trace was given (`warmroute-loadgen report --trace "
+                "FILE`).\n"
+            )
+        if len(own) > 1:
+            chart = _sweep(section, title, own)
+            pictures.append(chart)
+            parts.append(f"![{chart.name}]({IMAGES}/{chart.name})\n")
+        parts += [_table(outcome) for outcome in own]
+    return "\n".join(parts), pictures
+
+
+def _opening(outcomes: Sequence[Outcome]) -> str:
+    engine = preset(PRESET)
+    requests = sum(outcome.arms[0].requests for outcome in outcomes)
+    return f"""# Results
+
+Written by `make report` (`warmroute-loadgen report`), all of it, from simulation in virtual time: \
+the gateway's own policies, index and books over {REPLICAS} model engines ({PRESET}: \
+{engine.origin}), no HTTP, no GPU. What the model leaves out is in [replicas.md](replicas.md). \
+{len(outcomes)} cases, {requests:,} requests for each arm, the same for every arm. All caches \
+start empty, and the cold start counts. Loads reach from easy to overloaded.
+
+The arms named `peer_` are **our reading of other gateways' documents**, run on our index and \
+books: SGLang's cache_aware, llm-d's weighted scorers with an approximate and with a precise \
+index, NVIDIA Dynamo's cost. They are not those programs. `peer_llmd_precise` and `peer_dynamo` \
+are told what every cache holds at that moment; the others go by what was sent. In `agent` and \
+`chat` clients name their session, which only `consistent_hash` uses.
+
+Times are milliseconds. TTFT counts from when a request was due. Work is prompt tokens computed \
+plus tokens written, for each replica: its maximum over its mean (1 is even).
+"""
+
+
+def _geometric(outcomes: Sequence[Outcome]) -> str:
+    """Every arm's metrics as multiples of ours, geometric means."""
+    columns = {**_TITLES, "ttft_ms.p50": "TTFT p50", "ttft_ms.p99": "TTFT p99"}
+    columns |= {"tpot_ms.mean": "TPOT mean", "balance.work_max_over_mean": "work max/mean"}
+    rows = [
+        "As multiples of `cache_aware`'s, geometric means over all cases; above 1 is worse.\n",
+        "| | " + " | ".join(columns.values()) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
+    for name in ARMS:
+        cells = [f"{_ratio(outcomes, name, metric):.2f}" for metric in columns]
+        rows.append(f"| {_shown(name)} | " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _ratio(outcomes: Sequence[Outcome], name: str, metric: str) -> float:
+    return geometric(
+        [value(_arm(each, name), metric) / value(_arm(each, OURS), metric) for each in outcomes]
+    )
+
+
+def _overview(outcomes: Sequence[Outcome], metric: str) -> tuple[str, Picture]:
+    title = f"{_TITLES[metric]}, multiples of {OURS}'s (geometric mean of {len(outcomes)} cases)"
+    values = [(name, _ratio(outcomes, name, metric)) for name in ARMS]
+    svg = draw.bars(title, values, OURS, "less is better")
+    return metric, Picture(f"results-{metric.replace('_ms.', '-')}.svg", svg)
+
+
+def _losses(outcomes: Sequence[Outcome]) -> str:
+    """Every case and metric in which another arm is better by more than CLOSE."""
+    rows = []
+    tried = 0
+    for outcome in outcomes:
+        ours, others = _split(outcome)
+        for metric in METRICS:
+            tried += 1
+            share = behind(ours, others, metric)
+            if share <= CLOSE:
+                continue
+            rival = best(others, metric)
+            interval = next(
+                (d for d in outcome.against_best if d.metric == metric and d.arm == OURS), None
+            )
+            said = "" if interval is None else f"{interval.low:+,.0f} to {interval.high:+,.0f}"
+            rows.append(
+                f"| {outcome.case.name} | {_TITLES[metric]} | {_ms(value(ours, metric))} "
+                f"| {_ms(value(rival, metric))} | {rival.name} | +{share:.0%} | {said} "
+                f"| {_ms(ours.e2e_ms.mean)} / {_ms(rival.e2e_ms.mean)} "
+                f"| {ours.tpot_ms.mean:.1f} / {rival.tpot_ms.mean:.1f} |"
+            )
+    if not rows:
+        return f"Nowhere by more than {CLOSE:.0%}, in any of {tried} comparisons.\n"
+    head = (
+        f"It is the best, or within {CLOSE:.0%} of the best arm of each case, in "
+        f"{tried - len(rows)} of {tried} comparisons (TTFT mean, TTFT p90 and end to end mean of "
+        f"{len(outcomes)} cases; the best arm is another one each time). The others:\n\n"
+        "| case | | cache_aware | best | which is | behind by | 95% interval, ms "
+        "| end to end mean, ours / its | TPOT, ours / its |\n|---|---|" + "---:|" * 2
+    )
+    return head + "---|" + "---:|" * 4 + "\n" + "\n".join(rows) + "\n"
+
+
+def _costs(outcomes: Sequence[Outcome]) -> str:
+    """What the issue of buying hits with something else comes to, and `unique`."""
+    said = []
+    for metric, title in (
+        ("tpot_ms.mean", "TPOT mean"),
+        ("balance.work_max_over_mean", "the most loaded replica's work over the mean"),
+    ):
+        ratios = {
+            outcome.case.name: value(_arm(outcome, OURS), metric)
+            / value(_arm(outcome, "least_loaded"), metric)
+            for outcome in outcomes
+        }
+        worst = max(ratios, key=lambda name: ratios[name])
+        said.append(
+            f"- {title} against `least_loaded`: {geometric(list(ratios.values())):.2f} times on "
+            f"geometric average, at worst {ratios[worst]:.2f} times ({worst})."
+        )
+    for outcome in outcomes:
+        if outcome.case.section == "unique":
+            ours, rival = _arm(outcome, OURS), _arm(outcome, "least_loaded")
+            parts = [
+                f"{title} {value(ours, metric) / value(rival, metric) - 1:+.1%}"
+                for metric, title in _TITLES.items()
+            ]
+            said.append(f"- `{outcome.case.name}`, against `least_loaded`: {', '.join(parts)}.")
+    return "What hits cost elsewhere:\n\n" + "\n".join(said) + "\n"
+
+
+def _sweep(section: str, title: str, outcomes: Sequence[Outcome]) -> Picture:
+    series = [
+        draw.Series(
+            name,
+            [(outcome.case.load, _arm(outcome, name).ttft_ms.mean / 1e3) for outcome in outcomes],
+            place,
+            strong=name == OURS,
+        )
+        for place, name in enumerate(ARMS)
+    ]
+    x_title = "times the trace's speed" if outcomes[0].case.traced else "requests a second, offered"
+    svg = draw.lines(f"{title}: TTFT mean", series, x_title, "seconds")
+    return Picture(f"results-{section}.svg", svg)
+
+
+def _table(outcome: Outcome) -> str:
+    bound = outcome.arms[0].upper_bound
+    count = outcome.arms[0].requests
+    runs = f" in {len(outcome.case.seeds)} runs" if len(outcome.case.seeds) > 1 else ""
+    rows = [
+        f"**{outcome.case.name}**: {count:,} requests{runs}; most possible hit rate {bound:.1%}.\n",
+        _HEAD,
+    ]
+    for arm in outcome.arms:
+        hit = "-" if arm.hit_rate is None else f"{arm.hit_rate:.1%}"
+        ttft = " | ".join(_ms(getattr(arm.ttft_ms, part)) for part in ("mean", "p50", "p90", "p99"))
+        rows.append(
+            f"| {_shown(arm.name)} | {hit} | {ttft} | {arm.tpot_ms.mean:.1f} "
+            f"| {arm.tpot_ms.p99:.1f} | {_ms(arm.e2e_ms.mean)} | {_ms(arm.e2e_ms.p90)} "
+            f"| {arm.throughput.output_tokens_per_s:,.0f} "
+            f"| {arm.balance.work_max_over_mean:.2f} |"
+        )
+    failed = sum(sum(arm.errors.values()) for arm in outcome.arms)
+    if failed:
+        rows.append(f"\n{failed} requests failed over all arms.")
+    return "\n".join(rows) + "\n"
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:,.0f}"
+
+
+def _shown(name: str) -> str:
+    return f"**{name}**" if name == OURS else f"{name} *" if name in PEERS else name
+
+
+def _arm(outcome: Outcome, name: str) -> Arm:
+    return next(arm for arm in outcome.arms if arm.name == name)
+
+
+def _split(outcome: Outcome) -> tuple[Arm, list[Arm]]:
+    return _arm(outcome, OURS), [arm for arm in outcome.arms if arm.name != OURS]

@@ -1,0 +1,86 @@
+"""Runs the cases, a few at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from loadgen.bootstrap import differences
+from loadgen.engine import preset
+from loadgen.metrics import summarise
+from loadgen.records import Records, joined
+from loadgen.reproduce.cases import OURS, PRESET, REPLICAS, Case
+from loadgen.reproduce.verdict import METRICS, best
+from loadgen.results import Arm, Balance, Difference
+from loadgen.simulate import arrangement, prepare, run_loop
+from router.spans import SPANS
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What one case gave."""
+
+    case: Case
+    arms: list[Arm]
+    against_best: list[Difference]
+    """For each of METRICS: OURS minus the best other arm."""
+    seconds: float
+    """It took, of processor time."""
+
+
+def run_cases(
+    cases: Sequence[Case],
+    arms: Sequence[str],
+    processes: int,
+    done: Callable[[Outcome], None],
+) -> list[Outcome]:
+    """Outcomes in the order of the cases. ``done`` is called for each as it ends."""
+    found: dict[str, Outcome] = {}
+    # The trace and the highest loads take longest.
+    order = sorted(cases, key=lambda case: (case.traced, case.requests, case.load), reverse=True)
+    work = [(case, tuple(arms)) for case in order]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for outcome in pool.imap_unordered(run_case, work):
+            found[outcome.case.name] = outcome
+            done(outcome)
+    return [found[case.name] for case in cases]
+
+
+def run_case(work: tuple[Case, Sequence[str]]) -> Outcome:
+    """Every arm over every seed; the same arguments give the same outcome but for its seconds."""
+    case, names = work
+    began = time.process_time()
+    params = [preset(PRESET)] * REPLICAS
+    runs: dict[str, list[Records]] = {name: [] for name in names}
+    for seed in case.seeds:
+        prepared = prepare(case.plan(seed), params[0].block_size, SPANS, keys=case.keys)
+        for name in names:
+            loop = run_loop(prepared, arrangement(name), params, seed=seed)
+            runs[name].append(loop.records)
+    arms = [_summary(name, runs[name], case.load) for name in names]
+    against = [
+        difference
+        for metric in METRICS
+        for rival in [best([arm for arm in arms if arm.name != OURS], metric)]
+        for difference in differences((rival.name, runs[rival.name]), (OURS, runs[OURS]))
+        if difference.metric == metric
+    ]
+    return Outcome(case, arms, against, time.process_time() - began)
+
+
+def _summary(name: str, runs: Sequence[Records], load: float) -> Arm:
+    """All runs as one, but for the balance: replicas that were busy in different runs would seem
+    even."""
+    replicas = tuple(f"replica-{slot}" for slot in range(REPLICAS))
+    arm = summarise(name, joined(runs), replicas=replicas, load=load)
+    each = [summarise(name, run, replicas=replicas).balance for run in runs]
+    arm.balance = Balance(
+        *(
+            sum(getattr(balance, field) for balance in each) / len(each)
+            for field in Balance.__struct_fields__
+        )
+    )
+    arm.repeats = len(runs)
+    return arm

@@ -1,0 +1,109 @@
+"""Parameters found again from times that were made with them."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from loadgen.calibrate.check import Asked, replayed
+from loadgen.calibrate.fit import Decoding, FitError, Prefilling, fit
+from loadgen.calibrate.probe import Answered
+from loadgen.engine import Engine, EngineParams, Request
+
+TRUE = EngineParams(
+    num_blocks=4001,
+    max_num_batched_tokens=2048,
+    step_base_seconds=0.006,
+    prefill_rate=9000.0,
+    step_pair_seconds=2e-9,
+    step_request_seconds=300e-6,
+    step_token_seconds=60e-9,
+)
+KNOWN = EngineParams(num_blocks=4001, max_num_batched_tokens=2048)
+OVERHEAD = 0.004
+
+
+def first_token(tokens: int) -> float:
+    """As the engine model itself has it."""
+    engine = Engine(TRUE)
+    request = Request(tokens, 1, range(tokens))
+    engine.add(request, 0.0)
+    while not engine.idle:
+        engine.step()
+    return request.first_token_at + OVERHEAD
+
+
+def measured(noise: float) -> tuple[list[Prefilling], list[Decoding]]:
+    random = Random(3)
+    prefilling = [
+        Prefilling(tokens, first_token(tokens) * random.uniform(1 - noise, 1 + noise))
+        for tokens in (64, 200, 500, 1000, 2000, 4000, 8000, 16_000)
+    ]
+    decoding = [
+        Decoding(
+            count,
+            count * context,
+            (
+                TRUE.step_base_seconds
+                + TRUE.step_request_seconds * count
+                + TRUE.step_token_seconds * count * context
+            )
+            * random.uniform(1 - noise, 1 + noise),
+        )
+        for count in (1, 2, 4, 8, 16)
+        for context in (50, 3000)
+    ]
+    return prefilling, decoding
+
+
+@pytest.mark.parametrize(("noise", "within"), [(0.0, 0.02), (0.02, 0.15)])
+def test_the_parameters_are_found_again(noise: float, within: float) -> None:
+    found = fit(KNOWN, *measured(noise))
+    for name in (
+        "step_base_seconds",
+        "prefill_rate",
+        "step_pair_seconds",
+        "step_request_seconds",
+        "step_token_seconds",
+    ):
+        assert getattr(found.params, name) == pytest.approx(getattr(TRUE, name), rel=within), name
+    assert found.overhead_seconds == pytest.approx(OVERHEAD, rel=0.05 + 10 * noise)
+    assert found.prefill_error < 0.01 + noise
+    assert found.params.num_blocks == KNOWN.num_blocks
+
+
+def test_no_rate_is_negative() -> None:
+    """Longer prompts and more requests that come out faster, as noise has it."""
+    prefilling = [Prefilling(n, s) for n, s in ((10, 0.03), (100, 0.02), (1000, 0.01))]
+    decoding = [Decoding(n, 50.0 * n, s) for n, s in ((1, 0.03), (2, 0.02), (4, 0.01))]
+    found = fit(KNOWN, prefilling, decoding)
+    assert found.params.step_base_seconds > 0
+    assert found.params.step_request_seconds == found.params.step_token_seconds == 0
+    assert found.params.prefill_rate > 0
+
+
+def test_too_little_was_measured() -> None:
+    with pytest.raises(FitError, match="three"):
+        fit(KNOWN, [Prefilling(10, 0.1)] * 5, [Decoding(1, 10, 0.1)] * 5)
+
+
+def test_the_same_requests_on_the_model_take_as_long() -> None:
+    """What a fitted model predicts of a sequence with reuse is what the true one does."""
+    prefilling, decoding = measured(0.02)
+    found = fit(KNOWN, prefilling, decoding)
+    random = Random(4)
+    shared = random.choices(range(5000), k=1600)
+    asked, truth = [], []
+    for number in range(30):
+        ids = shared[: random.randrange(1, 1600)] + random.choices(range(5000), k=200)
+        at = number * 0.5
+        asked.append(Asked(ids, 8, Answered(at, 0, 0, len(ids), 8, 0)))
+    for each, (ttft, cached) in zip(asked, replayed(asked, found), strict=True):
+        truth.append((ttft, cached))
+        assert cached <= len(each.ids)
+    exact = replayed(asked, fit(KNOWN, *measured(0.0)))
+    assert [cached for _, cached in truth] == [cached for _, cached in exact]
+    assert sum(cached for _, cached in truth) > 0
+    for (ttft, _), (right, _) in zip(truth, exact, strict=True):
+        assert ttft == pytest.approx(right, rel=0.15)
