@@ -40,6 +40,9 @@ def prometheus_program() -> str | None:
     return shutil.which("prometheus")
 
 
+CLIENTS = 6
+
+
 @dataclass
 class Stage:
     """What runs, and how to ask Prometheus."""
@@ -60,6 +63,10 @@ class Stage:
             raise ValueError(answer["error"])
         return answer["data"]
 
+    async def more(self, seconds: float) -> None:
+        """Go on with the load: a busy machine may have got little of it done."""
+        await _load(self.app.port, self.fleet, seconds, CLIENTS)
+
     async def lines(self, expr: str) -> list[dict[str, Any]]:
         """The series of a query since the load began: labels and [time, value] pairs."""
         start = self.started + 3
@@ -71,7 +78,7 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(seconds: float, replicas: int = 4, clients: int = 6) -> AsyncIterator[Stage]:
+async def stage(seconds: float, replicas: int = 4) -> AsyncIterator[Stage]:
     """Load for so long, then the stage, still running."""
     program = prometheus_program()
     if program is None:
@@ -94,7 +101,7 @@ async def stage(seconds: float, replicas: int = 4, clients: int = 6) -> AsyncIte
             await app.ready()
             async with _prometheus(program, app.admin.port) as http:
                 started = time.time()
-                await _load(app.port, fleet, seconds, clients)
+                await _load(app.port, fleet, seconds, CLIENTS)
                 yield Stage(app, fleet, http, started)
         finally:
             await app.stop()

@@ -44,20 +44,29 @@ async def check_panel(on: Stage, board: str, panel: Panel) -> list[str]:
     return faults
 
 
+async def faults_of(on: Stage) -> list[str]:
+    faults = []
+    for name, board in BOARDS.items():
+        for panel in board.panels:
+            faults += await check_panel(on, name, panel)
+    rules = (await on.ask("rules"))["groups"]
+    for group in rules:
+        for rule in group["rules"]:
+            if rule["health"] != "ok":
+                faults.append(f"rule {rule['name']}: {rule['health']} {rule.get('lastError')}")
+    recorded = [r["name"] for g in rules for r in g["rules"] if r["type"] == "recording"]
+    for name in recorded:
+        if not await on.lines(name):
+            faults.append(f"recording rule {name}: no data")
+    return faults
+
+
 @pytest.mark.timeout(150)
 async def test_every_query_returns_data_that_moves() -> None:
     async with stage(SECONDS) as on:
-        faults = []
-        for name, board in BOARDS.items():
-            for panel in board.panels:
-                faults += await check_panel(on, name, panel)
-        rules = (await on.ask("rules"))["groups"]
-        for group in rules:
-            for rule in group["rules"]:
-                if rule["health"] != "ok":
-                    faults.append(f"rule {rule['name']}: {rule['health']} {rule.get('lastError')}")
-        recorded = [r["name"] for g in rules for r in g["rules"] if r["type"] == "recording"]
-        for name in recorded:
-            if not await on.lines(name):
-                faults.append(f"recording rule {name}: no data")
+        faults = await faults_of(on)
+        for _ in range(3):
+            if faults:
+                await on.more(SECONDS)
+                faults = await faults_of(on)
         assert not faults, "\n".join(faults)

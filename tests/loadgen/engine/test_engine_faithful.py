@@ -56,7 +56,7 @@ class Pair:
             block_size=size,
             num_blocks=blocks,
             max_num_seqs=32,
-            max_num_batched_tokens=int(os.environ.get("WARMROUTE_ENGINE_BATCH", "2048")),
+            max_num_batched_tokens=int(os.environ.get("E2E_ENGINE_BATCH", "2048")),
             max_model_len=card["max_model_len"],
         )
         return cls(client, params, card["id"])

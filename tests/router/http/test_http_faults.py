@@ -596,3 +596,34 @@ async def test_a_stream_that_dies_before_its_first_token_moves(
         assert (status, body) == (200, TOKEN + END)
     assert first.received
     assert len(second.received) == 2
+
+
+async def test_the_router_itself_fails(
+    replicas: MakeReplica,
+    router: MakeRouter,
+    connect: Connect,
+    complaints: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    complaints += ["request wr-.* failed", "the end of request wr-.* was not told"]
+    app = await router(await replicas())
+    client = await connect(app)
+
+    def fails(*_: object) -> str:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("router.http.exchange.model_of", fails)
+        status, _, body = await client.ask(post("/v1/embeddings", CHAT))
+        assert (status, "bug" in body.decode()) == (500, False)
+    with monkeypatch.context() as patched:
+        patched.setattr(app.telemetry, "observe", fails)
+        assert (await client.ask(post(PATH, CHAT)))[0] == 200
+    complaints.append("a request could not be read")
+    with monkeypatch.context() as patched:
+        patched.setattr("router.http.server.classify", fails)
+        client.send(post(PATH, CHAT))
+        with pytest.raises(asyncio.IncompleteReadError):
+            await client.answer()
+    client = await connect(app)
+    assert (await client.ask(post(PATH, CHAT)))[0] == 200

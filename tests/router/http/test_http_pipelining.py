@@ -155,6 +155,24 @@ async def test_the_replica_ends_the_connection_with_others_waiting(
     assert [r.target for r in replica.received] == ["/1"]
 
 
+async def test_nothing_begins_on_a_connection_that_is_closing(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect
+) -> None:
+    replica = await replicas()
+    body = b"x" * 10_000_000
+    replica.reply_and_close(b"HTTP/1.1 200 OK\r\n\r\n", body)
+    app = await router(replica)
+    client = await connect(app)
+    [connection] = app.gateway.clients
+    client.writer.transport.pause_reading()
+    client.send(get("/1"), get("/2"))
+    await until(lambda: connection.paused)
+    client.writer.transport.resume_reading()
+    # The answer ends with bytes of it still to be sent, and those are sent later.
+    assert (await client.answer())[2] == body
+    assert [r.target for r in replica.received] == ["/1"]
+
+
 async def test_a_flood(replicas: MakeReplica, router: MakeRouter, connect: Connect) -> None:
     replica = await replicas()
     echo(replica)
