@@ -50,11 +50,11 @@ BRACKET: Final = ord("[")
 BRACE: Final = ord("{")
 
 _respelled = re.compile(rb"\\[u/]").search
-_LONG_BODY: Final = 8192
+_LONG_BODY: Final = 131_072
 """Bytes; from here on looking strings up costs less than searching all of them."""
 _LONG_STRING: Final = 512
 """Bytes; from here on looking it up costs less than searching it."""
-_SCAN_WITH_NUMPY: Final = 8192
+_SCAN_WITH_NUMPY: Final = 32_768
 """Bytes; from here on numpy is faster than a regular expression."""
 _U: Final = int.from_bytes(b"\\u", "little")
 _SLASH: Final = int.from_bytes(b"\\/", "little")
@@ -67,9 +67,10 @@ _encode = msgspec.json.Encoder(order="sorted").encode
 def is_plain(body: bytes | msgspec.Raw) -> bool:
     """Whether every string in some JSON is known to be canonical.
 
-    When it is long that is not worth knowing: its strings are looked up one by one (``string``).
+    When it is very long that is not worth knowing: its strings are looked up one by one
+    (``string``), since most of them have been seen before.
     """
-    return len(memoryview(body)) < _LONG_BODY and _respelled(body) is None
+    return len(memoryview(body)) < _LONG_BODY and not _may_be_respelled(body)
 
 
 def string(raw: msgspec.Raw, plain: bool) -> bytes | msgspec.Raw:
@@ -86,7 +87,7 @@ def _respell(raw: msgspec.Raw) -> bytes:
     return _encode(_decode_string(raw)) if _may_be_respelled(raw) else b""
 
 
-def _may_be_respelled(raw: msgspec.Raw) -> bool:
+def _may_be_respelled(raw: bytes | msgspec.Raw) -> bool:
     size = len(memoryview(raw))
     if size < _SCAN_WITH_NUMPY:
         return _respelled(raw) is not None
