@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from router.http.upstream import UpstreamConnection
+
 _TAIL = 4096
 
 
@@ -20,7 +25,7 @@ class Dechunker:
         self.tail = b""
         """The end of the content, where usage is."""
 
-    def feed(self, data: bytes, in_chunk: bool) -> bytes:  # noqa: ARG002
+    def feed(self, data: bytes, upstream: UpstreamConnection) -> bytes:  # noqa: ARG002
         """Raw bytes -> the content in them."""
         out: list[bytes] = []
         at = 0

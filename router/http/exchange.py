@@ -204,7 +204,7 @@ class Exchange:
             self._lost_one(Outcome.UPSTREAM_5XX, "status")
             self._place()
             return
-        if not body and upstream.heads_stream:
+        if not body and upstream.heads_stream and request.method != b"HEAD":
             # Engines send a stream's head when they accept a request, long before its first token:
             # held back, it leaves the way to another replica open.
             return

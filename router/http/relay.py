@@ -96,7 +96,7 @@ class Relay:
             self._last2 = self._last
             self._last = data
         else:
-            data = self._decoder.feed(data, upstream.in_chunk)
+            data = self._decoder.feed(data, upstream)
         self.bytes_out += len(data)
         if head:
             data = head + data

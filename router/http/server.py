@@ -396,13 +396,14 @@ class ClientConnection(asyncio.Protocol):
         gateway, request = self._gateway, self._request
         if self.in_request:
             gateway.live.body_bytes -= request.body_size
+            self.in_request = False
+        self.in_head = False
         self._body = []
         rule = classify(request.target) if request.target[:1] == b"/" else OTHER
         request.request_id = request_id(request.request_id)
         gateway.bad_request(rule, why.status, request.request_id)
         self._refusal = refusal(why, rule, request.request_id, gateway.retry_after)
         self._close_after = True
-        self.in_head = self.in_request = False
         if self.exchange is None and not self._waiting:
             self._send_refusal()
         else:

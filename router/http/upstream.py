@@ -41,6 +41,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_parser",
         "_pool",
         "chunked",
+        "chunks",
         "complete",
         "exchange",
         "has_request_id",
@@ -78,6 +79,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.head_complete = False
         self.complete = False
         self.in_chunk = False
+        self.chunks = 0
 
     # -- transport
 
@@ -134,9 +136,15 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         exchange, self.exchange = self.exchange, None
+        # The parser knows this connection and this connection the parser: break the circle.
         self._parser = None  # type: ignore[assignment]
         if exchange is not None:
             exchange.upstream_lost(exc)
+
+    def never_was(self) -> None:
+        """Connecting has failed or was given up, at whatever stage: break all circles."""
+        self._parser = None  # type: ignore[assignment]
+        self.transport = None  # type: ignore[assignment]
 
     def pause_writing(self) -> None:
         """The replica reads slowly; the request is in memory and nothing can be held back."""
@@ -200,6 +208,7 @@ class UpstreamConnection(asyncio.Protocol):
     def on_chunk_header(self) -> None:
         """A chunk begins."""
         self.in_chunk = True
+        self.chunks += 1
 
     def on_chunk_complete(self) -> None:
         """A chunk is whole."""
@@ -289,14 +298,19 @@ class Pool:
             TimeoutError: not within connect_timeout.
         """
         gateway, replica = self._gateway, self.replica
-        async with asyncio.timeout(gateway.settings.connect_timeout):
-            _, connection = await gateway.loop.create_connection(
-                lambda: UpstreamConnection(self),
-                replica.host,
-                replica.port,
-                ssl=gateway.replica_tls if replica.tls else None,
-                server_hostname=replica.host if replica.tls else None,
-            )
+        connection = UpstreamConnection(self)
+        try:
+            async with asyncio.timeout(gateway.settings.connect_timeout):
+                await gateway.loop.create_connection(
+                    lambda: connection,
+                    replica.host,
+                    replica.port,
+                    ssl=gateway.replica_tls if replica.tls else None,
+                    server_hostname=replica.host if replica.tls else None,
+                )
+        except BaseException:
+            connection.never_was()
+            raise
         return connection
 
     def sweep(self, idle_before: float) -> None:

@@ -9,11 +9,14 @@ nothing of half an event anyway.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import msgspec
 
+if TYPE_CHECKING:
+    from router.http.upstream import UpstreamConnection
+
 _MARK = b'"usage"'
-_LF = 10
 _EVENT_END = re.compile(rb"(\n\n|\r\n\r\n)")
 # A stream whose events are larger than this carries something other than tokens: pass it on.
 _HELD_MAX = 256 * 1024
@@ -39,26 +42,21 @@ class UsageFilter:
         self.tail = b""
         """The last event that mentioned usage, taken out or not."""
 
-    def feed(self, data: bytes, in_chunk: bool) -> bytes:
+    def feed(self, data: bytes, upstream: UpstreamConnection) -> bytes:
         """Raw body bytes as read -> what of them (and of earlier ones) goes to the client now.
 
-        in_chunk: the parser, having seen data, is inside a chunk.
+        upstream: its parser has seen data.
         """
         if self.passing:
             return data
+        chunks, upstream.chunks = upstream.chunks, 0
         if (
             not self._held
-            and not in_chunk
+            and data[-4:] == b"\n\n\r\n"
+            and not upstream.in_chunk
             and _MARK not in data
-            and (
-                # One chunk with one event of one line, as engines send them; or many chunks, each
-                # of which ends as an event does. Nothing then tears the mark apart.
-                (data.find(b"\n", 6) == len(data) - 4 and data[-3] == _LF)
-                or (
-                    data.endswith(b"\n\n\r\n")
-                    and data.count(b"\r\n") == 2 * data.count(b"\n\n\r\n")
-                )
-            )
+            # Where each chunk ends as an event does, none tears the mark apart.
+            and (chunks == 1 or data.count(b"\r\n") == 2 * data.count(b"\n\n\r\n"))
         ):
             return data
         return self._walk(self._held + data if self._held else data)
