@@ -29,6 +29,7 @@ from router.http.gateway import Gateway
 from router.index import ByteIndex
 from router.insight.explain import Explain
 from router.insight.recent import Recent
+from router.malloc import keep_freed_memory
 from router.placement import INDEX_ROOM, Placer
 from router.policies import load_policy
 from router.spans import SPANS
@@ -355,4 +356,5 @@ async def _serve(settings: Settings, worker: Worker | None) -> int:
 def run(settings: Settings) -> int:
     """Run a router until SIGTERM or SIGINT. Returns the process's exit status."""
     logs.setup(settings.log_level)
+    keep_freed_memory()
     return uvloop.run(_serve(settings, from_environment(os.environ, settings)))
