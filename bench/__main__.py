@@ -74,7 +74,7 @@ def main() -> int:
     target.write_text(json.dumps(results, indent=1))
     print(f"\nwritten to {target}")
     if failed:
-        print(f"targets missed, or failed: {', '.join(failed)}")
+        print(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
 
 
