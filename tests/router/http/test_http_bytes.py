@@ -192,6 +192,7 @@ async def test_request_ids(replicas: MakeReplica, router: MakeRouter, connect: C
         assert replica.received[-1].header("x-request-id") == headers["x-request-id"]
         made.add(headers["x-request-id"])
     assert len(made) == 4
+    assert all(found.startswith("wr-") for found in made)
     _, headers, _ = await client.ask(get("/v1/models", "X-Request-Id: local"))
     assert headers["x-request-id"] == "local"
     # The replica's own word on it stays.

@@ -159,3 +159,11 @@ def test_line_ends_of_two_bytes() -> None:
     other = b"data: 1\r\n\r\n"
     client, _, _ = through(chunked(other + text + other, [5, 7]), [9])
     assert client.body == other * 2
+
+
+def test_what_looks_like_the_end_of_a_chunk_inside_of_one() -> None:
+    text = b"data: 1\n\n\r\ndata: 2\n\n"
+    raw = chunked(text, [])
+    for read in range(1, len(raw)):
+        client, _, _ = through(raw, [read])
+        assert client.body == text
