@@ -57,6 +57,8 @@ BOARD = Board(
                     "is a leak to report.",
                     "bytes",
                     each("process_resident_memory_bytes"),
+                    # It may well stand still: freed memory is kept.
+                    moves=False,
                 ),
                 Panel(
                     "Bodies in memory",
