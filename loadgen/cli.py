@@ -97,8 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     simulated.add_argument(
         "--sync",
         default="0",
-        metavar="S",
-        help="seconds until gateways hear of each other, or never",
+        metavar="TIME",
+        help="until gateways hear of each other (20ms), or none",
     )
     opts.add_workload(simulated)
     opts.add_price(simulated)

@@ -26,10 +26,20 @@ from loadgen.workloads import (
     make,
 )
 from loadgen.workloads.single import LADDER_RATES
+from router.units import parse_duration
 
 
 class OptionsError(ValueError):
     """Options that do not go together, or a value that cannot be read."""
+
+
+def seconds(text: str) -> float:
+    """A duration on the command line: "60s", "10m", or plain seconds."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        why = f"{error}: write it like 60s, 10m, or plain seconds"
+        raise argparse.ArgumentTypeError(why) from None
 
 
 def add_workload(parser: argparse.ArgumentParser) -> None:
@@ -60,9 +70,15 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
     )
     add("--concurrency", default="", metavar="N[,N...]", help="closed loop: sessions at a time")
     add("--speed", type=float, default=1.0, help="of a trace, times its own (default 1)")
-    add("--duration", type=float, default=0.0, metavar="S", help="seconds (default 60)")
+    add(
+        "--duration",
+        type=seconds,
+        default=0.0,
+        metavar="TIME",
+        help="60s, 10m (default 60s)",
+    )
     add("--requests", type=int, default=0, metavar="N", help="stop starting sessions after N steps")
-    add("--warmup", type=float, default=0.0, metavar="S", help="first seconds not counted")
+    add("--warmup", type=seconds, default=0.0, metavar="TIME", help="first seconds not counted")
     add(
         "--finish",
         action="store_true",
@@ -88,7 +104,13 @@ def add_client(parser: argparse.ArgumentParser) -> None:
     add("--no-stream", action="store_true", help="ask for whole answers")
     add("--no-vllm-fields", action="store_true", help="leave out ignore_eos, which only vLLM knows")
     add("--bytes-per-token", type=float, default=4.0, help="of the text (default 4)")
-    add("--timeout", type=float, default=600.0, metavar="S", help="of one request (default 600)")
+    add(
+        "--timeout",
+        type=seconds,
+        default=600.0,
+        metavar="TIME",
+        help="of one request (default 10m)",
+    )
     add(
         "--declared-answers",
         action="store_true",

@@ -12,6 +12,7 @@ from loadgen.results import Arm, Results
 from loadgen.savings import savings
 from loadgen.simulate import simulate
 from loadgen.workloads import Closed, Plan
+from router.units import parse_duration
 
 
 def simulated_results(args: argparse.Namespace) -> Results:
@@ -59,9 +60,10 @@ def _check(plan: Plan) -> None:
 
 
 def _sync(text: str) -> float | None:
-    if text == "never":
+    if text in ("never", "none"):
         return None
     try:
-        return float(text)
+        return parse_duration(text)
     except ValueError:
-        raise opts.OptionsError(f"--sync {text!r}: write seconds, or never") from None
+        why = f"--sync {text!r}: write a duration such as 20ms, or none"
+        raise opts.OptionsError(why) from None
