@@ -87,8 +87,7 @@ class Load:
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         due = min(self.count, int((loop.time() - self.start) * self.rate) + 1)
-        while self.sent + self.waiting < due:
-            self.waiting += 1
+        self.waiting = due - self.sent
         self._send_waiting()
         if self.sent < self.count and not self.done.done():
             loop.call_later(max(0.0005, 1 / self.rate), self._tick)

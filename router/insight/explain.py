@@ -45,7 +45,6 @@ class Explanation(msgspec.Struct, omit_defaults=True):
     predicted: int
     delivered: int | None
     uncached_tokens: int
-    queue_seconds: float
     overhead: float | None
     ttft: float | None
     duration: float
@@ -144,7 +143,6 @@ def _explain(done: Finished, names: Mapping[int, str]) -> Explanation:
         predicted=int(done.predicted),
         delivered=_known(done.delivered),
         uncached_tokens=int(done.uncached_tokens),
-        queue_seconds=done.queue_seconds,
         overhead=done.overhead if done.overhead >= 0 else None,
         ttft=done.ttft if done.ttft >= 0 else None,
         duration=done.duration,

@@ -151,8 +151,6 @@ class Finished(msgspec.Struct, gc=False):
     """The policy's word for its choice."""
     uncached_tokens: float = 0.0
     """Prompt tokens the replica was expected to compute."""
-    queue_seconds: float = 0.0
-    """Prefill work expected to be ahead of this request on the replica chosen, at choice time."""
     considered: Sequence[Considered] = ()
     """The candidates, as the policy saw them."""
     key: str = ""
