@@ -13,7 +13,7 @@ DEV := $(VENV)/installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test e2e bench report lint types format docs clean
+.PHONY: help demo test e2e engines bench report lint types format docs clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -21,11 +21,16 @@ help: ## list what can be made
 demo: $(RUN) ## the gateway in front of simulated replicas, beside round robin
 	$(BIN)/python -m loadgen.demo $(ARGS)
 
-test: $(DEV) ## all tests
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+test: $(DEV) ## all tests but e2e
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not e2e" $(ARGS)
 
-e2e: $(DEV) ## only the tests of whole processes
-	$(BIN)/python -m pytest -m e2e $(ARGS)
+e2e: $(DEV) ## the tests with real vLLM engines, which are installed where missing
+	$(BIN)/python -m bench.vllm
+	$(BIN)/python -m pytest -m e2e -rs $(ARGS) tests/e2e
+
+engines: $(DEV) ## policies compared on two real vLLM engines
+	$(BIN)/python -m bench.vllm
+	$(BIN)/python -m bench.two_engines $(ARGS)
 
 bench: $(DEV) ## what the hot path costs
 	$(BIN)/python -m bench $(ARGS)
@@ -47,8 +52,8 @@ format: $(DEV) ## mend style
 docs: $(RUN) ## write docs/configuration.md anew
 	$(BIN)/python -m router.config docs/configuration.md
 
-clean: ## remove .venv, caches and out/
-	rm -rf $(VENV) out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove .venv, .venv-vllm, caches and out/
+	rm -rf $(VENV) .venv-vllm out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One after the other, so that make -j never runs two pips in one environment.

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+import time
 from collections.abc import Sequence
 
 import httpx
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadgen.processes import Child, Children, free_ports, ready
+from loadgen.processes import Child, ChildError, Children, free_ports, ready
 from loadgen.results import Reuse
+
+EXACT_ARMS = {"cache_aware_exact": "cache_aware"}
+"""Arms that are a policy in exact mode, named as in a simulation -> that policy."""
+EXACT_SECONDS = 180.0
+"""Longest wait for the replicas' KV events and the comparison of their tokens."""
 
 
 class Gateway(msgspec.Struct, frozen=True):
@@ -22,9 +29,11 @@ class Gateway(msgspec.Struct, frozen=True):
 
 
 async def start_gateway(
-    children: Children, replicas: Sequence[str], policy: str, extra: Sequence[str] = ()
+    children: Children, replicas: Sequence[str], arm: str, extra: Sequence[str] = ()
 ) -> Gateway:
-    """Start one on free loopback ports and wait until it is ready. Raises ChildError."""
+    """Start one on free loopback ports and wait until it is ready, and all replicas are exact for
+    an arm of EXACT_ARMS. Raises ChildError."""
+    policy = EXACT_ARMS.get(arm, arm)
     port, admin_port = free_ports(2)
     command = [sys.executable, "-m", "router.cli", "serve"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
@@ -33,10 +42,30 @@ async def start_gateway(
     command += ["--access-log", "0", "--log-level", "warning", "--settle-time", "0"]
     for replica in replicas:
         command += ["--replica", replica]
-    child = children.start(f"gateway ({policy})", [*command, *extra])
+    if arm in EXACT_ARMS:
+        command.append("--exact")
+    child = children.start(f"gateway ({arm})", [*command, *extra])
     admin = f"http://127.0.0.1:{admin_port}"
     await ready(f"{admin}/readyz", [child])
+    if arm in EXACT_ARMS:
+        await _exact(admin, child)
     return Gateway(child, f"http://127.0.0.1:{port}", admin)
+
+
+async def _exact(admin: str, child: Child) -> None:
+    """Wait until every replica is exact. Raises ChildError."""
+    give_up = time.monotonic() + EXACT_SECONDS
+    async with httpx.AsyncClient(timeout=EXACT_SECONDS, trust_env=False) as client:
+        while True:
+            child.check()
+            told = (await client.get(f"{admin}/replicas")).json()
+            missing = {one["name"]: one["exact_missing"] for one in told if not one["exact"]}
+            if not missing:
+                return
+            if time.monotonic() > give_up:
+                said = "; ".join(f"{name}: {why}" for name, why in missing.items())
+                raise ChildError(f"not exact after {EXACT_SECONDS:.0f} s: {said}")
+            await asyncio.sleep(0.1)
 
 
 _STAGES = ("prompt", "available", "chosen", "predicted", "delivered")

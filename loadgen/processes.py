@@ -32,14 +32,14 @@ class ChildError(RuntimeError):
     """A child process did not come up, or died. The message ends with what it printed last."""
 
 
-def _die_with_parent() -> Callable[[], None] | None:
+def die_with_parent(how: signal.Signals = signal.SIGKILL) -> Callable[[], None] | None:
     """What makes the kernel end a child when we are killed ourselves; only Linux has it."""
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None)
 
     def ask() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(_PR_SET_PDEATHSIG, how)
 
     return ask
 
@@ -58,7 +58,7 @@ class Child:
             stderr=subprocess.STDOUT,
             env={**os.environ, **env},
             start_new_session=True,
-            preexec_fn=_die_with_parent(),
+            preexec_fn=die_with_parent(),
         )
 
     @property

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from loadgen.compare import results_of
 from loadgen.reproduce.cases import ARMS, cases
+from loadgen.reproduce.engines import FILE, read_engines
 from loadgen.reproduce.page import write_page
 from loadgen.reproduce.run import Outcome, run_cases
 from loadgen.reproduce.verdict import METRICS, behind
@@ -28,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the Mooncake trace (default ${TRACE_VARIABLE}, or {USUAL_TRACE} where it exists; "
         "without one its section says so)",
     )
+    add(
+        "--engines",
+        type=Path,
+        default=FILE,
+        help="what was measured on real engines (default %(default)s; without it its section says "
+        "so)",
+    )
     add("--page", type=Path, default=Path("docs/results.md"), help="(default %(default)s)")
     add("--processes", type=int, default=2, help="at a time (default %(default)s)")
     add("--scale", type=float, default=1.0, help="times as many requests (default 1)")
@@ -37,6 +45,7 @@ def reproduce(args: argparse.Namespace, console: Console) -> Results:
     """Run all cases, write the page, and return every arm as one. Raises OSError and ValueError."""
     if args.processes < 1 or args.scale <= 0:
         raise ValueError("--processes must be at least 1, and --scale above 0")
+    engines = read_engines(args.engines)
     chosen = cases(find_trace(args.trace), scale=args.scale)
     console.print(
         f"{len(chosen)} cases, {len(ARMS)} arms, {args.processes} processes; a few minutes",
@@ -55,7 +64,7 @@ def reproduce(args: argparse.Namespace, console: Console) -> Results:
         )
 
     outcomes = run_cases(chosen, ARMS, args.processes, done)
-    write_page(outcomes, args.page)
+    write_page(outcomes, engines, args.page)
     console.print(f"wrote {args.page} and its charts", highlight=False)
     return as_results(outcomes)
 

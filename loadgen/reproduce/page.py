@@ -10,9 +10,11 @@ import msgspec
 from loadgen.engine import preset
 from loadgen.reproduce import draw
 from loadgen.reproduce.cases import ARMS, OURS, PEERS, PRESET, REPLICAS, SECTIONS
+from loadgen.reproduce.engines import TITLE as ENGINES
+from loadgen.reproduce.engines import section as section_of
 from loadgen.reproduce.run import Outcome
 from loadgen.reproduce.verdict import CLOSE, METRICS, behind, best, geometric, value
-from loadgen.results import Arm
+from loadgen.results import Arm, Results
 
 IMAGES = "img"
 _TITLES = {
@@ -33,9 +35,9 @@ class Picture(msgspec.Struct, frozen=True):
     svg: str
 
 
-def write_page(outcomes: Sequence[Outcome], target: Path) -> None:
+def write_page(outcomes: Sequence[Outcome], engines: Results | None, target: Path) -> None:
     """The page, and its charts in a directory beside it. Raises OSError."""
-    text, pictures = page(outcomes)
+    text, pictures = page(outcomes, engines)
     images = target.parent / IMAGES
     images.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
@@ -43,8 +45,8 @@ def write_page(outcomes: Sequence[Outcome], target: Path) -> None:
     target.write_text(text, encoding="utf-8")
 
 
-def page(outcomes: Sequence[Outcome]) -> tuple[str, list[Picture]]:
-    """The text and its charts."""
+def page(outcomes: Sequence[Outcome], engines: Results | None) -> tuple[str, list[Picture]]:
+    """The text and its charts. engines: what was measured on real ones, None if nothing was."""
     overview = [_overview(outcomes, metric) for metric in METRICS]
     pictures = [picture for _, picture in overview]
     parts = [_opening(outcomes), "## Against every arm, over all cases\n", _geometric(outcomes)]
@@ -63,6 +65,7 @@ def page(outcomes: Sequence[Outcome]) -> tuple[str, list[Picture]]:
             pictures.append(chart)
             parts.append(f"![{chart.name}]({IMAGES}/{chart.name})\n")
         parts += [_table(outcome) for outcome in own]
+    parts.append(section_of(engines))
     return "\n".join(parts), pictures
 
 
@@ -71,8 +74,9 @@ def _opening(outcomes: Sequence[Outcome]) -> str:
     requests = sum(outcome.arms[0].requests for outcome in outcomes)
     return f"""# Results
 
-Written by `make report` (`warmroute-loadgen report`), all of it, from simulation in virtual time: \
-the gateway's own policies, index and books over {REPLICAS} model engines ({PRESET}: \
+Written by `make report` (`warmroute-loadgen report`), all of it, and all but \
+[the last section](#{ENGINES.lower().replace(" ", "-")}) from simulation in virtual time: the \
+gateway's own policies, index and books over {REPLICAS} model engines ({PRESET}: \
 {engine.origin}), no HTTP, no GPU. What the model leaves out is in [replicas.md](replicas.md). \
 {len(outcomes)} cases, {requests:,} requests for each arm, the same for every arm. All caches \
 start empty, and the cold start counts. Loads reach from easy to overloaded.

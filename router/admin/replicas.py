@@ -73,6 +73,8 @@ class ReplicaReport(msgspec.Struct):
     """Why it is not, for one model at least; empty when it is, or when exact mode is off."""
     exact_confidence: float | None
     """How much of what its KV cache holds is known from its events, 0 to 1."""
+    exact_next: list[int] | None
+    """For each rank, the number of the event batch that comes next: all before are applied."""
 
 
 def reports(parts: AdminParts) -> list[ReplicaReport]:
@@ -123,4 +125,5 @@ def _report(parts: AdminParts, replica: Replica, ledger: Ledger | None) -> Repli
         exact=not why if exact is not None else None,
         exact_missing=why,
         exact_confidence=exact.confidence(replica.slot) if exact is not None else None,
+        exact_next=exact.next_events(replica.slot) if exact is not None else None,
     )

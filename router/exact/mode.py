@@ -380,6 +380,11 @@ class Exact(FleetListener):
         room = listener.replica.kv_tokens
         return min(1.0, self.index.placed(slot) / room) if room else 0.0
 
+    def next_events(self, slot: int) -> list[int]:
+        """For each rank, the number of the batch that comes next: all before are applied."""
+        listener = self.listeners.get(slot)
+        return [feed.next for feed in listener.feeds()] if listener is not None else []
+
     def event_counts(self, slot: int) -> dict[str, int]:
         """What went wrong with a replica's events, and how often."""
         listener = self.listeners.get(slot)

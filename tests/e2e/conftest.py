@@ -2,52 +2,46 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
-from engines import Engine, Given, NoEngineError, find_venv
+
+from bench.engines import SMALL
+from bench.engines import engines as start_engines
+from bench.vllm import Engine, Given, NoEngineError, find_venv, given
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/e2e" in str(item.path):
             item.add_marker(pytest.mark.e2e)
-            item.add_marker(pytest.mark.timeout(420))
+            # The first waits for the engines as well. No test is judged by its speed.
+            item.add_marker(pytest.mark.timeout(660))
             # One set of engines: on one worker, where tests run on several.
             item.add_marker(pytest.mark.xdist_group("e2e"))
 
 
 @pytest.fixture(scope="session")
-def engines(request: pytest.FixtureRequest) -> Iterator[list[Engine | Given]]:
+def engines() -> Iterator[list[Engine] | list[Given]]:
     """Two engines with a KV cache that is too small for what is asked of them."""
-    given = os.environ.get("E2E_ENGINE_URLS")
-    if given:
-        yield [Given(url) for url in given.split(",")]
+    if running := given():
+        yield running
         return
     try:
-        venv = find_venv(make="e2e" in (request.config.getoption("-m") or ""))
-        started = [Engine(venv), Engine(venv)]
+        find_venv()
     except NoEngineError as why:
         pytest.skip(str(why))
-    try:
-        for engine in started:
-            engine.start()
-        for engine in started:
-            engine.wait()
-        yield list(started)
-    finally:
-        for engine in started:
-            engine.kill()
+    with start_engines(2, **SMALL) as started:
+        yield started
 
 
 @pytest.fixture
-def urls(engines: list[Engine | Given]) -> list[str]:
+def urls(engines: list[Engine] | list[Given]) -> list[str]:
     return [engine.url for engine in engines]
 
 
 @pytest.fixture
-def own(engines: list[Engine | Given]) -> list[Engine]:
+def own(engines: list[Engine] | list[Given]) -> list[Engine]:
     """The engines, where they may be killed."""
     mine = [engine for engine in engines if isinstance(engine, Engine)]
     if len(mine) != len(engines):

@@ -8,19 +8,22 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import anthropic
-import httpx
 import openai
 import pytest
+from caught_up import PATIENT, CaughtUp
 
-from bench.engines import TOOL, Gateway, gateway
+from bench.gateways import Gateway, gateway
+from bench.sessions import TOOL
+from bench.vllm import metrics_of
 
 MESSAGES: Any = [{"role": "user", "content": "Count to ten, please. " * 20}]
 TOOLS: Any = [TOOL]
+LONG = 3500
 
 
 @pytest.fixture
 async def started(urls: list[str]) -> AsyncIterator[Gateway]:
-    async with gateway(urls, "--exact") as one:
+    async with gateway(urls, *PATIENT, "--exact") as one:
         yield one
 
 
@@ -119,7 +122,7 @@ async def test_responses(client: openai.AsyncOpenAI) -> None:
 
 
 async def test_claudes_messages_are_predicted_too(
-    claude: anthropic.AsyncAnthropic, started: Gateway
+    claude: anthropic.AsyncAnthropic, started: Gateway, urls: list[str]
 ) -> None:
     tools: Any = [
         {
@@ -133,11 +136,13 @@ async def test_claudes_messages_are_predicted_too(
         {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "run", "input": {}}]},
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "ok"}]},
     ]  # fmt: skip
-    for _ in range(2):
-        raw = await claude.messages.with_raw_response.create(
-            model="tiny", max_tokens=4, system="Be brief.", messages=messages, tools=tools,
-            extra_headers={"x-warmroute-explain": "1"},
-        )  # fmt: skip
+    async with CaughtUp(started, urls) as caught_up:
+        for _ in range(2):
+            raw = await claude.messages.with_raw_response.create(
+                model="tiny", max_tokens=4, system="Be brief.", messages=messages, tools=tools,
+                extra_headers={"x-warmroute-explain": "1"},
+            )  # fmt: skip
+            await caught_up(raw.headers["x-warmroute-replica"])
     answer = await raw.parse()
     assert answer.usage.output_tokens == 4
     assert answer.usage.cache_read_input_tokens
@@ -155,31 +160,32 @@ async def test_claudes_stream(claude: anthropic.AsyncAnthropic) -> None:
     assert final.stop_reason == "max_tokens"
 
 
-async def running(urls: list[str]) -> float:
-    """Requests running in the engines, as their own metrics have it."""
-    total = 0.0
-    async with httpx.AsyncClient(trust_env=False) as plain:
-        for url in urls:
-            text = (await plain.get(url + "/metrics", follow_redirects=True)).text
-            total += sum(map(float, re.findall(r"^vllm:num_requests_running\S* (\S+)", text, re.M)))
-    return total
-
-
-async def until(urls: list[str], count: float) -> None:
-    async with asyncio.timeout(20):
-        while await running(urls) != count:  # noqa: ASYNC110  (another process's state)
-            await asyncio.sleep(0.05)
+async def told(urls: list[str]) -> tuple[float, float]:
+    """Requests running in the engines, and tokens written so far, as their own metrics have it."""
+    texts = [await metrics_of(url) for url in urls]
+    running, written = (
+        sum(sum(map(float, re.findall(rf"^vllm:{name}\S* (\S+)", text, re.M))) for text in texts)
+        for name in ("num_requests_running", "generation_tokens_total")
+    )
+    return running, written
 
 
 async def test_a_client_that_leaves_stops_the_engine(
     client: openai.AsyncOpenAI, urls: list[str]
 ) -> None:
-    await until(urls, 0)
+    """Nothing runs any more before the answer is written. Where we are so slow that the engine is
+    done before we leave, we try again: one that is not stopped always writes all."""
     extra: Any = {"ignore_eos": True}
-    stream = await client.chat.completions.create(
-        model="tiny", messages=MESSAGES, max_tokens=3000, stream=True, extra_body=extra
-    )
-    await anext(aiter(stream))
-    await until(urls, 1)
-    await stream.close()
-    await until(urls, 0)
+    for _ in range(10):
+        while (before := await told(urls))[0]:  # noqa: ASYNC110  (another process)
+            await asyncio.sleep(0.05)
+        stream = await client.chat.completions.create(
+            model="tiny", messages=MESSAGES, max_tokens=LONG, stream=True, extra_body=extra
+        )
+        await anext(aiter(stream))
+        await stream.close()
+        while (after := await told(urls))[0] or after[1] == before[1]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        if after[1] - before[1] < LONG:
+            return
+    pytest.fail(f"the engine went on to all of the {LONG} tokens")

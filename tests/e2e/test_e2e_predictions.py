@@ -8,10 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
+from caught_up import PATIENT, CaughtUp
 from cut import Relay
-from engines import Engine, free_ports
 
-from bench.engines import Gateway, Workload, block_of, empty, gateway, usable
+from bench.gateways import Gateway, gateway, usable
+from bench.sessions import Workload
+from bench.vllm import Engine, block_of, empty, free_ports, metrics_of
 
 REQUESTS = 300
 SESSIONS = 3
@@ -20,14 +22,13 @@ SESSIONS = 3
 async def evicted(urls: list[str]) -> int:
     """Blocks the engines took in beyond what they have room for: a count of evictions at least."""
     total = 0
-    async with httpx.AsyncClient(trust_env=False) as client:
-        for url in urls:
-            text = (await client.get(url + "/metrics", follow_redirects=True)).text
-            queries = _metric(text, "vllm:prefix_cache_queries_total")
-            hits = _metric(text, "vllm:prefix_cache_hits_total")
-            found = re.search(r'num_gpu_blocks="(\d+)"', text)
-            room = int(found[1]) * await block_of(url) if found else 0
-            total += max(0, int(queries - hits) - room)
+    for url in urls:
+        text = await metrics_of(url)
+        queries = _metric(text, "vllm:prefix_cache_queries_total")
+        hits = _metric(text, "vllm:prefix_cache_hits_total")
+        found = re.search(r'num_gpu_blocks="(\d+)"', text)
+        room = int(found[1]) * await block_of(url) if found else 0
+        total += max(0, int(queries - hits) - room)
     return total
 
 
@@ -39,15 +40,18 @@ def _metric(text: str, name: str) -> float:
 
 async def scrape(started: Gateway) -> dict[str, float]:
     """The gateway's own exact metrics, without labels but the last."""
-    async with httpx.AsyncClient(trust_env=False) as client:
-        text = (await client.get(started.admin + "/metrics")).text
+    text = await metrics_of(started.admin)
     found = re.findall(r"^(warmroute_exact_\w+)(?:{(.*)})? (\S+)$", text, re.MULTILINE)
     return {f"{name}{{{labels}}}": float(value) for name, labels, value in found}
 
 
-async def play(urls: list[str], *flags: str, seed: int = 1) -> Workload:
-    async with gateway(urls, *flags) as started:
-        workload = Workload(seed, REQUESTS)
+async def play(urls: list[str], *flags: str) -> Workload:
+    """The same sessions, whatever the flags. In exact mode a step comes when the gateway has been
+    told of what the engine did for the step before."""
+    await empty(urls)
+    async with gateway(urls, *PATIENT, *flags) as started, CaughtUp(started, urls) as caught_up:
+        workload = Workload(1, REQUESTS)
+        workload.answered = caught_up if "--exact" in flags else None
         await workload.run(started.url, SESSIONS)
     assert workload.failed == []
     return workload
@@ -57,10 +61,9 @@ async def test_exact_predictions_are_what_the_engines_deliver(
     urls: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     block = await block_of(urls[0])
-    await empty(urls)
+    before = await evicted(urls)
     exact = (await play(urls, "--exact")).summary(block)
-    assert await evicted(urls) > 0
-    await empty(urls)
+    assert await evicted(urls) - before > 0
     default = (await play(urls)).summary(block)
     with capsys.disabled():
         print(f"\nexact:   {_brief(exact)}\ndefault: {_brief(default)}")
@@ -79,9 +82,10 @@ async def test_a_router_that_starts_late_knows_what_was_before(urls: list[str]) 
     url = urls[:1]
     messages = [{"role": "user", "content": "one two three four " * 60}]
     body = {"model": "tiny", "messages": messages, "max_tokens": 4}
-    async with gateway(url) as first:
+    async with gateway(url, *PATIENT) as first, CaughtUp(first, url) as caught_up:
         await ask(first, body)
-    async with gateway(url, "--exact") as late:
+        await caught_up(url[0].removeprefix("http://"))
+    async with gateway(url, *PATIENT, "--exact") as late:
         predicted, cached, prompt = await ask(late, body)
         assert cached > 0
         assert min(predicted, prompt - 1) // block * block == cached
@@ -92,7 +96,7 @@ async def test_a_router_that_starts_late_knows_what_was_before(urls: list[str]) 
 
 async def ask(started: Gateway, body: dict[str, Any]) -> tuple[int, int, int]:
     """(predicted, cached, prompt) tokens."""
-    async with httpx.AsyncClient(trust_env=False, timeout=60.0) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=600.0) as client:
         headers = {"x-warmroute-explain": "1"}
         answer = await client.post(started.url + "/v1/chat/completions", json=body, headers=headers)
     answer.raise_for_status()
@@ -105,9 +109,14 @@ async def test_salts_keep_prompts_apart(urls: list[str]) -> None:
     await empty(urls)
     messages = [{"role": "user", "content": "salted words go here " * 60}]
     body: dict[str, Any] = {"model": "tiny", "messages": messages, "max_tokens": 2}
-    async with gateway(urls[:1], "--exact") as started:
+    url = urls[:1]
+    async with (
+        gateway(url, *PATIENT, "--exact") as started,
+        CaughtUp(started, url) as caught_up,
+    ):
         await ask(started, body | {"cache_salt": "a"})
         assert (await ask(started, body | {"cache_salt": "b"}))[:2] == (0, 0)
+        await caught_up(url[0].removeprefix("http://"))
         predicted, cached, _ = await ask(started, body | {"cache_salt": "a"})
         assert predicted == cached > 0
 
@@ -121,12 +130,14 @@ async def test_a_subscriber_cut_off_for_ten_seconds_recovers_by_replay(own: list
     (port,) = free_ports(1)
     await events.start(port)
     await replay.start()
+    url = [engine.url]
     flags = (
+        *PATIENT,
         *("--exact", "--exact-events", f"tcp://{{host}}:{events.port}"),
         *("--exact-replay", f"tcp://{{host}}:{replay.port}"),
     )
     try:
-        async with gateway([engine.url], *flags) as started:
+        async with gateway(url, *flags) as started, CaughtUp(started, url) as caught_up:
             workload = Workload(3, 40)
             await workload.run(started.url, 2)
             events.cut()
@@ -140,6 +151,7 @@ async def test_a_subscriber_cut_off_for_ten_seconds_recovers_by_replay(own: list
             await usable(started, 1, exact=True)
             workload.steps.clear()
             workload.left = 60
+            workload.answered = caught_up
             await workload.run(started.url, 1)
             metrics = await scrape(started)
         assert workload.failed == []
@@ -157,7 +169,10 @@ async def test_no_wrong_prediction_survives_a_restart(own: list[Engine]) -> None
     urls = [engine.url for engine in own]
     block = await block_of(urls[0])
     await empty(urls)
-    async with gateway(urls, "--exact") as started:
+    async with (
+        gateway(urls, *PATIENT, "--exact") as started,
+        CaughtUp(started, urls) as caught_up,
+    ):
         workload = Workload(4, 60)
         await workload.run(started.url, 3)
         workload.left = 10_000
@@ -172,6 +187,7 @@ async def test_no_wrong_prediction_survives_a_restart(own: list[Engine]) -> None
         workload.steps.clear()
         workload.failed.clear()
         workload.left = 120
+        workload.answered = caught_up
         await workload.run(started.url, 2)
     assert workload.failed == []
     name = own[1].url.removeprefix("http://")

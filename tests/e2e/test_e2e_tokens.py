@@ -9,8 +9,9 @@ from typing import Any
 
 import httpx
 import msgspec
+import pytest
 
-from bench.engines import TOOL
+from bench.sessions import TOOL
 from router.config import load
 from router.doctor.run import diagnose
 from router.exact.render.model import RenderModel, find_folder
@@ -94,7 +95,7 @@ class Speaker:
 async def test_tokens_are_the_engines_for_a_thousand_conversations(urls: list[str]) -> None:
     speaker = Speaker(1)
     slots = asyncio.Semaphore(AT_ONCE)
-    async with httpx.AsyncClient(trust_env=False, timeout=60.0) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=600.0) as client:
         cards = (await client.get(urls[0] + "/v1/models")).json()["data"]
         model = RenderModel(find_folder(cards[0]["root"], download=False))
 
@@ -109,7 +110,11 @@ async def test_tokens_are_the_engines_for_a_thousand_conversations(urls: list[st
     assert [body for body in different if body] == []
 
 
-async def test_the_doctor_finds_nothing_wrong_with_good_engines(urls: list[str]) -> None:
+async def test_the_doctor_finds_nothing_wrong_with_good_engines(
+    urls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.doctor.events.HEAR_SECONDS", 120.0)
+    monkeypatch.setattr("router.doctor.run.TIMEOUT", 120.0)
     settings = load({"replicas": list(urls)}).settings
     engines, found = await diagnose(settings)
     assert [engine.trouble for engine in engines] == [""] * len(urls)

@@ -75,6 +75,11 @@ class Feed:
         return self._connected and not self._doubtful
 
     @property
+    def next(self) -> int:
+        """The number that the next batch to be applied will have."""
+        return self._next
+
+    @property
     def replaying(self) -> bool:
         """A replay is under way."""
         return self._replaying

@@ -40,7 +40,7 @@ def test_the_page_says_every_number_and_every_loss(outcome: Outcome) -> None:
     slow = [changed(arm, 2.0) if arm.name == OURS else arm for arm in outcome.arms]
     fast = [changed(arm, 0.01) if arm.name == OURS else arm for arm in outcome.arms]
     for arms, loses in ((slow, True), (fast, False)):
-        text, pictures = page([msgspec.structs.replace(outcome, arms=arms)])
+        text, pictures = page([msgspec.structs.replace(outcome, arms=arms)], None)
         rival = best([arm for arm in arms if arm.name != OURS], "ttft_ms.mean")
         assert ("| hot 40/s | TTFT mean |" in text) == loses
         assert ("Nowhere by more than 2%" in text) != loses
@@ -79,6 +79,7 @@ def test_the_command(
     said = capsys.readouterr().out
     text = target.read_text()
     assert "no trace was given" in text
+    assert "there was no results-engines.json" in text
     for image in re.findall(r"\]\((img/\S+\.svg)\)", text):
         assert (target.parent / image).is_file()
     for case in few:

@@ -112,6 +112,8 @@ async def test_a_prompt_goes_where_events_say_it_is_held(folder: Path) -> None:
         assert (placement.slot, placement.held_tokens) == (1, count * BLOCK)
         assert placement.tokens == known.count
         assert made.exact.confidence(1) == 1.0
+        assert made.exact.next_events(1) == [1]
+        assert made.exact.next_events(0) == [0]
         assert made.exact.why_not(1) == ""
 
 

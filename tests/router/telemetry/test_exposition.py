@@ -65,6 +65,9 @@ class Exact:
     def event_counts(self, slot: int) -> dict[str, int]:
         return {"gap": slot, "restart": 0}
 
+    def next_events(self, slot: int) -> list[int]:
+        return [slot]
+
 
 BUILD = {"version": "0.1.0", "python": "3.11.4", "policy": "cache_aware"}
 

@@ -1,0 +1,253 @@
+"""Real vLLM engines on this machine: where vLLM is, installing it, starting engines.
+
+    python -m bench.vllm           # installs vLLM where it is missing
+    python -m bench.vllm --can     # only says whether engines can be had: exits with 3 if not
+
+E2E_ENGINE_URLS   engines that run already, separated by commas; nothing is installed or started
+E2E_VLLM_VENV     an environment that setup.sh made; without it one is made in .venv-vllm
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+
+from loadgen.processes import die_with_parent
+
+ROOT = Path(__file__).parents[1]
+KIT = ROOT.parent / "shared/vllm-cpu"
+OWN_VENV = ROOT / ".venv-vllm"
+START_SECONDS = 420.0
+"""Longest wait for an engine: 20 s alone, several times that beside other work."""
+DISK_GB = 5.0
+"""2.5 for the environment, as much for what the installer unpacks and keeps meanwhile."""
+PYTHONS = ("python3.11", "/usr/bin/python3.11", "/usr/local/bin/python3.11")
+"""The version for which there is a torch without CUDA beside the kit."""
+CANNOT = 3
+
+
+class NoEngineError(Exception):
+    """There can be none here, and why."""
+
+
+class EngineError(Exception):
+    """There should be one, and something failed."""
+
+
+class Engine:
+    """One engine on this machine."""
+
+    def __init__(self, venv: Path, **settings: str) -> None:
+        """settings: environment variables of the kit's start.sh."""
+        self.port = free_ports(1)[0]
+        self.events = free_ports(1, apart=50)[0]
+        self.url = f"http://127.0.0.1:{self.port}"
+        number, self._log_name = tempfile.mkstemp(prefix="engine-", suffix=".log")
+        self._log = os.fdopen(number, "wb")
+        self._environment = {
+            **os.environ,
+            "VENV": str(venv),
+            "VLLM_LOGGING_LEVEL": "WARNING",
+            **settings,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Begin; `wait` until it is up."""
+        self._process = subprocess.Popen(
+            ["bash", str(KIT / "start.sh"), str(self.port), str(self.events)],
+            env=self._environment,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            # Killed, it would leave its own children behind.
+            preexec_fn=die_with_parent(signal.SIGTERM),
+        )
+
+    def wait(self) -> None:
+        """Until it answers. Raises EngineError."""
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until:
+            if self._process is None or self._process.poll() is not None:
+                raise EngineError(f"the engine ended: {self._said()}")
+            try:
+                if httpx.get(self.url + "/health", timeout=5.0, trust_env=False).status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.3)
+        raise EngineError(f"the engine was not up after {START_SECONDS:.0f} s: {self._said()}")
+
+    def kill(self) -> None:
+        """As a crash would: all its processes, at once."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def close(self) -> None:
+        """Kill it, and keep nothing of it."""
+        self.kill()
+        self._log.close()
+        Path(self._log_name).unlink(missing_ok=True)
+
+    def _said(self) -> str:
+        return Path(self._log_name).read_text(errors="replace")[-1500:]
+
+
+class Given:
+    """An engine that runs already."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+
+def given() -> list[Given]:
+    """The engines of E2E_ENGINE_URLS."""
+    return [Given(url) for url in os.environ.get("E2E_ENGINE_URLS", "").split(",") if url]
+
+
+def find_venv() -> Path:
+    """Where vLLM is installed. Raises NoEngineError."""
+    named = os.environ.get("E2E_VLLM_VENV")
+    venv = Path(named) if named else OWN_VENV
+    if not (KIT / "start.sh").exists():
+        raise NoEngineError(f"there is no {KIT}, and E2E_ENGINE_URLS is not set")
+    if named and not (venv / "bin/python").exists():
+        raise NoEngineError(f"E2E_VLLM_VENV: there is no {venv}/bin/python")
+    if not named and not _mark(venv).exists():
+        raise NoEngineError(f"vLLM is not installed in {venv}: `make e2e` installs it")
+    return venv
+
+
+def _mark(venv: Path) -> Path:
+    """Made when everything is installed: an installation may have been interrupted."""
+    return venv / "installed"
+
+
+def python_for_vllm() -> str:
+    """Raises NoEngineError, too, where there is no room."""
+    free = shutil.disk_usage(ROOT).free / 1e9
+    if free < DISK_GB:
+        raise NoEngineError(
+            f"installing vLLM takes {DISK_GB:.0f} GB of disk, and {free:.1f} GB are free beside "
+            f"{OWN_VENV}"
+        )
+    for python in PYTHONS:
+        # Asked by running it: a version manager's stand-in may have nothing behind it.
+        try:
+            asked = subprocess.run(
+                [python, "-c", "import venv, ensurepip"], capture_output=True, check=False
+            )
+        except OSError:
+            continue
+        if asked.returncode == 0:
+            return python
+    raise NoEngineError("installing vLLM takes python3.11 with venv, and there is none")
+
+
+def install() -> None:
+    """Install vLLM where it is missing. Raises NoEngineError and EngineError."""
+    if given():
+        return
+    try:
+        find_venv()
+    except NoEngineError:
+        if os.environ.get("E2E_VLLM_VENV") or not (KIT / "setup.sh").exists():
+            raise
+    else:
+        return
+    python = python_for_vllm()
+    print(f"installing vLLM into {OWN_VENV}: 2.5 GB, about two minutes", flush=True)
+    command = ["bash", str(KIT / "setup.sh"), str(OWN_VENV), python]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EngineError(f"setup.sh failed: {done.stdout[-1000:]} {done.stderr[-2000:]}")
+    _mark(OWN_VENV).touch()
+
+
+def check() -> None:
+    """See whether engines run, are installed, or can be installed. Raises NoEngineError."""
+    if given():
+        return
+    try:
+        find_venv()
+    except NoEngineError:
+        if os.environ.get("E2E_VLLM_VENV") or not (KIT / "setup.sh").exists():
+            raise
+        python_for_vllm()
+
+
+def free_ports(count: int, apart: int = 0) -> list[int]:
+    """Ports nobody has just now; each with the one `apart` further free too."""
+    found: list[int] = []
+    while len(found) < count:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+            if not apart:
+                found.append(port)
+                continue
+            if port + apart > 65_535:
+                continue
+            with socket.socket() as other:
+                try:
+                    other.bind(("127.0.0.1", port + apart))
+                except OSError:
+                    continue
+                found.append(port)
+    return found
+
+
+async def empty(urls: Sequence[str]) -> None:
+    """Empty the engines' prefix caches."""
+    async with httpx.AsyncClient(trust_env=False, timeout=120.0) as client:
+        for url in urls:
+            (await client.post(url + "/reset_prefix_cache")).raise_for_status()
+
+
+async def metrics_of(url: str) -> str:
+    """An engine's, or a gateway's."""
+    async with httpx.AsyncClient(trust_env=False, timeout=120.0) as client:
+        return (await client.get(url + "/metrics", follow_redirects=True)).text
+
+
+async def block_of(url: str) -> int:
+    """Tokens of an engine's blocks."""
+    found = re.search(r'vllm:cache_config_info\{[^\n]*block_size="(\d+)"', await metrics_of(url))
+    return int(found[1]) if found else 16
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--can", action="store_true")
+    options = parser.parse_args()
+    try:
+        check() if options.can else install()
+    except NoEngineError as why:
+        print(why)
+        return CANNOT
+    except EngineError as why:
+        print(why, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
