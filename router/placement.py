@@ -231,7 +231,6 @@ class Placer:
         room = index.room(slot)
         load.cache_used = room.used * scale
         load.cache_tokens = room.capacity * scale
-        load.cache_oldest = room.oldest
 
     def first_token(self, placement: Placement, now: float) -> None:
         """The first byte of a streamed answer came. Does nothing for an answer that is not a

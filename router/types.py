@@ -46,9 +46,6 @@ class CacheRoom(Protocol):
 
     used: int
     capacity: int
-    oldest: float
-    """When the least recently used block was last used (monotonic seconds); meaningless when used
-    == 0."""
 
 
 class Load(msgspec.Struct, gc=False):
@@ -75,9 +72,9 @@ class Load(msgspec.Struct, gc=False):
     cache_used: float = 0.0
     """Tokens the index believes the KV cache holds."""
     cache_tokens: float = 0.0
-    """Tokens the KV cache has room for; 0 when unknown."""
-    cache_oldest: float = 0.0
-    """When its least recently used block was last used."""
+    """Tokens the index gives the KV cache room for; 0 when unknown."""
+    kv_capacity: float = 0.0
+    """C: tokens the KV cache really has room for; 0 when unknown."""
 
 
 class Ask(msgspec.Struct, gc=False):

@@ -20,16 +20,10 @@ class EngineRoom:
         self._block = engine.params.block_size * scale
         self.capacity = engine.params.cache_tokens * scale
         self.used = 0
-        self.oldest = 0.0
-        self.touched: dict[int, float] = {}
-        """When each block was last asked for."""
 
     def look(self) -> None:
-        """Read the engine: blocks with content, and when the next to go was last asked for."""
-        pool = self._pool
-        self.used = len(pool.cached) * self._block
-        front = next(iter(pool.free), None)
-        self.oldest = 0.0 if front is None else self.touched.get(pool.hash_of[front], 0.0)
+        """Read the engine: blocks with content."""
+        self.used = len(self._pool.cached) * self._block
 
 
 class ExactIndex:
@@ -71,11 +65,9 @@ class ExactIndex:
                 groups[depth] = groups.get(depth, 0) | 1 << slot
         return [(depth * self._weight, groups[depth]) for depth in sorted(groups, reverse=True)]
 
-    def record(self, slot: int, chain: Chain, now: float) -> None:
+    def record(self, slot: int, chain: Chain, now: float) -> None:  # noqa: ARG002
         """Routed there, the first time; ended, the second time (of the same chain object)."""
-        touched, coming = self._rooms[slot].touched, self._coming[slot]
-        for key in reversed(chain):
-            touched[key] = now
+        coming = self._coming[slot]
         if id(chain) in self._under_way:
             self._under_way.remove(id(chain))
             for key in chain:

@@ -171,6 +171,7 @@ class Findings:
             )
             return
         replica.kv_tokens_known = True
+        replica.load.kv_capacity = float(tokens)
         if tokens != replica.kv_tokens:
             replica.kv_tokens = tokens
             log.info("replica %s: its KV cache holds %d tokens", replica.name, tokens)

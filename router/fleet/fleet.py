@@ -96,7 +96,7 @@ class Fleet:
                 raise ValueError(f"replica {url!r} is in the fleet already, as {other.url!r}")
         now = self._clock()
         slot = self._free_slot()
-        load = Load(prefill_rate=settings.prefill_rate)
+        load = Load(prefill_rate=settings.prefill_rate, kv_capacity=float(settings.kv_cache_tokens))
         replica = Replica(
             slot=slot,
             address=address,

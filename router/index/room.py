@@ -36,8 +36,6 @@ class Room(msgspec.Struct, eq=False):
     capacity: int
     used: int = 0
     """Weight held."""
-    oldest: float = 0.0
-    """When the least recently used block was last used; meaningless when used == 0."""
     blocks: int = 0
     """Blocks held."""
     held: dict[Node, Touch] = msgspec.field(default_factory=dict)
@@ -48,8 +46,14 @@ class Room(msgspec.Struct, eq=False):
     dead: int = 0
     """Dead touches in order."""
 
+    @property
+    def oldest(self) -> float:
+        """When the least recently used block was last used; 0 when nothing is held."""
+        return self.order[0].when if self.order else 0.0
+
     def settle(self) -> None:
-        """Clear dead touches from the front, all of them when they are the most; set oldest."""
+        """Clear dead touches from the front, all of them when they are the most; none is
+        left at the front."""
         order = self.order
         if self.dead > FEW and 2 * self.dead > len(order):
             living = [touch for touch in order if touch.tail is not None]
@@ -57,9 +61,7 @@ class Room(msgspec.Struct, eq=False):
             order.extend(living)
             self.dead = 0
         while order:
-            first = order[0]
-            if first.tail is not None:
-                self.oldest = first.when
+            if order[0].tail is not None:
                 break
             order.popleft()
             self.dead -= 1
@@ -69,4 +71,3 @@ class Room(msgspec.Struct, eq=False):
         self.held.clear()
         self.order.clear()
         self.used = self.blocks = self.dead = 0
-        self.oldest = 0.0

@@ -2,44 +2,50 @@
 
 For each replica i, in seconds; the least wins, ties at random:
 
-    W_i                                    my wait: prefill work left in i's queue
-    + OWN * u_i / P                        my own prefill, and what waste costs everybody
+    WAIT * W_i                             my wait: prefill work left in i's queue
+    + (1 + (OWN - 1) / sqrt(h)) * u_i / P  my own prefill, and what waste costs everybody
     + STALL * n_i * u_i / P                the stall my prefill puts on the n_i requests in flight
     + DECODE * O * (c * n_i + d * (K_i + L))    how slow decode is there, for my answer
-    + MEMORY * (A_i + L) / P               KV memory already held by running requests, me included
-    + EVICT * (u_i / P) * exp(-idle_i / EVICT_IDLE_S)    what I evict; 0 if my blocks fit
+    + (MEMORY + FULL * m_i^3) * (A_i + L) / P   KV memory held by running requests, me included
 
     W_i = min(Q_i / P, max(busy_until_i - now, WAIT_FLOOR * Q_i / P))
+    m_i = min((A_i + L) / C_i, FULL_UP_TO)
 
-all of it divided by the replica's weight (slow start). u_i = L minus what i holds of the prompt;
-the other symbols are fields of `router.types.Load` and `Ask`. docs/policies.md has the reasons and
-numbers.
+all of it divided by the replica's weight (slow start). u_i = L minus what i holds of the prompt; h
+is how many replicas hold the deepest part of it that any of them holds; the other symbols are
+fields of `router.types.Load` and `Ask`. docs/policies.md has the reasons and numbers.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from math import exp, inf
+from math import inf, sqrt
 
 from router.policies.shortlist import Shortlist
 from router.types import Ask, Choice, Considered, Load, slots
 
 WAIT_FLOOR = 0.6
 """The least share of the queue (in tokens) believed to be still to do, whatever the clock says."""
-OWN = 1.5
-"""Weight of my own prefill: 1 for my wait, the half for what a cache miss costs those after me."""
-STALL = 0.1
+WAIT = 1.8
+"""Weight of my wait: what I wait, and those who come after me. Takes from the tail, gives to the
+mean."""
+OWN = 3.0
+"""Weight of my own prefill where one replica holds the prefix: 1 for my wait, the rest for what a
+cache miss costs those after me. The more hold it, the surer will a further copy be used again."""
+STALL = 0.2
 """Weight of the stall on requests in flight. The knob between mean (up) and tail (down)."""
 DECODE = 0.4
 """Weight of my decode time, part of which I would spend anywhere."""
 MEMORY = 0.1
-"""Weight of the KV memory running requests hold: a replica out of memory queues or preempts."""
-EVICT = 3.0
-"""Weight of computing again what I evict."""
-EVICT_IDLE_S = 60.0
-"""A block this long idle is e times less likely to be asked for again. Seconds."""
-FULL_UP_TO = 24
+"""Weight of the KV memory running requests hold."""
+FULL = 0.7
+"""What is added to it for the share of the memory they hold, cubed: a replica out of memory queues
+or preempts."""
+FULL_UP_TO = 0.8
+"""Where all are overfull, spreading costs hits and gains nothing: from this share on it is taken
+to be the same."""
+EVERY_UP_TO = 24
 """Fleets up to this size have every replica's cost computed; larger ones a shortlist's."""
 
 
@@ -51,17 +57,18 @@ class CacheAware:
         self,
         *,
         wait_floor: float = WAIT_FLOOR,
+        wait: float = WAIT,
         own: float = OWN,
         stall: float = STALL,
         decode: float = DECODE,
         memory: float = MEMORY,
-        evict: float = EVICT,
-        evict_idle_s: float = EVICT_IDLE_S,
-        full_up_to: int = FULL_UP_TO,
+        full: float = FULL,
+        full_up_to: float = FULL_UP_TO,
+        every_up_to: int = EVERY_UP_TO,
         seed: int | None = None,
     ) -> None:
-        self._weights = (wait_floor, own, stall, decode, memory, evict, 1.0 / evict_idle_s)
-        self._full_up_to = full_up_to
+        self._weights = (wait_floor, wait, own, stall, decode, memory, full, full_up_to)
+        self._every_up_to = every_up_to
         rng = random.Random(seed)
         self._random = rng.random
         self._shortlist = Shortlist(rng)
@@ -72,10 +79,10 @@ class CacheAware:
     def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:
         """Compute the cost of the candidates and pick the least. Reasons: cached (nobody holds
         more of the prompt), load_shed (somebody does, but costs more), no_holder, only_one."""
-        wait_floor, own, stall, decode, memory, evict, idle_rate = self._weights
+        wait_floor, wait_weight, own, stall, decode, memory, full, full_up_to = self._weights
         left = eligible = ask.eligible
         size = eligible.bit_count()
-        if size > self._full_up_to:
+        if size > self._every_up_to:
             left = self._shortlist.pick(ask, loads)
         tokens = ask.tokens
         now = ask.now
@@ -90,6 +97,8 @@ class CacheAware:
         for depth, mask in (*ask.held, (0.0, left)):
             if deepest < 0.0 and mask & eligible:
                 deepest = depth
+                if depth > 0.0:
+                    own = 1.0 + (own - 1.0) / sqrt((mask & eligible).bit_count())
             mask &= left
             if not mask:
                 continue
@@ -101,8 +110,16 @@ class CacheAware:
                 load = loads[slot]
                 rate = load.prefill_rate
                 running = load.in_flight
+                taken = load.kv_tokens + tokens
+                pressure = memory
+                room = load.kv_capacity
+                if room:
+                    share = taken / room
+                    if share > full_up_to:
+                        share = full_up_to
+                    pressure += full * share * share * share
                 cost = (
-                    uncached * (own + stall * running) + memory * (load.kv_tokens + tokens)
+                    uncached * (own + stall * running) + pressure * taken
                 ) / rate + decode_tokens * (
                     load.step_request_seconds * running
                     + load.step_token_seconds * (load.context_tokens + tokens)
@@ -115,10 +132,7 @@ class CacheAware:
                         wait *= wait_floor
                         if clock > wait:
                             wait = clock
-                    cost += wait
-                room = load.cache_tokens
-                if room and load.cache_used + uncached > room:
-                    cost += evict * uncached / rate * exp((load.cache_oldest - now) * idle_rate)
+                    cost += wait_weight * wait
                 weight = load.weight
                 if weight != 1.0:
                     cost /= weight

@@ -268,6 +268,7 @@ class Shared(FleetListener):
         """Another router read a cache's size."""
         replica = self._fleet.replicas[slot]
         if replica is not None and not replica.kv_tokens_known:
+            replica.load.kv_capacity = float(tokens)
             self._resize(slot, tokens)
 
     # What carriers ask

@@ -152,7 +152,6 @@ def test_the_cache_shown_to_policies_is_the_index_s() -> None:
     placed = place.place(chain(1, 40), 40 * BLOCK, "m", 1, "", 7.0)
     assert placed.load.cache_used == pytest.approx(40 * BLOCK / 4, rel=0.01)
     assert placed.load.cache_tokens == pytest.approx(100 * BLOCK / 4, rel=0.01)
-    assert placed.load.cache_oldest == 7.0
 
 
 def test_a_request_that_outlives_its_replica_touches_no_other() -> None:

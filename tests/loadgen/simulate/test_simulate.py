@@ -48,7 +48,10 @@ def test_arms_have_the_same_arrivals() -> None:
 
 def test_cache_aware_beats_cache_blind_where_there_is_something_to_reuse() -> None:
     blind, sticky, aware = simulate(
-        plan(requests=1000), ["least_loaded", "session", "cache_aware"], replicas=8, engine=ENGINE
+        plan(requests=1000),
+        ["least_loaded", "consistent_hash", "cache_aware"],
+        replicas=8,
+        engine=ENGINE,
     )
     assert aware.hit_rate is not None
     assert blind.hit_rate is not None

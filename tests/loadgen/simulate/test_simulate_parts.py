@@ -68,7 +68,6 @@ class TestExactIndex:
         room = index.room(0)
         assert room.capacity == 40 * 16 * 4
         assert room.used == 40 * 16 * 4
-        assert room.oldest == 1.0
 
 
 def test_routers_hear_of_each_other_after_the_lag() -> None:

@@ -41,7 +41,7 @@ loads = st.builds(
     weight=st.floats(0.01, 1.0),
     cache_used=st.floats(0, 1e6),
     cache_tokens=st.sampled_from([0.0, 1000.0, 5e5]),
-    cache_oldest=st.floats(0, 10),
+    kv_capacity=st.sampled_from([0.0, 1000.0, 5e5]),
 )
 
 

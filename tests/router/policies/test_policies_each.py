@@ -177,20 +177,33 @@ class TestCacheAware:
             prefill_rate=10_000.0,
             step_request_seconds=1e-4,
             step_token_seconds=1e-7,
-            cache_used=99_500.0,
-            cache_tokens=100_000.0,
-            cache_oldest=40.0,
+            kv_capacity=18_000.0,
         )
-        choice = CacheAware().choose(ask(1, [(1000.0, 1)]), [load])
-        wait = 0.48
-        own = 1.5 * 0.3
-        stall = 0.1 * 3 * 0.3
+        elsewhere = [Load() for _ in range(3)]
+        choice = CacheAware().choose(ask(1, [(1000.0, 0b1001)]), [load, *elsewhere])
+        wait = 1.8 * 0.48
+        own = 3.0 * 0.3  # the other holder is not eligible
+        stall = 0.2 * 3 * 0.3
         decode = 0.4 * 200 * (1e-4 * 3 + 1e-7 * (9000 + 4000))
-        memory = 0.1 * (5000 + 4000) / 10_000
-        evict = 3 * 0.3 * 2.718281828459045**-1
-        assert choice.considered[0][2] == pytest.approx(
-            wait + own + stall + decode + memory + evict
-        )
+        memory = (0.1 + 0.7 * 0.5**3) * (5000 + 4000) / 10_000
+        assert choice.considered[0][2] == pytest.approx(wait + own + stall + decode + memory)
+
+    @pytest.mark.parametrize(("capacity", "share"), [(0.0, 0.0), (8000.0, 0.5), (2000.0, 0.8)])
+    def test_memory_costs_more_the_fuller_it_is(self, capacity: float, share: float) -> None:
+        """Up to where it is overfull; where its size is not known, by what is held alone."""
+        load = Load(prefill_rate=10_000.0, kv_capacity=capacity)
+        policy = CacheAware(own=0.0, decode=0.0)
+        (considered,) = policy.choose(ask(1), [load]).considered
+        assert considered[2] == pytest.approx((0.1 + 0.7 * share**3) * 0.4)
+
+    def test_what_many_hold_is_copied_more_easily(self) -> None:
+        costs = []
+        for holders in (0b1, 0b1111):
+            choice = CacheAware(decode=0.0, memory=0.0).choose(
+                ask(held=[(3000.0, holders)]), fleet()
+            )
+            costs.append(max(cost for _, _, cost, _, _ in choice.considered))
+        assert costs == pytest.approx([3.0 * 0.2, 2.0 * 0.2])
 
     @pytest.mark.parametrize(("busy_until", "wait"), [(100.0, 0.48), (100.6, 0.6), (103.0, 0.8)])
     def test_the_wait_is_the_clock_between_floor_and_queue(
@@ -200,7 +213,7 @@ class TestCacheAware:
         busy = Load(prefill_rate=10_000.0, queued_tokens=8000.0, busy_until=busy_until)
         choice = CacheAware().choose(ask(3), [idle, busy])
         costs = {slot: cost for slot, _, cost, _, _ in choice.considered}
-        assert costs[1] - costs[0] == pytest.approx(wait)
+        assert costs[1] - costs[0] == pytest.approx(1.8 * wait)
 
     def test_a_hot_prefix_copies_itself_as_load_needs(self) -> None:
         policy, books = CacheAware(seed=2), fleet()
@@ -227,11 +240,6 @@ class TestCacheAware:
         )
         assert set(seen) == {1, 2, 4}
         assert max(seen.values()) < 1.15 * 1000
-
-    def test_room_in_the_cache_is_taken_before_evicting(self) -> None:
-        books = [Load(cache_used=9e4, cache_tokens=9e4, cache_oldest=99.0) for _ in range(8)]
-        books[5].cache_used = 1e4
-        assert CacheAware().choose(ask(), books).slot == 5
 
     def test_a_large_fleet_finds_the_only_holder(self) -> None:
         books = fleet(1000)
