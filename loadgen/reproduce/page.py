@@ -22,6 +22,7 @@ _TITLES = {
     "ttft_ms.p90": "TTFT p90",
     "e2e_ms.mean": "end to end mean",
 }
+_REASONS = {"too_long": "longer than the model's context, which every engine refuses"}
 _HEAD = (
     "| | hit rate | TTFT mean | p50 | p90 | p99 | TPOT mean | p99 | end to end mean | p90 "
     "| output tok/s | work max/mean |\n|---|" + "---:|" * 11
@@ -123,7 +124,7 @@ def _overview(outcomes: Sequence[Outcome], metric: str) -> tuple[str, Picture]:
 def _losses(outcomes: Sequence[Outcome]) -> str:
     """Every case and metric in which another arm is better by more than CLOSE."""
     rows = []
-    tried = 0
+    tried = chance = 0
     for outcome in outcomes:
         ours, others = _split(outcome)
         for metric in METRICS:
@@ -135,6 +136,7 @@ def _losses(outcomes: Sequence[Outcome]) -> str:
             interval = next(
                 (d for d in outcome.against_best if d.metric == metric and d.arm == OURS), None
             )
+            chance += interval is not None and interval.low <= 0
             said = "" if interval is None else f"{interval.low:+,.0f} to {interval.high:+,.0f}"
             rows.append(
                 f"| {outcome.case.name} | {_TITLES[metric]} | {_ms(value(ours, metric))} "
@@ -147,7 +149,8 @@ def _losses(outcomes: Sequence[Outcome]) -> str:
     head = (
         f"It is the best, or within {CLOSE:.0%} of the best arm of each case, in "
         f"{tried - len(rows)} of {tried} comparisons (TTFT mean, TTFT p90 and end to end mean of "
-        f"{len(outcomes)} cases; the best arm is another one each time). The others:\n\n"
+        f"{len(outcomes)} cases; the best arm is another one each time). The others, of which "
+        f"{chance} may be chance (the difference's interval includes 0):\n\n"
         "| case | | cache_aware | best | which is | behind by | 95% interval, ms "
         "| end to end mean, ours / its | TPOT, ours / its |\n|---|---|" + "---:|" * 2
     )
@@ -214,9 +217,11 @@ def _table(outcome: Outcome) -> str:
             f"| {arm.throughput.output_tokens_per_s:,.0f} "
             f"| {arm.balance.work_max_over_mean:.2f} |"
         )
-    failed = sum(sum(arm.errors.values()) for arm in outcome.arms)
-    if failed:
-        rows.append(f"\n{failed} requests failed over all arms.")
+    reasons = sorted({reason for arm in outcome.arms for reason in arm.errors})
+    for reason in reasons:
+        counts = sorted({arm.errors.get(reason, 0) for arm in outcome.arms})
+        each = " to ".join(f"{count:,}" for count in (counts[0], counts[-1])[: len(counts)])
+        rows.append(f"\n{each} more requests of each arm failed: {_REASONS.get(reason, reason)}.")
     return "\n".join(rows) + "\n"
 
 
