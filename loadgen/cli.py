@@ -17,6 +17,7 @@ from loadgen.client.target import TargetError
 from loadgen.compare import DIRECT, Comparison, Contender, FleetSpec, compare, results_of
 from loadgen.processes import ChildError, run_async
 from loadgen.replicas import serve
+from loadgen.replicas.named import WHAT
 from loadgen.report.page import write_html
 from loadgen.reproduce import command
 from loadgen.results import Results, ResultsError, read_json, to_csv, write_json
@@ -125,7 +126,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_fleet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replicas", type=int, default=0, metavar="N", help="simulated ones (4)")
-    parser.add_argument("--preset", default=PRESET, help="what they imitate (default %(default)s)")
+    parser.add_argument(
+        "--preset",
+        default=PRESET,
+        metavar="NAME|FILE",
+        help=f"what they imitate: {WHAT} (default %(default)s)",
+    )
     parser.add_argument("--num-blocks", type=int, default=0, help="KV cache blocks of each")
 
 

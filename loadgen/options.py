@@ -10,8 +10,7 @@ import msgspec
 
 from loadgen.client.body import PATHS
 from loadgen.client.driver import Options
-from loadgen.engine import EngineParams, preset
-from loadgen.replicas import QUICK
+from loadgen.replicas.named import named_engine
 from loadgen.run import Client
 from loadgen.savings import Price
 from loadgen.workloads import (
@@ -248,16 +247,12 @@ def client_from(args: argparse.Namespace) -> Client:
 
 
 def price_from(args: argparse.Namespace, *, simulated: bool) -> Price:
-    """What saved work is worth. Raises ValueError for an unknown preset."""
+    """What saved work is worth. Raises ValueError for an unknown preset or a bad engine file, and
+    OSError."""
     rate = args.prefill_rate
     if not rate and simulated:
         rate = named_engine(args.preset).prefill_rate
     return Price(rate or Price().prefill_rate, args.gpus, args.gpu_hour)
-
-
-def named_engine(name: str) -> EngineParams:
-    """What a simulated replica imitates. Raises ValueError for an unknown preset."""
-    return QUICK if name == QUICK.name else preset(name)
 
 
 def settings_from(args: argparse.Namespace) -> dict[str, str]:

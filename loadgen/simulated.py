@@ -8,6 +8,7 @@ import msgspec
 
 from loadgen import options as opts
 from loadgen.compare import results_of
+from loadgen.replicas.named import named_engine
 from loadgen.results import Arm, Results
 from loadgen.savings import savings
 from loadgen.simulate import simulate
@@ -16,8 +17,8 @@ from router.units import parse_duration
 
 
 def simulated_results(args: argparse.Namespace) -> Results:
-    """Run what the options ask for. Raises OptionsError and ValueError."""
-    params = opts.named_engine(args.preset)
+    """Run what the options ask for. Raises OptionsError, ValueError and OSError."""
+    params = named_engine(args.preset)
     if args.num_blocks:
         params = msgspec.structs.replace(params, num_blocks=args.num_blocks)
     names = list(filter(None, args.policies.split(",")))

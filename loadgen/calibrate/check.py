@@ -14,9 +14,9 @@ import xxhash
 
 from loadgen.calibrate.fit import Fit
 from loadgen.calibrate.probe import Answered, Probe
-from loadgen.engine import Engine, Request
+from loadgen.engine import Engine, EngineParams, Request
 
-REQUESTS = 80
+REQUESTS = 200
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -28,6 +28,9 @@ class Check(msgspec.Struct, frozen=True):
     measured_cached: int
     """Tokens, in all."""
     simulated_cached: int
+    bunched: int
+    """Answers whose tokens came nearly all at once: the engine's processes, or the client, had to
+    wait for a processor."""
 
     @property
     def error(self) -> float:
@@ -56,6 +59,7 @@ async def check(
         median(ttft for ttft, _ in simulated),
         sum(each.answered.cached_tokens for each in asked),
         sum(cached for _, cached in simulated),
+        bunched([each.answered for each in asked], found.params),
     )
 
 
@@ -86,8 +90,7 @@ def replayed(asked: Sequence[Asked], found: Fit) -> list[tuple[float, int]]:
     order = sorted(asked, key=lambda each: each.answered.sent)
     start = order[0].answered.sent
     for each in order:
-        # The overhead is taken as lying before the engine.
-        at = each.answered.sent - start + found.overhead_seconds
+        at = each.answered.sent - start
         while engine.due <= at:
             engine.step()
         keys = _hashes(each.ids, found.params.block_size)
@@ -96,10 +99,13 @@ def replayed(asked: Sequence[Asked], found: Fit) -> list[tuple[float, int]]:
         made.append((at, request))
     while engine.due < inf:
         engine.step()
-    return [
-        (request.first_token_at - at + found.overhead_seconds, request.cached_tokens)
-        for at, request in made
-    ]
+    return [(request.first_token_at - at, request.cached_tokens) for at, request in made]
+
+
+def bunched(answers: Sequence[Answered], params: EngineParams) -> int:
+    """How many came more than ten times as fast as the engine makes tokens."""
+    least = (params.step_base_seconds + params.step_request_seconds) / 10
+    return sum(each.last - each.first < least * (each.output_tokens - 1) for each in answers)
 
 
 def _hashes(ids: Sequence[int], size: int) -> list[int]:

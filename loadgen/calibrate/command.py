@@ -7,24 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
-import msgspec
 from rich.console import Console
 
 from loadgen.calibrate.check import Check, check
 from loadgen.calibrate.fit import Fit, fit
 from loadgen.calibrate.probe import Probe
-from loadgen.engine import EngineParams
+from loadgen.engine.file import EngineFile, write_engine
 
 TIMEOUT = 120.0
-
-
-class Calibration(msgspec.Struct):
-    """What the file holds."""
-
-    params: EngineParams
-    overhead_seconds: float
-    measured_ttft_p50_seconds: float | None = None
-    simulated_ttft_p50_seconds: float | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="as the engine was started with; it does not tell (default %(default)s)",
     )
     add("--longest", type=int, default=0, help="prompt in tokens (default: a quarter of the cache)")
-    add("--json", type=Path, metavar="FILE", help="write what was found there")
+    add(
+        "--seconds",
+        type=float,
+        default=30.0,
+        help="measure for so long, or longer for five rounds (default %(default)g)",
+    )
+    add("--json", type=Path, metavar="FILE", help="write what was found there, for --preset")
     add("--at-a-time", type=int, default=1, help="requests of that comparison (default 1)")
     add("--no-check", action="store_true", help="do not compare with the model afterwards")
 
@@ -58,8 +54,7 @@ async def calibrate(args: argparse.Namespace, console: Console) -> int:
         said(f"{known.origin}: {known.num_blocks:,} blocks of {known.block_size} tokens")
         longest = args.longest or min(known.longest // 4, 16_384)
         longest = min(longest, known.longest - 64)
-        prefilling = await probe.prefilling(longest, said)
-        found = fit(known, prefilling, await probe.decoding(longest, said))
+        found = fit(known, *await probe.measure(longest, args.seconds, said))
         show(found, said)
         compared: Check | None = None
         if not args.no_check:
@@ -71,14 +66,17 @@ async def calibrate(args: argparse.Namespace, console: Console) -> int:
                 f"{compared.simulated_ttft * 1e3:.1f} ms ({compared.error:+.0%}); cached tokens "
                 f"{compared.measured_cached:,} and {compared.simulated_cached:,}"
             )
+            if compared.bunched * 20 > compared.requests:
+                said(
+                    f"{compared.bunched} answers came all at once: something had no processor, so "
+                    "neither the times nor the fit mean much; give the engine more cores, and "
+                    "leave it alone meanwhile"
+                )
     if args.json:
-        held = Calibration(
-            found.params,
-            found.overhead_seconds,
-            compared.measured_ttft if compared else None,
-            compared.simulated_ttft if compared else None,
-        )
-        args.json.write_bytes(msgspec.json.format(msgspec.json.encode(held), indent=2) + b"\n")
+        held = EngineFile(found.params)
+        if compared:
+            held = EngineFile(found.params, compared.measured_ttft, compared.simulated_ttft)
+        write_engine(args.json, held)
     return 0
 
 
@@ -90,4 +88,6 @@ def show(found: Fit, said: Callable[[str], None]) -> None:
     said(f"step {params.step_base_seconds * 1e3:.3f} ms (fit within {found.decode_error:.0%})")
     said(f"  and {params.step_request_seconds * 1e6:,.1f} us a request")
     said(f"  and {params.step_token_seconds * 1e9:,.2f} ns a token of context")
-    said(f"outside the engine {found.overhead_seconds * 1e3:.2f} ms a request")
+    said(f"outside of steps {params.overhead_seconds * 1e3:.2f} ms a request")
+    said(f"  of which {params.overhead_serial_seconds * 1e3:.2f} ms one after another")
+    said(f"  and {params.overhead_token_seconds * 1e6:,.2f} us a token of its prompt")

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log
+from statistics import median
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from loadgen.engine import EngineParams
+from loadgen.engine import Engine, EngineParams, Request
 
 Floats = npt.NDArray[np.float64]
+ANSWERED = 4
+"""Tokens of the answers that first tokens are measured with. With one alone the engine would have
+nothing else to do when it is sent, as is rare in use."""
 LEAST_PER_TOKEN = 1e-9
 """Seconds: where prefill seems to cost nothing, its rate still has to be a number."""
 
 
 class Prefilling(msgspec.Struct, frozen=True):
-    """One prompt of which nothing was cached, alone on the engine."""
+    """One prompt, alone on the engine."""
 
     tokens: int
     seconds: float
     """To its first token."""
+    cached: int = 0
+    """Of its tokens."""
 
 
 class Decoding(msgspec.Struct, frozen=True):
@@ -33,13 +40,21 @@ class Decoding(msgspec.Struct, frozen=True):
     """Of a step."""
 
 
+class Together(msgspec.Struct, frozen=True):
+    """Requests sent at the same moment to an idle engine."""
+
+    requests: int
+    tokens: int
+    """Of each one's prompt."""
+    cached: int
+    seconds: float
+    """To the first token, the median of the requests."""
+
+
 class Fit(msgspec.Struct, frozen=True):
     """What was found."""
 
     params: EngineParams
-    overhead_seconds: float
-    """Of a request outside the engine's steps: network, API server, tokeniser. The model has no
-    place for it; add it to simulated times to first token."""
     prefill_error: float
     """Median of |fitted / measured - 1| over the prompts."""
     decode_error: float
@@ -49,34 +64,46 @@ class FitError(ValueError):
     """Too little was measured."""
 
 
-def fit(known: EngineParams, prefilling: Sequence[Prefilling], decoding: Sequence[Decoding]) -> Fit:
+def fit(
+    known: EngineParams,
+    prefilling: Sequence[Prefilling],
+    decoding: Sequence[Decoding],
+    together: Sequence[Together] = (),
+) -> Fit:
     """Least squares of relative errors, no rate below 0.
 
     known: block size, number of blocks and limits, which are not fitted. First decoding::
 
         step = base + request * requests + token * context
 
-    then, with that base for each step of at most ``max_num_batched_tokens``::
+    then, with those for each step of at most ``max_num_batched_tokens`` new tokens::
 
-        first token = overhead + base * steps + tokens / rate + pair * tokens^2 / 2
+        first token = overhead + overhead token * tokens
+                      + (base + request) * steps + new / rate + pair * new * (cached + tokens) / 2
 
-    Raises FitError for fewer than three different prompts or decoding loads.
+    Then how much of the overhead requests sent together pass one after another: the share of it,
+    in twentieths, with which the engine model comes closest.
+
+    What a prompt token costs outside of steps shows in cached prompts only: without any it stays 0,
+    and the rate bears it. Raises FitError for fewer than three different prompts or decoding loads.
     """
     if len({each.tokens for each in prefilling}) < 3 or len(set(decoding)) < 3:
         raise FitError("at least three lengths of prompts and three decoding loads are needed")
     steps = np.array([each.seconds for each in decoding])
     running = np.array([each.requests for each in decoding], dtype=np.float64)
     context = np.array([each.context for each in decoding])
-    ones = np.ones(len(steps))
-    base, request, token = _not_negative(np.stack([ones, running, context], axis=1), steps)
+    loads = np.stack([np.ones(len(steps)), running, context], axis=1)
+    base, request, token = _not_negative(loads, steps)
 
     first = np.array([each.seconds for each in prefilling])
     tokens = np.array([each.tokens for each in prefilling], dtype=np.float64)
-    chunks = np.ceil(tokens / known.max_num_batched_tokens)
-    # A step without prefill takes base + request; what the API server takes comes on top.
-    columns = np.stack([np.ones(len(first)), tokens, tokens * tokens / 2], axis=1)
-    rest = first - base * chunks - request
-    overhead, each_token, pair = _not_negative(columns, rest, first)
+    cached = np.array([each.cached for each in prefilling], dtype=np.float64)
+    new = tokens - cached
+    in_steps = (base + request) * np.ceil(new / known.max_num_batched_tokens)
+    seen = tokens * bool(cached.any())
+    columns = np.stack([np.ones(len(first)), seen, new, new * (cached + tokens) / 2], axis=1)
+    found = _not_negative(columns, first - in_steps, first)
+    overhead, overhead_token, each_token, pair = found
     each_token = max(each_token, LEAST_PER_TOKEN)
     params = msgspec.structs.replace(
         known,
@@ -85,24 +112,55 @@ def fit(known: EngineParams, prefilling: Sequence[Prefilling], decoding: Sequenc
         step_token_seconds=float(token),
         prefill_rate=float(1 / each_token),
         step_pair_seconds=float(pair),
+        overhead_seconds=float(overhead),
+        overhead_token_seconds=float(overhead_token),
     )
-    fitted_first = columns @ np.array([overhead, each_token, pair]) + base * chunks + request
-    fitted_steps = base + request * running + token * context
+    shares = [overhead * (part / 20) for part in range(21)]
+    serial = min(shares, key=lambda share: _distance(params, float(share), together))
+    params = msgspec.structs.replace(params, overhead_serial_seconds=float(serial))
+    fitted_first = columns @ found + in_steps
+    fitted_steps = loads @ np.array([base, request, token])
     return Fit(
         params,
-        float(overhead),
         float(np.median(np.abs(fitted_first / first - 1))),
         float(np.median(np.abs(fitted_steps / steps - 1))),
     )
 
 
+def _distance(params: EngineParams, serial: float, together: Sequence[Together]) -> float:
+    """Sum of squared logarithms of simulated over measured."""
+    params = msgspec.structs.replace(params, overhead_serial_seconds=serial)
+    return sum(log(first_of(params, each) / each.seconds) ** 2 for each in together)
+
+
+def first_of(params: EngineParams, load: Together) -> float:
+    """Median time to first token of such requests on the model, in seconds."""
+    engine = Engine(params)
+    size = params.block_size
+    asked = []
+    for number in range(load.requests):
+        # Different prompts, each asked before as far as it is cached.
+        hashes = range(number * load.tokens, (number + 1) * load.tokens)
+        if load.cached:
+            engine.add(Request(load.cached // size * size, 1, hashes), 0.0)
+        asked.append(Request(load.tokens, ANSWERED, hashes))
+    at = 0.0
+    while not engine.idle:
+        at = engine.step().at
+    for request in asked:
+        engine.add(request, at + 1)
+    while not engine.idle:
+        engine.step()
+    return median(request.first_token_at - request.arrived for request in asked)
+
+
 def _not_negative(columns: Floats, values: Floats, scale: Floats | None = None) -> Floats:
     """Coefficients, all at least 0, with the least squared error relative to scale (the values).
 
-    The most negative one is set to 0 and the rest fitted again: for three columns as good as a
+    The most negative one is set to 0 and the rest fitted again: for so few columns as good as a
     solver."""
     weight = 1 / (values if scale is None else scale)
-    left = list(range(columns.shape[1]))
+    left = [number for number in range(columns.shape[1]) if columns[:, number].any()]
     found = np.zeros(columns.shape[1])
     while left:
         # Columns differ by orders of magnitude; scaled, none is taken for noise.

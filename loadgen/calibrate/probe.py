@@ -12,14 +12,16 @@ import httpx
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadgen.calibrate.fit import Decoding, Prefilling
+from loadgen.calibrate.fit import ANSWERED, Decoding, Prefilling, Together
 from loadgen.engine import EngineParams
 
 LOWEST_ID, HIGHEST_ID = 10, 2000
 """Token ids asked with: within every vocabulary, above the usual special ones."""
-REPEATS = 5
+ROUNDS = 5
+"""Of measuring everything, at least."""
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
-"""Prompts' lengths as shares of the longest."""
+"""Prompts' lengths as shares of the longest; up to a tenth shorter, no two alike, since engines
+are faster with a length that they have just had."""
 CONCURRENCIES = (1, 2, 4, 8, 16)
 DECODED = 48
 """Tokens of the answers that decoding is measured with."""
@@ -64,7 +66,8 @@ class Probe:
     def __init__(self, client: httpx.AsyncClient, model: str, known: EngineParams) -> None:
         self._client = client
         self._model = model
-        self._random = Random(0)
+        # Another run must not ask what this one leaves in the engine's cache.
+        self._random = Random(time.time_ns())
         self.known = known
         """Block size, blocks and limits; its rates mean nothing."""
 
@@ -139,24 +142,11 @@ class Probe:
         cached = (usage.prompt_tokens_details or _Details()).cached_tokens or 0
         return Answered(sent, first, last, usage.prompt_tokens, usage.completion_tokens, cached)
 
-    async def prefilling(self, longest: int, said: Callable[[str], None]) -> list[Prefilling]:
-        """New prompts one after the other, lengths in turn, so that drift meets them all. The
-        median of each length."""
-        lengths = sorted({max(16, int(longest * share)) for share in SHARES})
-        seconds: dict[int, list[float]] = {length: [] for length in lengths}
-        await self.ask(self.prompt(lengths[0]), 1)
-        for _ in range(REPEATS):
-            for length in lengths:
-                answered = await self.ask(self.prompt(length), 1)
-                seconds[length].append(answered.first - answered.sent)
-        found = [Prefilling(length, median(each)) for length, each in seconds.items()]
-        for each in found:
-            said(f"prompt of {each.tokens:,} tokens: first token after {each.seconds * 1e3:.1f} ms")
-        return found
-
-    async def decoding(self, longest: int, said: Callable[[str], None]) -> list[Decoding]:
-        """Several requests at a time, with short and with long prompts, in turn. The median of
-        each."""
+    async def measure(
+        self, longest: int, seconds: float, said: Callable[[str], None]
+    ) -> tuple[list[Prefilling], list[Decoding], list[Together]]:
+        """Everything in turn, five times and until the seconds are over, so that a machine whose
+        speed drifts drifts for all of it. The median of each."""
         fits = self.known.cache_tokens
         loads = [
             (prompt, count)
@@ -164,25 +154,57 @@ class Probe:
             for count in CONCURRENCIES
             if count * (prompt + DECODED) < 0.8 * fits
         ]
-        steps: dict[tuple[int, int], list[float]] = {load: [] for load in loads}
-        for _ in range(REPEATS):
-            for load in loads:
-                steps[load].append(await self._step(*load))
-        found = []
-        for (prompt, count), seconds in steps.items():
-            step = Decoding(count, count * (prompt + DECODED / 2), median(seconds))
-            found.append(step)
-            said(
-                f"{count} at a time, {prompt:,} tokens each: a step of {step.seconds * 1e3:.2f} ms"
+        firsts: list[list[Answered]] = [[] for _ in range(3 * len(SHARES))]
+        runs: list[list[list[Answered]]] = [[] for _ in loads]
+        await self.ask(self.prompt(32), ANSWERED)
+        until, rounds = time.monotonic() + seconds, 0
+        while rounds < ROUNDS or time.monotonic() < until:
+            rounds += 1
+            for number, share in enumerate(SHARES):
+                for kind, answered in enumerate(await self._firsts(share * longest)):
+                    firsts[3 * number + kind].append(answered)
+            for found, load in zip(runs, loads, strict=True):
+                found.append(await self._together(*load))
+        said(f"medians of {rounds} rounds:")
+        prefilling = [
+            Prefilling(
+                round(median(each.prompt_tokens for each in cell)),
+                median(each.first - each.sent for each in cell),
+                round(median(each.cached_tokens for each in cell)),
             )
-        return found
+            for cell in firsts
+        ]
+        for one in prefilling:
+            what = f"prompt of about {one.tokens:,} tokens, {one.cached:,} cached"
+            said(f"{what}: first token after {one.seconds * 1e3:.1f} ms")
+        decoding, together = [], []
+        for (prompt, count), found in zip(loads, runs, strict=True):
+            step = median(map(_step, found))
+            first = median(median(each.first - each.sent for each in run) for run in found)
+            decoding.append(Decoding(count, count * (prompt + DECODED / 2), step))
+            together.append(Together(count, prompt, found[0][0].cached_tokens, first))
+            said(
+                f"{count} at a time, {prompt:,} tokens each: first token after "
+                f"{first * 1e3:.1f} ms, a step of {step * 1e3:.2f} ms"
+            )
+        return prefilling, decoding, together
 
-    async def _step(self, prompt: int, count: int) -> float:
-        """Seconds of a decoding step while all of them decode.
+    async def _firsts(self, most: float) -> list[Answered]:
+        """A new prompt, one that shares half of it, and the same again."""
+        length = max(16, int(most * self._random.uniform(0.9, 1)))
+        half = max(1, int(length * self._random.uniform(0.45, 0.55)))
+        ids = self.prompt(length)
+        other = ids[:half] + self.prompt(length - half)
+        return [await self.ask(each, ANSWERED) for each in (ids, other, other)]
 
-        The prompts are cached before, so that they all start at about the same time."""
+    async def _together(self, prompt: int, count: int) -> list[Answered]:
+        """Requests sent at once, whose prompts were asked before, so that all soon decode."""
         prompts = [self.prompt(prompt) for _ in range(count)]
         for ids in prompts:
             await self.ask(ids, 1)
-        answers = await asyncio.gather(*(self.ask(ids, DECODED) for ids in prompts))
-        return median((each.last - each.first) / (each.output_tokens - 1) for each in answers)
+        return await asyncio.gather(*(self.ask(ids, DECODED) for ids in prompts))
+
+
+def _step(answers: list[Answered]) -> float:
+    """Seconds of a decoding step while all of them decode."""
+    return median((each.last - each.first) / (each.output_tokens - 1) for each in answers)

@@ -1,6 +1,7 @@
 """A simulated vLLM engine: pure, driven by whoever has a clock."""
 
-from loadgen.engine.engine import CacheObserver, Counters, Engine, StepResult
+from loadgen.engine.engine import Engine
+from loadgen.engine.outcome import CacheObserver, Counters, StepResult
 from loadgen.engine.params import EngineParams
 from loadgen.engine.presets import PRESETS, preset
 from loadgen.engine.request import Request, Stage

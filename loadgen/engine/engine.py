@@ -13,8 +13,10 @@ full attention, first come first served, without speculative decoding, connector
 (``tick``) stands for all their positions, and a heap says at which tick one of them ends or needs a
 block. And at most one request is in the middle of its prefill: a chunk is cut only where the step's
 token budget ends, and no later request is admitted before that one is through. Steps in which only
-decoding happens are run as one, in closed form; ``add`` and ``abort`` cut such a run at the end of
-the step in progress.
+decoding happens are run as one, in closed form; an arrival and ``abort`` cut such a run at the end
+of the step in progress.
+ Where the parameters give a request an overhead, it lies before the queue: until it is over, the
+scheduler does not know of the request.
 """
 
 from __future__ import annotations
@@ -22,56 +24,11 @@ from __future__ import annotations
 from collections import deque
 from heapq import heappop, heappush
 from math import ceil, inf, sqrt
-from typing import Protocol
-
-import msgspec
 
 from loadgen.engine.blocks import BlockPool
+from loadgen.engine.outcome import CacheObserver, Counters, StepResult
 from loadgen.engine.params import EngineParams
 from loadgen.engine.request import Request, Stage
-
-
-class CacheObserver(Protocol):
-    """Told of every change of the prefix cache, in vLLM's order (what KV events are made of)."""
-
-    def stored(self, request: Request, first: int, end: int) -> None:
-        """The request's blocks first..end (exclusive) entered the cache."""
-        ...
-
-    def removed(self, key: int) -> None:
-        """One block with this hash was evicted."""
-        ...
-
-    def cleared(self) -> None:
-        """All blocks were forgotten at once."""
-        ...
-
-
-class StepResult(msgspec.Struct, gc=False):
-    """What became visible at the end of a run of steps."""
-
-    at: float
-    """When, in the engine's seconds."""
-    steps: int
-    first_tokens: list[Request]
-    finished: list[Request]
-    """In the order vLLM would report them. A one-token answer is in both lists."""
-
-
-class Counters(msgspec.Struct, gc=False):
-    """Totals since the engine started, as vLLM's metrics count them."""
-
-    prefix_queries: int = 0
-    """Tokens looked up when first scheduled; preempted requests are not counted again."""
-    prefix_hits: int = 0
-    prompt_tokens: int = 0
-    """Prompt tokens of requests whose prefill is done."""
-    prompt_tokens_cached: int = 0
-    generation_tokens: int = 0
-    preemptions: int = 0
-    finished: int = 0
-    aborted: int = 0
-    steps: int = 0
 
 
 def block_key(request: Request, position: int, full: int) -> int | None:
@@ -100,9 +57,15 @@ class Engine:
         self.pool = BlockPool(params.num_blocks, None if observer is None else observer.removed)
         self.counters = Counters()
         self.waiting: deque[Request] = deque()
+        self._coming: deque[tuple[float, Request]] = deque()
+        """(end of its overhead, request): in the order of arrival, since none overtakes."""
+        self._door = 0.0
+        """When the next request can pass what lets one through at a time."""
         self.running: dict[Request, None] = {}
         """In order of admission."""
         self.due = inf
+        self._end = inf
+        """Of the run in progress. ``due`` is this, or earlier when a request comes before."""
         self.tick = 0
         """Steps completed; the step in progress is number ``tick``."""
         self._partial: Request | None = None
@@ -126,7 +89,8 @@ class Engine:
     # -- what callers use
 
     def add(self, request: Request, now: float) -> None:
-        """Queue a request. It is considered when the step in progress ends, at once when idle.
+        """Take a request. Its overhead over, it is queued: considered when the step in progress
+        ends, at once when idle.
 
         Raises ValueError for a request that could never run here.
         """
@@ -146,18 +110,26 @@ class Engine:
                 f"got {len(request.hashes)}"
             )
         request.arrived = now
-        blocked = bool(self.waiting) or len(self.running) >= params.max_num_seqs
-        self.waiting.append(request)
-        if self.due == inf:
-            self._plan(now)
-        elif not blocked:
-            self._cut(now)
+        reading = params.overhead_token_seconds * request.prompt_tokens
+        if params.overhead_seconds or reading:
+            begun = max(now, self._door)
+            self._door = begun + params.overhead_serial_seconds + reading
+            self._coming.append((begun + params.overhead_seconds + reading, request))
+        else:
+            self._queue(request, now)
+        self._set_due()
 
     def step(self) -> StepResult:
-        """Complete the run in progress (its end is ``due``) and begin the next."""
-        if self.due == inf:
+        """Bring about what is ``due``: the run in progress ends and the next begins, or a request
+        is queued (a result of no steps)."""
+        at = self.due
+        if at == inf:
             raise RuntimeError("the engine is idle: there is no step to complete")
-        at, steps, params = self.due, self._steps, self.params
+        if at < self._end:
+            self._queue(self._coming.popleft()[1], at)
+            self._set_due()
+            return StepResult(at, 0, [], [])
+        steps, params = self._steps, self.params
         result = StepResult(at, steps, [], [])
         counters = self.counters
         self.tick += steps
@@ -206,6 +178,7 @@ class Engine:
                     self._drop(request, at)
             self._aborting.clear()
         self._plan(at)
+        self._set_due()
         return result
 
     def abort(self, request: Request, now: float) -> None:
@@ -214,11 +187,15 @@ class Engine:
         if request.stage is Stage.DONE:
             return
         if request.stage is Stage.WAITING:
-            self.waiting.remove(request)
+            coming = deque(each for each in self._coming if each[1] is not request)
+            if len(coming) == len(self._coming):
+                self.waiting.remove(request)
+            self._coming = coming
             self._close(request, now)
-            return
-        self._aborting.append(request)
-        self._cut(now)
+        else:
+            self._aborting.append(request)
+            self._cut(now)
+        self._set_due()
 
     def emitted(self, request: Request) -> int:
         """Tokens of the answer that are out."""
@@ -245,6 +222,19 @@ class Engine:
         return 1.0 - len(self.pool.free) / self.pool.total
 
     # -- scheduling: what the next step holds
+
+    def _queue(self, request: Request, now: float) -> None:
+        request.queued_at = now
+        blocked = bool(self.waiting) or len(self.running) >= self.params.max_num_seqs
+        self.waiting.append(request)
+        if self._end == inf:
+            self._plan(now)
+        elif not blocked:
+            self._cut(now)
+
+    def _set_due(self) -> None:
+        coming = self._coming
+        self.due = coming[0][0] if coming and coming[0][0] < self._end else self._end
 
     def _plan(self, now: float) -> None:
         preempted = self._grow_decoding()
@@ -299,18 +289,18 @@ class Engine:
             self._steps = 1
             seconds += new_tokens / params.prefill_rate + params.step_pair_seconds * pairs / 2
             self._first_seconds = seconds
-            self.due = now + seconds
+            self._end = now + seconds
         elif decoding:
             self._first_seconds = seconds
             steps = 1 if preempted else self._decode_run()
             self._steps = steps
             self._slope_seconds = params.step_token_seconds * decoding
-            self.due = now + self._seconds(steps)
+            self._end = now + self._seconds(steps)
         else:
             if self.waiting:
                 raise RuntimeError("nothing runs and the first waiting request cannot be admitted")
             self._steps = 0
-            self.due = inf
+            self._end = inf
 
     def _grow_decoding(self) -> bool:
         """Give a block to each decoding request whose next token needs one; True if some were
@@ -416,7 +406,7 @@ class Engine:
 
     def _cut(self, now: float) -> None:
         """End the run in progress with the step that is in progress at ``now``."""
-        if self._steps <= 1 or now >= self.due:
+        if self._steps <= 1 or now >= self._end:
             return
         elapsed = now - self._started
         half = self._slope_seconds / 2
@@ -429,7 +419,7 @@ class Engine:
             return
         steps = min(max(steps, 1), self._steps)
         self._steps = steps
-        self.due = self._started + self._seconds(steps)
+        self._end = self._started + self._seconds(steps)
 
     # -- leaving
 

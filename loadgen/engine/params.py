@@ -7,7 +7,8 @@ import msgspec
 
 
 class EngineParams(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings as vLLM names them, and the four rates of the step-time model.
+    """Settings as vLLM names them, the rates of the step-time model, and what a request costs
+    outside of steps.
 
     One step takes, in seconds::
 
@@ -16,6 +17,12 @@ class EngineParams(msgspec.Struct, frozen=True, kw_only=True):
         + step_pair_seconds * (new prompt token, earlier token) pairs      attention in prefill
         + step_request_seconds * requests in the step
         + step_token_seconds * tokens of context of the decoding requests  reading their KV
+
+    Before it is queued a request takes::
+
+        overhead_seconds + overhead_token_seconds * prompt tokens, cached or not
+
+    of which overhead_serial_seconds and the tokens' part pass one request after another.
     """
 
     name: str = "custom"
@@ -33,6 +40,12 @@ class EngineParams(msgspec.Struct, frozen=True, kw_only=True):
     step_pair_seconds: float = 0.0
     step_request_seconds: float = 40e-6
     step_token_seconds: float = 0.044e-6
+    overhead_seconds: float = 0.0
+    """Network, API server, the way to the engine process and back."""
+    overhead_serial_seconds: float = 0.0
+    """Of these, what a process with one thread, such as the API server, is busy with."""
+    overhead_token_seconds: float = 0.0
+    """Parsing or tokenising, copying, hashing."""
 
     def __post_init__(self) -> None:
         if self.block_size < 1:
@@ -51,9 +64,16 @@ class EngineParams(msgspec.Struct, frozen=True, kw_only=True):
             "step_pair_seconds",
             "step_request_seconds",
             "step_token_seconds",
+            "overhead_seconds",
+            "overhead_token_seconds",
         ):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} must not be negative, not {getattr(self, field)}")
+        if not 0 <= self.overhead_serial_seconds <= self.overhead_seconds:
+            raise ValueError(
+                f"overhead_serial_seconds ({self.overhead_serial_seconds}) must lie between 0 and "
+                f"overhead_seconds ({self.overhead_seconds}), of which it is a part"
+            )
 
     @property
     def cache_tokens(self) -> int:

@@ -39,6 +39,8 @@ class Request(msgspec.Struct, eq=False):
 
     stage: Stage = Stage.WAITING
     arrived: float = float("nan")
+    queued_at: float = float("nan")
+    """When its overhead was over; the same as ``arrived`` where there is none."""
     scheduled_at: float = float("nan")
     first_token_at: float = float("nan")
     finished_at: float = float("nan")

@@ -99,7 +99,8 @@ class RequestMetrics:
         observed["vllm:request_prompt_tokens"].observe(request.prompt_tokens)
         observed["vllm:request_generation_tokens"].observe(request.output_tokens)
         observed["vllm:e2e_request_latency_seconds"].observe(request.finished_at - request.arrived)
-        observed["vllm:request_queue_time_seconds"].observe(request.scheduled_at - request.arrived)
+        queued = request.scheduled_at - request.queued_at
+        observed["vllm:request_queue_time_seconds"].observe(queued)
         observed["vllm:request_inference_time_seconds"].observe(prefill + decode)
         observed["vllm:request_prefill_time_seconds"].observe(prefill)
         observed["vllm:request_decode_time_seconds"].observe(decode)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 import uvloop
 
-from loadgen.engine import PRESETS, EngineParams, preset
+from loadgen.engine import EngineParams
 from loadgen.replicas.fleet import QUICK, SimulatedFleet
+from loadgen.replicas.named import WHAT, named_engine
 
 _CHANGES: dict[str, Callable[[str], float]] = {
     "block_size": int,
@@ -71,8 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--preset",
         default=QUICK.name,
-        choices=[QUICK.name, *PRESETS],
-        help="model and GPU to imitate (default %(default)s: no real one, fast answers)",
+        metavar="NAME|FILE",
+        help=f"engine to imitate: {WHAT} (default %(default)s: no real one, fast answers)",
     )
     add(
         "--time-scale",
@@ -100,9 +101,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def params_from(args: argparse.Namespace) -> EngineParams:
-    """The preset with the changes asked for. Raises ValueError for values that do not go
-    together."""
-    params = QUICK if args.preset == QUICK.name else preset(args.preset)
+    """The preset with the changes asked for. Raises ValueError for values that do not go together
+    and for a bad engine file, and OSError."""
+    params = named_engine(args.preset)
     changes = {name: getattr(args, name) for name in _CHANGES}
     return msgspec.structs.replace(
         params, **{name: value for name, value in changes.items() if value is not None}
@@ -113,7 +114,7 @@ def main(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     try:
         params = params_from(args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}")
         return 2
 
