@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import msgspec
 
 from loadgen import options as opts
 from loadgen.compare import results_of
+from loadgen.engine import EngineParams
 from loadgen.replicas.named import named_engine
 from loadgen.results import Arm, Results
 from loadgen.savings import savings
@@ -47,12 +49,23 @@ def simulated_results(args: argparse.Namespace) -> Results:
         args.workload,
         arms,
         [],
-        [],
+        _warnings(arms, params),
         kind="simulate" if len(plans) == 1 else "sweep",
         simulated=True,
         description=f"{count} replicas ({params.name}: {params.origin}), in virtual time.",
         settings=opts.settings_from(args),
     )
+
+
+def _warnings(arms: Sequence[Arm], params: EngineParams) -> list[str]:
+    refused = max((arm.errors.get("too_long", 0) for arm in arms), default=0)
+    if not refused:
+        return []
+    return [
+        f"{refused:,} requests of an arm were refused: longer, answer included, than the "
+        f"{params.longest:,} tokens an engine takes ({params.name}); make them shorter (agent: "
+        "--set most_tokens=N) or take another --preset"
+    ]
 
 
 def _check(plan: Plan) -> None:

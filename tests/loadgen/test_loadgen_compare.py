@@ -94,6 +94,17 @@ def test_a_simulation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert all(arm.completed == 50 for arm in results.arms)
 
 
+def test_a_simulation_says_that_prompts_were_too_long(tmp_path: Path) -> None:
+    file = tmp_path / "simulated.json"
+    command = ["simulate", "--workload", "unique", "--rate", "10", "--requests", "30"]
+    command += ["--set", "prompt_tokens=9000", "--num-blocks", "500", "--json", str(file)]
+    assert main(command) == 0
+    found = json.loads(file.read_bytes())
+    refused = found["arms"][0]["errors"]["too_long"]
+    assert 0 < refused < 30
+    assert found["warnings"][0].startswith(f"{refused} requests of an arm were refused: longer")
+
+
 def test_reports_are_made_from_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two, html = (str(tmp_path / name) for name in ("one", "two", "html"))
     for seed, path in (("1", one), ("2", two)):
