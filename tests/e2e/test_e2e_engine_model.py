@@ -1,27 +1,27 @@
-"""The model against a real vLLM: the same requests must find the same tokens in the cache.
- Needs a running engine, named by E2E_ENGINE_URLS, started with a small KV cache (64 to 200
-blocks, so that evictions are constant), ``--enable-prefix-caching``,
-``--enable-prompt-tokens-details`` and VLLM_SERVER_DEV_MODE=1 (for /reset_prefix_cache).
-docs/replicas.md shows the command.
+"""The model of an engine against a real one: the same requests must find the same tokens cached.
+
+Those sent together need an engine with nothing else on its machine, since in what order they reach
+its scheduler decides: one that runs already, named by E2E_ENGINE_URLS, with a KV cache of 64 to 200
+blocks. docs/replicas.md shows the command.
 """
+
+from __future__ import annotations
 
 import asyncio
 import os
 import re
+from collections.abc import AsyncIterator
 from random import Random
 
 import httpx
 import pytest
 import xxhash
 
-from loadgen.engine import Engine, EngineParams, Request
+from bench.vllm import Engine, Given
+from loadgen.engine import Engine as Model
+from loadgen.engine import EngineParams, Request
 
-URL = os.environ.get("E2E_ENGINE_URLS", "")
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(not URL, reason="E2E_ENGINE_URLS names no running vLLM"),
-]
+REQUESTS = 200
 
 
 def hashes(ids: list[int], size: int) -> list[int]:
@@ -40,11 +40,11 @@ class Pair:
         self.client = client
         self.model = model
         self.params = params
-        self.engine = Engine(params)
+        self.engine = Model(params)
         self.now = 0.0
 
     @classmethod
-    async def connect(cls, client: httpx.AsyncClient) -> "Pair":
+    async def connect(cls, client: httpx.AsyncClient) -> Pair:
         metrics = (await client.get("/metrics")).text
         info = re.search(r"vllm:cache_config_info\{(.*?)\}", metrics)
         assert info
@@ -117,18 +117,24 @@ def next_prompt(rng: Random, known: list[list[int]], longest: int) -> list[int]:
 
 
 @pytest.fixture
-async def client():
-    async with httpx.AsyncClient(base_url=URL, timeout=120) as found:
+async def client(urls: list[str]) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=urls[0], timeout=300, trust_env=False) as found:
         yield found
 
 
-async def test_one_after_the_other(client):
+@pytest.fixture
+def alone(engines: list[Engine] | list[Given]) -> None:
+    if not all(isinstance(engine, Given) for engine in engines):
+        pytest.skip("what is sent together needs an engine of E2E_ENGINE_URLS on a quiet machine")
+
+
+async def test_one_after_the_other(client: httpx.AsyncClient) -> None:
     pair = await Pair.connect(client)
     rng = Random(7)
     known: list[list[int]] = []
     longest = min(1400, pair.params.longest - 100)
     hits = 0
-    for turn in range(int(os.environ.get("WARMROUTE_ENGINE_REQUESTS", "400"))):
+    for turn in range(REQUESTS):
         ids = next_prompt(rng, known, longest)
         length = rng.choice((1, 2, 7, 31, 32, 33, 70))
         output, cached = await pair.ask(ids, length)
@@ -141,7 +147,8 @@ async def test_one_after_the_other(client):
     assert pair.engine.counters.prefix_hits > 0
 
 
-async def test_several_at_once(client):
+@pytest.mark.usefixtures("alone")
+async def test_several_at_once(client: httpx.AsyncClient) -> None:
     """In what order the engine sees requests sent together is not ours to say: totals must
     agree."""
     pair = await Pair.connect(client)
@@ -166,7 +173,8 @@ async def test_several_at_once(client):
     assert abs(real - model) < 0.08 * real
 
 
-async def test_more_than_fits(client):
+@pytest.mark.usefixtures("alone")
+async def test_more_than_fits(client: httpx.AsyncClient) -> None:
     """Long answers to prompts that just fit: both must preempt, about as often, and still agree."""
     pair = await Pair.connect(client)
     rng = Random(9)
