@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import httpx
 
-from loadgen.processes import die_with_parent
+from loadgen.processes import die_with_parent, free_ports
 
 ROOT = Path(__file__).parents[1]
 KIT = ROOT.parent / "shared/vllm-cpu"
@@ -52,7 +51,8 @@ class Engine:
     def __init__(self, venv: Path, **settings: str) -> None:
         """settings: environment variables of the kit's start.sh."""
         self.port = free_ports(1)[0]
-        self.events = free_ports(1, apart=50)[0]
+        # start.sh answers requests for replay 50 ports further.
+        self.events = free_ports(51)[0]
         self.url = f"http://127.0.0.1:{self.port}"
         number, self._log_name = tempfile.mkstemp(prefix="engine-", suffix=".log")
         self._log = os.fdopen(number, "wb")
@@ -189,27 +189,6 @@ def check() -> None:
         if os.environ.get("E2E_VLLM_VENV") or not (KIT / "setup.sh").exists():
             raise
         python_for_vllm()
-
-
-def free_ports(count: int, apart: int = 0) -> list[int]:
-    """Ports nobody has just now; each with the one `apart` further free too."""
-    found: list[int] = []
-    while len(found) < count:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-            if not apart:
-                found.append(port)
-                continue
-            if port + apart > 65_535:
-                continue
-            with socket.socket() as other:
-                try:
-                    other.bind(("127.0.0.1", port + apart))
-                except OSError:
-                    continue
-                found.append(port)
-    return found
 
 
 async def empty(urls: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loadgen.reproduce.verdict import value
 from loadgen.results import Arm, Difference, Results, read_json
 
 FILE = Path("docs/results-engines.json")
@@ -17,6 +18,7 @@ _METRICS = {
     "ttft_ms.p99": "p99",
     "e2e_ms.mean": "end to end mean",
 }
+_HEAD = ["| | " + " | ".join(_METRICS.values()) + " |", "|---|" + "---:|" * len(_METRICS)]
 _MISSING = f"""## {TITLE}
 
 Missing from this run: there was no {FILE.name}. `make engines` measures and writes it.
@@ -56,18 +58,17 @@ def section(results: Results | None) -> str:
 
 
 def _table(arms: list[Arm]) -> str:
-    rows = ["| | " + " | ".join(_METRICS.values()) + " |", "|---|" + "---:|" * len(_METRICS)]
+    rows = [*_HEAD]
     for arm in arms:
         hit = "-" if arm.hit_rate is None else f"{arm.hit_rate:.1%}"
-        times = [*(getattr(arm.ttft_ms, part) for part in ("mean", "p50", "p90", "p99"))]
-        times.append(arm.e2e_ms.mean)
-        cells = " | ".join(f"{value:,.0f}" for value in times)
+        times = (metric for metric in _METRICS if metric != "hit_rate")
+        cells = " | ".join(f"{value(arm, metric):,.0f}" for metric in times)
         rows.append(f"| {arm.name} | {hit} | {cells} |")
     return "\n".join(rows) + "\n"
 
 
 def _differences(base: Arm, others: list[Arm], found: list[Difference]) -> str:
-    rows = ["| | " + " | ".join(_METRICS.values()) + " |", "|---|" + "---:|" * len(_METRICS)]
+    rows = [*_HEAD]
     for arm in others:
         own = {
             each.metric: each
@@ -81,6 +82,6 @@ def _differences(base: Arm, others: list[Arm], found: list[Difference]) -> str:
 
 def _cell(each: Difference) -> str:
     if each.metric == "hit_rate":
-        value, low, high = (f"{100 * part:+.1f}" for part in (each.value, each.low, each.high))
-        return f"{value} points ({low} to {high})"
+        middle, low, high = (f"{100 * part:+.1f}" for part in (each.value, each.low, each.high))
+        return f"{middle} points ({low} to {high})"
     return f"{each.value:+,.0f} ({each.low:+,.0f} to {each.high:+,.0f})"

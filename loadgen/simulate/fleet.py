@@ -41,14 +41,12 @@ class Gauge(msgspec.Struct, frozen=True, gc=False):
 
 def make_load(params: EngineParams, *, known_speed: bool) -> Load:
     """The books of one idle replica; with `known_speed` they start with the engine's true rates."""
-    if not known_speed:
-        return Load(kv_capacity=params.cache_tokens)
-    return Load(
-        kv_capacity=params.cache_tokens,
-        prefill_rate=params.prefill_rate,
-        step_request_seconds=params.step_request_seconds,
-        step_token_seconds=params.step_token_seconds,
-    )
+    load = Load(kv_capacity=params.cache_tokens)
+    if known_speed:
+        load.prefill_rate = params.prefill_rate
+        load.step_request_seconds = params.step_request_seconds
+        load.step_token_seconds = params.step_token_seconds
+    return load
 
 
 class Gateways:

@@ -52,17 +52,14 @@ class Room(msgspec.Struct, eq=False):
         return self.order[0].when if self.order else 0.0
 
     def settle(self) -> None:
-        """Clear dead touches from the front, all of them when they are the most; none is
-        left at the front."""
+        """Clear dead touches: those at the front, and all of them when they are the most."""
         order = self.order
         if self.dead > FEW and 2 * self.dead > len(order):
             living = [touch for touch in order if touch.tail is not None]
             order.clear()
             order.extend(living)
             self.dead = 0
-        while order:
-            if order[0].tail is not None:
-                break
+        while order and order[0].tail is None:
             order.popleft()
             self.dead -= 1
 
