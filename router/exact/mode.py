@@ -391,6 +391,7 @@ class Exact(FleetListener):
         feeds = listener.feeds() if listener is not None else []
         return {
             "gap": sum(feed.gaps for feed in feeds),
+            "cut": sum(feed.cuts for feed in feeds),
             "restart": sum(feed.restarts for feed in feeds),
             "rebuild": sum(feed.rebuilds for feed in feeds),
             "unreadable": sum(feed.faults for feed in feeds),

@@ -225,7 +225,8 @@ EXACT_EVENTS = Metric(
     "warmroute_exact_event_faults_total",
     "counter",
     "faults",
-    "Exact mode: gaps in a replica's events, restarts seen, histories gone, unreadable batches.",
+    "Exact mode: gaps in a replica's events, replays cut short, restarts seen, histories gone, "
+    "unreadable batches.",
     (*_REPLICA, "fault"),
 )
 EXACT_BYTES = Metric(

@@ -19,6 +19,8 @@ PATIENT = (
 )
 """Flags of the gateway: what is slow here is not broken."""
 WAIT_SECONDS = 240.0
+SILENT_SECONDS = 10
+"""A replay from which nothing came for so long is asked for again, from where it was."""
 _END = b"\xff" * 8
 
 
@@ -84,14 +86,18 @@ class CaughtUp:
             before = now
 
     async def _replay(self, source: Source, first: int) -> int:
-        """The number of the last batch a replay from `first` on has; -1 when it has none."""
+        """The number of the last batch a replay from `first` on has; -1 when it has none.
+
+        vLLM's ROUTER drops what does not fit in its queue of 1,000, a replay's end among it.
+        """
         last = -1
-        with self._context.socket(zmq.DEALER) as socket:
-            socket.linger = 0
-            socket.connect(source.replay)
-            await socket.send_multipart((b"", first.to_bytes(8, "big")))
-            while True:
-                *_, number, payload = await socket.recv_multipart()
-                if _END in (number, payload):
-                    return last
-                last = int.from_bytes(number, "big")
+        while True:
+            with self._context.socket(zmq.DEALER) as socket:
+                socket.linger = 0
+                socket.connect(source.replay)
+                await socket.send_multipart((b"", max(first, last).to_bytes(8, "big")))
+                while await socket.poll(SILENT_SECONDS * 1e3):
+                    *_, number, payload = await socket.recv_multipart()
+                    if _END in (number, payload):
+                        return last
+                    last = int.from_bytes(number, "big")

@@ -5,6 +5,10 @@ engine is still the one it was is checked by the last batch that was applied: th
 it, byte for byte, under the same number. If not, it restarted, and its cache is empty as far as the
 replay from 0 does not tell otherwise. When the buffer does not reach back far enough, what the
 engine holds is not known and is learned anew.
+
+A replay may have holes and no end: vLLM sends it through a ROUTER socket, which drops what does not
+fit in the 1,000 messages it keeps for a peer. As long as it brings something, what it left out is
+asked for again.
 """
 
 from __future__ import annotations
@@ -46,7 +50,8 @@ class Feed:
         self._name = name
         self._sink = sink
         self.ask: Callable[[int], bool] = _nobody
-        """ask(n) requests a replay from number n on; False when there is nobody to ask."""
+        """ask(n) requests a replay from number n on, and ends an earlier one; False when there is
+        nobody to ask."""
         self._next = 0
         self._last = 0
         """Digest of the batch before _next."""
@@ -54,8 +59,8 @@ class Feed:
         self._replaying = False
         self._checked = False
         """The replay under way has shown the engine to be the same."""
-        self._skipping = False
-        """The rest of the replay under way is of no use; another is asked for after it."""
+        self._asked_at = 0
+        """_next when the replay under way was asked for."""
         self._connected = False
         self._doubtful = True
         """Batches are missing, or the engine may be another one."""
@@ -66,6 +71,8 @@ class Feed:
         self.restarts = 0
         self.rebuilds = 0
         """Times the history was gone."""
+        self.cuts = 0
+        """Replays with a hole or without an end."""
         self.faults = 0
         """Batches that could not be read."""
 
@@ -113,7 +120,7 @@ class Feed:
         self._waiting.clear()
         self._doubtful = True
         if self._connected:
-            self._catch_up()
+            self._begin_replay()
         self._tell()
 
     def live(self, number: int, payload: bytes) -> None:
@@ -142,7 +149,7 @@ class Feed:
 
     def replayed(self, number: int, payload: bytes) -> None:
         """One batch of a replay."""
-        if not self._replaying or self._skipping:
+        if not self._replaying:
             return
         if not self._checked:
             if self._next and number == self._next - 1 and _digest(payload) == self._last:
@@ -153,8 +160,8 @@ class Feed:
                 self._next = number
             elif self._next:
                 self._engine_restarted()
-                if number:
-                    self._skipping = True  # asked from there on, and now wanted from the first
+                if number:  # asked from there on, and now wanted from the first
+                    self._begin_replay()
                     return
                 self._sink.empty(complete=True)
             elif number:
@@ -165,16 +172,13 @@ class Feed:
             self._checked = True
         if number == self._next:
             self._take(number, payload)
-        elif number > self._next:
+        elif number > self._next and not self.ask_again():
             self._lost(f"the replay left out {self._next} to {number - 1}")
             self._take(number, payload)
 
     def replay_ended(self) -> None:
         """The replay is complete."""
         if not self._replaying:
-            return
-        if self._skipping:
-            self._begin_replay()
             return
         if not self._checked and self._next:
             self._engine_restarted()  # it does not have the last batch that it sent
@@ -188,13 +192,27 @@ class Feed:
                 self._next = waiting[0][0]
             else:
                 self._sink.empty(complete=True)
-        for number, payload in waiting:
+        for at, (number, payload) in enumerate(waiting):
             if number < self._next:
                 continue
             if number > self._next:
+                self._waiting = waiting[at:]
+                self._doubtful = True
+                if self.ask_again():
+                    return
+                self._waiting.clear()
+                self._doubtful = False
                 self._lost(f"events {self._next} to {number - 1} are nowhere to be had")
             self._take(number, payload)
         self._tell()
+
+    def ask_again(self) -> bool:
+        """Ask for what the replay under way left out. False when it brought nothing new."""
+        if self._next == self._asked_at:
+            return False
+        self.cuts += 1
+        self._begin_replay()
+        return True
 
     def replay_failed(self, why: str) -> None:
         """No replay was to be had: what the engine holds is not known, go on from here."""
@@ -213,7 +231,8 @@ class Feed:
 
     def _begin_replay(self) -> None:
         self._replaying = True
-        self._checked = self._skipping = False
+        self._checked = False
+        self._asked_at = self._next
         if not self.ask(max(self._next - 1, 0)):
             self.replay_failed("it has no replay socket")
 

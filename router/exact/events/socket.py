@@ -25,6 +25,8 @@ SLICE_SECONDS = 0.001
 """How long batches are applied before other work gets its turn."""
 REPLAY_SECONDS = 5.0
 """A replay that says nothing for so long has failed."""
+CUT_SECONDS = 1.0
+"""A replay that brought something and then says nothing for so long has lost its end."""
 HEARTBEAT_MS = 1000
 SILENT_MS = 3000
 """A connection over which no heartbeat came for so long is cut; ZMQ connects again by itself."""
@@ -98,20 +100,20 @@ class Subscription:
         """Request a replay from a number on. False when the source has no replay."""
         if not self.source.replay or self._events is None:
             return False
-        if self._replay is None:
-            zmq = self._zmq
-            replay = self._context.socket(zmq.DEALER)
-            replay.setsockopt(zmq.LINGER, 0)
-            replay.setsockopt(zmq.RCVHWM, 0)
-            replay.setsockopt(zmq.IPV6, 1)
-            replay.connect(self.source.replay)
-            self._replay = replay
-            self._replay_reader = int(replay.getsockopt(zmq.FD))
-            self._loop.add_reader(self._replay_reader, self._on_replay)
-        self._replay.send_multipart((b"", number.to_bytes(8, "big")), self._zmq.NOBLOCK)
+        # A late answer to an old request goes nowhere, and the engine's queue for us is empty.
+        self._close_replay()
+        zmq = self._zmq
+        replay = self._context.socket(zmq.DEALER)
+        replay.setsockopt(zmq.LINGER, 0)
+        replay.setsockopt(zmq.RCVHWM, 0)
+        replay.setsockopt(zmq.IPV6, 1)
+        replay.connect(self.source.replay)
+        self._replay = replay
+        self._replay_reader = int(replay.getsockopt(zmq.FD))
+        self._loop.add_reader(self._replay_reader, self._on_replay)
+        replay.send_multipart((b"", number.to_bytes(8, "big")), zmq.NOBLOCK)
         self._heard = monotonic()
-        if self._deadline is None:
-            self._deadline = self._loop.call_later(REPLAY_SECONDS, self._check_replay)
+        self._deadline = self._loop.call_later(CUT_SECONDS, self._check_replay)
         # Sending may have used up the descriptor's change.
         self._loop.call_soon(self._on_replay)
         return True
@@ -175,15 +177,14 @@ class Subscription:
         self._deadline = None
         if not self.feed.replaying:
             return
-        left = self._heard + REPLAY_SECONDS - monotonic()
-        if left > 0:
-            self._deadline = self._loop.call_later(left, self._check_replay)
-            return
-        self._close_replay()
-        self.feed.replay_failed(f"{self.source.replay} did not answer a request for replay")
+        silent = monotonic() - self._heard
+        if silent >= REPLAY_SECONDS:
+            self._close_replay()
+            self.feed.replay_failed(f"{self.source.replay} did not answer a request for replay")
+        elif silent < CUT_SECONDS or not self.feed.ask_again():
+            self._deadline = self._loop.call_later(CUT_SECONDS, self._check_replay)
 
     def _close_replay(self) -> None:
-        """A socket for each replay: a late answer to an old request goes nowhere."""
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None

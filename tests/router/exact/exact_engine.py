@@ -35,6 +35,8 @@ class Publisher:
         self.next = 0
         self.asked = asyncio.Event()
         """A replay was asked for."""
+        self.dropped: set[int | None] = set()
+        """What the next replay leaves out, as vLLM's does when it is long; None: its end."""
         self._pub = self.context.socket(zmq.PUB)
         self._replay = self.context.socket(zmq.ROUTER)
         self.endpoint = connect
@@ -58,13 +60,15 @@ class Publisher:
     async def _serve(self) -> None:
         while True:
             client, _, start = await self._replay.recv_multipart()
+            dropped, self.dropped = self.dropped, set()
             for number, payload in self.buffer:
-                if number >= int.from_bytes(start, "big"):
+                if number >= int.from_bytes(start, "big") and number not in dropped:
                     told = number.to_bytes(8, "big")
                     await self._replay.send_multipart(
                         (client, b"", self.topic.encode(), told, payload)
                     )
-            await self._replay.send_multipart((client, b"", b"", END, b""))
+            if None not in dropped:
+                await self._replay.send_multipart((client, b"", b"", END, b""))
             self.asked.set()
 
     def source(self) -> dict[str, Any]:

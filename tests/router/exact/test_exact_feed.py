@@ -39,10 +39,14 @@ class World:
         pass
 
     def answer(self, numbers: range, engine: str = "a") -> None:
-        """What the engine has, from the number asked for on."""
+        """What the engine has, from the number asked for on; nobody hears it to its end who asks
+        again."""
+        asks = len(self.asked)
         for number in numbers:
-            if number >= self.asked[-1]:
+            if number >= self.asked[asks - 1]:
                 self.feed.replayed(number, payload(number, engine))
+                if len(self.asked) > asks:
+                    return
         self.feed.replay_ended()
 
     def take(self) -> list[Any]:
@@ -99,6 +103,68 @@ def test_a_gap_beyond_the_buffer_is_learned_anew() -> None:
     world.feed.replay_ended()
     assert world.take() == ["unknown", 7, 8, 9]
     assert world.feed.rebuilds == 1
+
+
+def test_a_hole_in_a_replay_is_asked_for_again() -> None:
+    world = World()
+    world.feed.connected()
+    for number in (0, 1, 4):
+        world.feed.replayed(number, payload(number))
+    assert world.take() == ["empty", 0, 1]
+    assert world.asked == [0, 1]
+    assert not world.feed.current
+    world.answer(range(6))
+    assert world.take() == [2, 3, 4, 5]
+    assert (world.feed.cuts, world.feed.rebuilds, world.feed.current) == (1, 0, True)
+
+
+def test_a_replay_without_an_end_is_asked_for_again() -> None:
+    world = World()
+    world.feed.connected()
+    world.feed.replayed(0, payload(0))
+    world.feed.replayed(1, payload(1))
+    assert world.feed.ask_again()
+    assert world.asked == [0, 1]
+    assert not world.feed.ask_again()
+    world.answer(range(2))
+    assert world.take() == ["empty", 0, 1]
+    assert (world.feed.cuts, world.feed.rebuilds, world.feed.current) == (1, 0, True)
+
+
+def test_what_was_lost_while_a_replay_was_under_way_is_asked_for_again() -> None:
+    world = caught_up()
+    world.feed.live(4, payload(4))
+    world.feed.live(7, payload(7))
+    world.answer(range(5))
+    assert world.take() == [3, 4]
+    assert world.asked[-1] == 4
+    assert not world.feed.current
+    world.answer(range(8))
+    assert world.take() == [5, 6, 7]
+    assert (world.feed.rebuilds, world.feed.current) == (0, True)
+
+
+def test_what_no_replay_brings_is_learned_anew() -> None:
+    world = World()
+    world.feed.connected()
+    for _ in range(2):
+        for number in (0, 2):
+            world.feed.replayed(number, payload(number))
+    assert world.asked == [0, 0]
+    world.feed.replay_ended()
+    assert world.take() == ["empty", 0, "unknown", 2]
+    assert (world.feed.rebuilds, world.feed.current) == (1, True)
+
+
+def test_a_restart_told_while_a_replay_is_under_way_asks_from_the_first() -> None:
+    world = caught_up()
+    world.feed.live(6, payload(6))
+    world.feed.replayed(2, payload(2))
+    world.feed.restarted()
+    assert world.asked[-1] == 0
+    world.answer(range(2), "b")
+    assert world.take() == ["unknown", "empty", 0, 1]
+    assert world.feed.rebuilds == 0
 
 
 def test_a_restart_is_seen_by_the_numbers() -> None:

@@ -13,7 +13,7 @@ from exact_engine import Publisher
 
 from router.exact.events.decode import Batch
 from router.exact.events.feed import Feed
-from router.exact.events.socket import Subscription
+from router.exact.events.socket import CUT_SECONDS, Subscription
 from router.exact.events.sources import Source
 
 
@@ -105,6 +105,33 @@ async def test_lost_batches_are_replayed(context: zmq.Context[Any]) -> None:
         await publisher.publish()
         ear.feed.verify()
         await ear.heard("empty", 0, 1, 2)
+    finally:
+        ear.subscription.close()
+        publisher.close()
+
+
+async def test_a_replay_with_holes_and_no_end_is_completed(context: zmq.Context[Any]) -> None:
+    publisher = Publisher()
+    ear = Ear(context, source_of(publisher))
+    try:
+        for _ in range(6):
+            await publisher.publish()
+        publisher.dropped = {2, 3}
+        await ear.ready()
+        await ear.heard("empty", 0, 1, 2, 3, 4, 5)
+        await publisher.publish(lost=True)
+        publisher.dropped = {None}
+        ear.feed.verify()
+        ear.feed.verify()
+        await ear.heard(6)
+        assert ear.feed.replaying
+        ear.subscription._heard -= CUT_SECONDS
+        ear.subscription._check_replay()
+        async with asyncio.timeout(10):
+            while ear.feed.replaying:  # noqa: ASYNC110  (nothing is told of an end that changes nothing)
+                await asyncio.sleep(0.005)
+        assert ear.sink.seen == []
+        assert (ear.feed.cuts, ear.feed.rebuilds) == (2, 0)
     finally:
         ear.subscription.close()
         publisher.close()
