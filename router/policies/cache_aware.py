@@ -2,14 +2,14 @@
 
 For each replica i, in seconds; the least wins, ties at random:
 
-    WAIT * W_i                             my wait: prefill work left in i's queue
-    + (1 + (OWN - 1) / sqrt(h)) * u_i / P  my own prefill, and what waste costs everybody
-    + STALL * n_i * u_i / P                the stall my prefill puts on the n_i requests in flight
-    + DECODE * O * (c * n_i + d * (K_i + L))    how slow decode is there, for my answer
-    + (MEMORY + FULL * m_i^3) * (A_i + L) / P   KV memory held by running requests, me included
+    WAIT * Q_i / P                            my wait: prefill work left in i's queue
+    + (1 + (OWN - 1) / sqrt(h)) * u_i / P     my own prefill, and what waste costs everybody
+    + STALL * n_i^0.7 * u_i / P               the stall my prefill puts on n_i requests in flight
+    + DECODE * O * (c * n_i + d * (K_i + L))  how slow decode is there, for my answer
+    + (MEMORY + FULL * m_i^3) * (A_i + L) / P     KV memory that running requests hold, me included
+    + FULL_OWN * m_i^3 * u_i / P              what I would add to it
 
-    W_i = min(Q_i / P, max(busy_until_i - now, WAIT_FLOOR * Q_i / P))
-    m_i = min((A_i + L) / C_i, FULL_UP_TO)
+    m_i = min((A_i + L) / C_i, 1)
 
 all of it divided by the replica's weight (slow start). u_i = L minus what i holds of the prompt; h
 is how many replicas hold the deepest part of it that any of them holds; the other symbols are
@@ -25,26 +25,27 @@ from math import inf, sqrt
 from router.policies.shortlist import Shortlist
 from router.types import Ask, Choice, Considered, Load, slots
 
-WAIT_FLOOR = 0.6
-"""The least share of the queue (in tokens) believed to be still to do, whatever the clock says."""
-WAIT = 1.8
+WAIT = 2.2
 """Weight of my wait: what I wait, and those who come after me. Takes from the tail, gives to the
 mean."""
-OWN = 3.0
+OWN = 2.5
 """Weight of my own prefill where one replica holds the prefix: 1 for my wait, the rest for what a
 cache miss costs those after me. The more hold it, the surer will a further copy be used again."""
-STALL = 0.2
+STALL = 0.65
 """Weight of the stall on requests in flight. The knob between mean (up) and tail (down)."""
-DECODE = 0.4
+STALL_POWER = 0.7
+"""Below 1, since long prompts would else all go to the few replicas with short answers, and wait
+for each other there."""
+DECODE = 0.3
 """Weight of my decode time, part of which I would spend anywhere."""
 MEMORY = 0.1
 """Weight of the KV memory running requests hold."""
-FULL = 0.7
+FULL = 1.4
 """What is added to it for the share of the memory they hold, cubed: a replica out of memory queues
 or preempts."""
-FULL_UP_TO = 0.8
-"""Where all are overfull, spreading costs hits and gains nothing: from this share on it is taken
-to be the same."""
+FULL_OWN = 7.0
+"""What is added to my own prefill's weight for that share, cubed: where memory is scarce, a copy of
+what another replica holds takes room from requests that wait for it."""
 EVERY_UP_TO = 24
 """Fleets up to this size have every replica's cost computed; larger ones a shortlist's."""
 
@@ -56,18 +57,17 @@ class CacheAware:
     def __init__(
         self,
         *,
-        wait_floor: float = WAIT_FLOOR,
         wait: float = WAIT,
         own: float = OWN,
         stall: float = STALL,
         decode: float = DECODE,
         memory: float = MEMORY,
         full: float = FULL,
-        full_up_to: float = FULL_UP_TO,
+        full_own: float = FULL_OWN,
         every_up_to: int = EVERY_UP_TO,
         seed: int | None = None,
     ) -> None:
-        self._weights = (wait_floor, wait, own, stall, decode, memory, full, full_up_to)
+        self._weights = (wait, own, stall, decode, memory, full, full_own)
         self._every_up_to = every_up_to
         rng = random.Random(seed)
         self._random = rng.random
@@ -79,13 +79,12 @@ class CacheAware:
     def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:
         """Compute the cost of the candidates and pick the least. Reasons: cached (nobody holds
         more of the prompt), load_shed (somebody does, but costs more), no_holder, only_one."""
-        wait_floor, wait_weight, own, stall, decode, memory, full, full_up_to = self._weights
+        wait, own, stall, decode, memory, full, full_own = self._weights
         left = eligible = ask.eligible
         size = eligible.bit_count()
         if size > self._every_up_to:
             left = self._shortlist.pick(ask, loads)
         tokens = ask.tokens
-        now = ask.now
         decode_tokens = decode * ask.output_tokens
         deepest = -1.0
         chosen = -1
@@ -111,28 +110,23 @@ class CacheAware:
                 rate = load.prefill_rate
                 running = load.in_flight
                 taken = load.kv_tokens + tokens
+                each = own
+                if running > 0:  # late news from other routers can make it negative for a moment
+                    each += stall * running**STALL_POWER
                 pressure = memory
                 room = load.kv_capacity
                 if room:
                     share = taken / room
-                    if share > full_up_to:
-                        share = full_up_to
-                    pressure += full * share * share * share
+                    share = share * share * share if share < 1.0 else 1.0
+                    pressure += full * share
+                    each += full_own * share
+                queued = load.queued_tokens
                 cost = (
-                    uncached * (own + stall * running) + pressure * taken
+                    wait * queued + each * uncached + pressure * taken
                 ) / rate + decode_tokens * (
                     load.step_request_seconds * running
                     + load.step_token_seconds * (load.context_tokens + tokens)
                 )
-                queued = load.queued_tokens
-                if queued:
-                    wait = queued / rate
-                    clock = load.busy_until - now
-                    if clock < wait:
-                        wait *= wait_floor
-                        if clock > wait:
-                            wait = clock
-                    cost += wait_weight * wait
                 weight = load.weight
                 if weight != 1.0:
                     cost /= weight
