@@ -202,6 +202,9 @@ class Driver:
 
     def _send(self, choice: Choice, count: int) -> None:
         answer = choice.answer
+        if answer.die_after >= 0:
+            # Late, several steps are sent at once: no token beyond the one to die after.
+            count = max(choice.sent, min(count, answer.die_after))
         if answer.job.stream:
             out = b""
             if not answer.started:

@@ -131,6 +131,20 @@ async def test_die_mid_stream(fleet, client, stream):
     await replica.until(lambda it: not it.engine.running)
 
 
+@pytest.mark.parametrize("tokens", [0, 2])
+async def test_die_mid_stream_after_just_so_many_tokens(client, tokens):
+    """Though the steps are over so fast that many tokens go out at once."""
+    async with SimulatedFleet(1, time_scale=1000.0) as fleet:
+        await fleet.replicas[0].die_mid_stream(after_tokens=tokens, count=1)
+        seen = b""
+        with pytest.raises(httpx.RemoteProtocolError):  # noqa: PT012
+            path, body = fleet.urls[0] + "/v1/completions", {**BODY, "max_tokens": 500}
+            async with client.stream("POST", path, json={**body, "stream": True}) as answer:
+                async for part in answer.aiter_bytes():
+                    seen += part
+    assert seen.count(b'"text"') == tokens
+
+
 async def test_unhealthy(fleet, client):
     url = fleet.urls[0]
     await client.post(url + "/_sim/fault", json={"kind": "unhealthy"})
