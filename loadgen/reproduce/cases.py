@@ -52,7 +52,8 @@ class Case(msgspec.Struct, frozen=True):
 
 SETTINGS = {"agent": {"most_tokens": "30000"}}
 """An agent's history must fit into the model's context, the answer included."""
-LADDER_LOADS = (3.0, 10.0, 15.0, 22.0)
+LADDER_LOADS = (3.0, 10.0, 15.0, 22.0, 40.0, 60.0)
+"""The published ladder ends at 60."""
 SECTIONS = {
     "agent": "Agents",
     "chat": "Conversations",
