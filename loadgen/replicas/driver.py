@@ -220,7 +220,7 @@ class Driver:
         connection = answer.connection
         total = choice.request.output_tokens
         if 0 <= answer.die_after < total:
-            self._send(choice, max(answer.die_after, choice.sent))
+            self._send(choice, total)
             return
         answer.open -= 1
         if answer.job.stream:
