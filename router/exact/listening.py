@@ -129,7 +129,6 @@ class Listener:
             sink = _Sink(self, self.replica.slot, source.rank, self._index, self._changed)
             feed = Feed(f"replica {self.replica.name} rank {source.rank}", sink)
             subscription = Subscription(source, self._context, feed)
-            feed.ask = subscription.ask
             try:
                 subscription.open()
             except zmq.ZMQError as error:

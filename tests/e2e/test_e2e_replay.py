@@ -92,7 +92,6 @@ async def test_a_long_replay_is_complete() -> None:
             feed = Feed("engine", sink)
             context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             subscription = Subscription(Source(0, events, True, replay, ""), context, feed)
-            feed.ask = subscription.ask
             subscription.open()
             try:
                 async with asyncio.timeout(WAIT_SECONDS):

@@ -33,11 +33,12 @@ SILENT_MS = 3000
 
 
 class Subscription:
-    """A source's sockets and its feed. `open`, then `close`."""
+    """A source's sockets and its feed, which asks here for replays. `open`, then `close`."""
 
     def __init__(self, source: Source, context: zmq.Context[Any], feed: Feed) -> None:
         self.source = source
         self.feed = feed
+        feed.ask = self.ask
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._events: zmq.Socket[bytes] | None = None

@@ -49,7 +49,6 @@ class Ear:
         self.sink = Sink()
         self.feed = Feed("test", self.sink)
         self.subscription = Subscription(source, context, self.feed)
-        self.feed.ask = self.subscription.ask
 
     async def ready(self) -> None:
         self.subscription.open()
