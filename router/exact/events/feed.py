@@ -14,6 +14,7 @@ asked for again.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -55,7 +56,7 @@ class Feed:
         self._next = 0
         self._last = 0
         """Digest of the batch before _next."""
-        self._waiting: list[tuple[int, bytes]] = []
+        self._waiting: deque[tuple[int, bytes]] = deque()
         self._replaying = False
         self._checked = False
         """The replay under way has shown the engine to be the same."""
@@ -184,26 +185,25 @@ class Feed:
             self._engine_restarted()  # it does not have the last batch that it sent
             self._begin_replay()
             return
-        self._replaying = self._doubtful = False
-        waiting, self._waiting = self._waiting, []
+        self._replaying = False
+        waiting = self._waiting
         if not self._checked:
             if waiting and waiting[0][0]:
                 self._lost("it has no replay buffer")
                 self._next = waiting[0][0]
             else:
                 self._sink.empty(complete=True)
-        for at, (number, payload) in enumerate(waiting):
-            if number < self._next:
-                continue
+        while waiting:
+            number, payload = waiting[0]
             if number > self._next:
-                self._waiting = waiting[at:]
                 self._doubtful = True
                 if self.ask_again():
                     return
-                self._waiting.clear()
-                self._doubtful = False
                 self._lost(f"events {self._next} to {number - 1} are nowhere to be had")
-            self._take(number, payload)
+            waiting.popleft()
+            if number >= self._next:
+                self._take(number, payload)
+        self._doubtful = False
         self._tell()
 
     def ask_again(self) -> bool:
@@ -219,10 +219,9 @@ class Feed:
         if not self._replaying:
             return
         self._replaying = self._doubtful = False
-        waiting, self._waiting = self._waiting, []
         self._lost(why)
-        for number, payload in waiting:
-            self._take(number, payload)
+        while self._waiting:
+            self._take(*self._waiting.popleft())
         self._tell()
 
     def _catch_up(self) -> None:
