@@ -2,6 +2,7 @@
 
     python -m bench.replicas engine [--trace FILE]   simulated requests a second, one core
     python -m bench.replicas streams [--step-ms 2]   streamed chunks a second, the fleet on one core
+    python -m bench.replicas bare                    the same number of connections, no fleet
  The trace is in Mooncake's form, a JSON object a line with timestamp (ms), input_length,
 output_length, hash_ids (one for each 512 tokens). Without one, a synthetic trace of the same
 proportions is made. The fleet runs in a process of its own; its CPU time is read from the system,
@@ -12,13 +13,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import multiprocessing
+import os
+import select
+import socket
+import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
-from typing import cast
+from typing import Any
 
 import msgspec
 import uvloop
@@ -27,12 +33,18 @@ from loadgen.engine import Engine, Request, preset
 from loadgen.replicas import QUICK, SimulatedFleet
 
 BLOCK = 512
+CHUNK = 222
+"""Bytes of a chat completion's chunk with one token."""
+LONGEST_START = 20.0
+"""Seconds for opening the streams; answers are long enough to last as long."""
 
 
-def synthetic(count: int = 6000) -> list[dict]:
+def synthetic(count: int = 6000) -> list[dict[str, Any]]:
     """Conversations, about 13,000 tokens in and 350 out on average, 3 requests a second."""
     rng = Random(1)
-    rows, fresh, talks = [], 0, []
+    rows: list[dict[str, Any]] = []
+    talks: list[list[int]] = []
+    fresh = 0
     for number in range(count):
         grows = bool(talks) and rng.random() < 0.4
         ids = list(rng.choice(talks[-200:])) if grows else [0]
@@ -88,12 +100,40 @@ def engine(trace: str | None, replicas: int = 8) -> None:
         )
 
 
-def fleet_process(pipe: Connection, replicas: int, step: float) -> None:
-    """Serve; answer each message with (CPU seconds used, tokens generated)."""
+class Reading(msgspec.Struct, frozen=True):
+    """Totals of the fleet's process."""
+
+    cpu: float
+    """Seconds, user and system."""
+    system: float
+    """Of these, in the kernel."""
+    writes: int
+    """System calls that wrote, as Linux counts them."""
+    chunks: int
+    """Tokens the engines generated."""
+    running: int
+    """Requests in the engines now."""
+
+    @classmethod
+    def take(cls, fleet: SimulatedFleet) -> Reading:
+        """Now."""
+        counts = Path("/proc/self/io").read_text().splitlines()
+        return cls(
+            time.process_time(),
+            os.times().system,
+            next(int(line.split()[1]) for line in counts if line.startswith("syscw:")),
+            sum(one.engine.counters.generation_tokens for one in fleet.replicas),
+            sum(len(one.engine.running) for one in fleet.replicas),
+        )
+
+
+def fleet_process(pipe: Connection, replicas: int, each: int, tokens: int, step: float) -> None:
+    """Serve; answer each message with a Reading, until the message is None."""
     params = msgspec.structs.replace(
         QUICK,
-        num_blocks=60_000,
-        max_model_len=900_000,
+        num_blocks=each * (tokens // QUICK.block_size + 4),
+        max_num_seqs=max(each, QUICK.max_num_seqs),
+        max_model_len=tokens + QUICK.max_model_len,
         step_base_seconds=step,
         step_request_seconds=0.0,
         step_token_seconds=0.0,
@@ -109,63 +149,132 @@ def fleet_process(pipe: Connection, replicas: int, step: float) -> None:
                 asked.clear()
                 if pipe.recv() is None:
                     return
-                tokens = sum(one.engine.counters.generation_tokens for one in fleet.replicas)
-                pipe.send((time.process_time(), tokens))
+                pipe.send(Reading.take(fleet))
 
     uvloop.run(main())
 
 
-class Sink(asyncio.Protocol):
-    """Sends one request and counts what comes."""
+class Reader:
+    """Reads many sockets with as little work as Python allows, so that the fleet's rate is the
+    fleet's."""
 
-    def __init__(self, body: bytes) -> None:
-        self.body = body
+    def __init__(self) -> None:
+        self.poll = select.epoll()
+        self.sockets: dict[int, socket.socket] = {}
+        self.buffer = bytearray(1 << 18)
         self.bytes = 0
         self.reads = 0
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
-        cast(asyncio.Transport, transport).write(head % len(self.body) + self.body)
+    def open(self, port: int, request: bytes) -> None:
+        """One more connection, with its request."""
+        made = socket.create_connection(("127.0.0.1", port))
+        made.sendall(request)
+        made.setblocking(False)
+        self.sockets[made.fileno()] = made
+        self.poll.register(made, select.EPOLLIN)
 
-    def data_received(self, data: bytes) -> None:
-        self.bytes += len(data)
-        self.reads += 1
+    def read(self, seconds: float) -> None:
+        """Read what comes for so long."""
+        sockets, buffer = self.sockets, self.buffer
+        end = time.perf_counter() + seconds
+        while (left := end - time.perf_counter()) > 0:
+            for number, _ in self.poll.poll(left, 512):
+                self.bytes += sockets[number].recv_into(buffer)
+                self.reads += 1
 
 
-async def streams(replicas: int, each: int, step: float, seconds: float) -> None:
-    """Open ``each`` streams to every replica and watch them for some seconds."""
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.Process(
-        target=fleet_process, args=(theirs, replicas, step), daemon=True
+def streams(replicas: int, each: int, step: float, seconds: float) -> None:
+    """Open ``each`` streams to every replica, wait until all run, and watch them for some
+    seconds."""
+    tokens = int((seconds + LONGEST_START + 10) / step)
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(
+        target=fleet_process, args=(theirs, replicas, each, tokens, step), daemon=True
     )
     process.start()
     ports = ours.recv()
     message = {"role": "user", "content": "hello"}
     body = json.dumps(
-        {"model": "sim", "messages": [message], "max_tokens": 800_000 // each, "stream": True}
+        {"model": "sim", "messages": [message], "max_tokens": tokens, "stream": True}
     ).encode()
-    loop = asyncio.get_running_loop()
-    sinks: list[Sink] = []
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+    reader = Reader()
     for port in ports:
         for _ in range(each):
-            _, sink = await loop.create_connection(lambda: Sink(body), "127.0.0.1", port)
-            sinks.append(sink)
-    await asyncio.sleep(0.5)
+            reader.open(port, head % len(body) + body)
+        reader.read(0.01)
 
-    def sample() -> tuple[float, float, int, int]:
+    def sample() -> Reading:
         ours.send("sample")
-        cpu, tokens = ours.recv()
-        return time.perf_counter(), cpu, tokens, sum(sink.reads for sink in sinks)
+        found = ours.recv()
+        assert isinstance(found, Reading)
+        return found
 
-    before = sample()
-    await asyncio.sleep(seconds)
-    after = sample()
+    opened = time.perf_counter()
+    while sample().running < replicas * each:
+        if time.perf_counter() - opened > LONGEST_START:
+            sys.exit(f"not all streams run after {LONGEST_START} s: try fewer, or longer steps")
+        reader.read(0.2)
+    # What piled up meanwhile must not be counted.
+    reader.read(1.0)
+    before, started = sample(), time.perf_counter()
+    own, received, reads = time.process_time(), reader.bytes, reader.reads
+    reader.read(seconds)
+    after, wall = sample(), time.perf_counter() - started
+    own = time.process_time() - own
     ours.send(None)
-    wall, cpu, tokens, reads = (end - start for start, end in zip(before, after, strict=True))
+    if after.running < replicas * each:
+        sys.exit("answers ended while they were watched: try fewer --seconds")
+    cpu, system = after.cpu - before.cpu, after.system - before.system
+    chunks, writes = after.chunks - before.chunks, after.writes - before.writes
     print(
-        f"{len(sinks)} streams, step {step * 1000:g} ms: {tokens / wall:,.0f} chunks/s on "
-        f"{cpu / wall:.0%} of a core = {tokens / cpu:,.0f} chunks per CPU second, "
-        f"{tokens / max(reads, 1):.1f} chunks a read"
+        f"{replicas * each} streams, steps of {step * 1000:g} ms, {replicas * each / step:,.0f} "
+        f"chunks/s asked for: {chunks / wall:,.0f} chunks/s on {cpu / wall:.0%} of a core, "
+        f"{system / cpu:.0%} of it the kernel's\n"
+        f"  {chunks / cpu:,.0f} chunks per CPU second, {chunks / writes:.2f} chunks a write, "
+        f"{cpu / writes * 1e6:.1f} us a write\n"
+        f"  reader: {(reader.bytes - received) / 1e6 / wall:,.0f} MB/s, "
+        f"{chunks / max(reader.reads - reads, 1):.2f} chunks a read, {own / wall:.0%} of a core"
+    )
+    process.join(5)
+
+
+def bare_process(pipe: Connection, count: int, seconds: float) -> None:
+    """Write a chunk to each of so many connections in turn; answer (writes, CPU seconds)."""
+    with socket.create_server(("127.0.0.1", 0), backlog=count) as server:
+        pipe.send(server.getsockname()[1])
+        made = [server.accept()[0] for _ in range(count)]
+    for one in made:
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        one.setblocking(False)
+    chunk, writes = bytes(CHUNK), 0
+    end, cpu = time.perf_counter() + seconds, time.process_time()
+    while time.perf_counter() < end:
+        for one in made:
+            # One that is full is for the reader to catch up with.
+            with contextlib.suppress(BlockingIOError):
+                one.send(chunk)
+                writes += 1
+    pipe.send((writes, time.process_time() - cpu))
+
+
+def bare(count: int, seconds: float) -> None:
+    """What the system takes for a write, whoever writes: no fleet can be faster with one chunk to
+    a write."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=bare_process, args=(theirs, count, seconds), daemon=True)
+    process.start()
+    reader, port = Reader(), ours.recv()
+    for _ in range(count):
+        reader.open(port, b"")
+    while not ours.poll():
+        reader.read(0.1)
+    writes, cpu = ours.recv()
+    print(
+        f"{count} connections, bare writes of {CHUNK} bytes: {writes / cpu:,.0f} per CPU second, "
+        f"{cpu / writes * 1e6:.1f} us each, {writes / reader.reads:.2f} a read"
     )
     process.join(5)
 
@@ -173,7 +282,7 @@ async def streams(replicas: int, each: int, step: float, seconds: float) -> None
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["engine", "streams"])
+    parser.add_argument("what", choices=["engine", "streams", "bare"])
     parser.add_argument("--trace")
     parser.add_argument("--replicas", type=int, default=8)
     parser.add_argument("--streams", type=int, default=64, help="to each replica")
@@ -182,8 +291,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.what == "engine":
         engine(args.trace, args.replicas)
+    elif args.what == "bare":
+        bare(args.replicas * args.streams, args.seconds)
     else:
-        uvloop.run(streams(args.replicas, args.streams, args.step_ms / 1000, args.seconds))
+        streams(args.replicas, args.streams, args.step_ms / 1000, args.seconds)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@ them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from loadgen.engine import Request
 from loadgen.replicas.prompts import Job
@@ -13,10 +14,14 @@ if TYPE_CHECKING:
     from loadgen.replicas.connection import Connection
 
 
+Flow: TypeAlias = tuple[Callable[[bytes], None], bytes, bytes, bytes]
+"""Where a stream's tokens are written; what goes before, between and after them."""
+
+
 class Choice:
     """One prompt's (or one of n) answer."""
 
-    __slots__ = ("answer", "index", "limited", "request", "seed", "sent")
+    __slots__ = ("answer", "flow", "index", "limited", "request", "seed", "sent")
 
     def __init__(
         self, answer: Answer, index: int, request: Request, seed: int, limited: bool
@@ -28,11 +33,13 @@ class Choice:
         self.limited = limited
         """The client's limit ends it ("length"), not the model ("stop")."""
         self.sent = 0
+        self.flow: Flow | None = None
+        """Known once the first token is out, where the others but the last need nothing more."""
 
     @property
     def text(self) -> str:
         """The whole answer."""
-        return "".join(answer_words(self.seed, 0, self.request.output_tokens))
+        return b"".join(answer_words(self.seed, 0, self.request.output_tokens)).decode()
 
 
 class Answer:
@@ -62,6 +69,11 @@ class Answer:
         self.words: Wording
         self.die_after = -1
         """Cut the connection after this many tokens; -1 never."""
+
+    @property
+    def followed(self) -> bool:
+        """Something happens at every token, not only at the end."""
+        return self.job.stream or self.die_after >= 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -100,6 +112,11 @@ class Wording(Protocol):
 
     def tokens(self, choice: Choice, end: int, last: bool) -> bytes:
         """Tokens choice.sent..end; ``last`` when the choice ends with them."""
+        ...
+
+    def around(self, choice: Choice, /) -> tuple[bytes, bytes] | None:
+        """What precedes and follows each token of a choice but the last; None where their events
+        differ in more than the token."""
         ...
 
     def closing(self) -> bytes:

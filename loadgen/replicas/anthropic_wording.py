@@ -24,7 +24,6 @@ class MessagesWording:
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
-        self.template: tuple[str, str] | None = None
 
     def _usage(self) -> dict[str, int]:
         answer = self.answer
@@ -69,13 +68,17 @@ class MessagesWording:
                 return b""
             part = {"type": "input_json_delta", "partial_json": tool.arguments}
             return event("content_block_delta", delta=part, index=0)
-        if self.template is None:
-            mark = {"type": "text_delta", "text": _MARK}
-            head, tail = event("content_block_delta", delta=mark, index=0).decode().split(_MARK)
-            self.template = head, tail
-        head, tail = self.template
+        head, tail = self._around()
         words = answer_words(choice.seed, choice.sent, end)
-        return (head + (tail + head).join(words) + tail).encode()
+        return head + (tail + head).join(words) + tail
+
+    def around(self, _: Choice, /) -> tuple[bytes, bytes] | None:
+        return None if self.answer.job.tool else self._around()
+
+    def _around(self) -> tuple[bytes, bytes]:
+        mark = {"type": "text_delta", "text": _MARK}
+        head, tail = event("content_block_delta", delta=mark, index=0).split(_MARK.encode())
+        return head, tail
 
     def closing(self) -> bytes:
         return (

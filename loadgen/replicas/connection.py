@@ -47,7 +47,11 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are not subclasses of asyncio's.
         self.transport = cast(asyncio.Transport, transport)
-        self.replica.connections.add(self)
+        if self.replica.alive:
+            self.replica.connections.add(self)
+        else:
+            # Accepted just before the replica died.
+            self.transport.abort()
 
     def connection_lost(self, _: Exception | None) -> None:
         self.replica.connections.discard(self)
@@ -84,7 +88,7 @@ class Connection(asyncio.Protocol):
             if (
                 name == "expect"
                 and value.lower() == "100-continue"
-                and not self.replica.frozen
+                and not self._held(self._url.decode("latin-1"))
                 and not self.busy
             ):
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -109,12 +113,16 @@ class Connection(asyncio.Protocol):
 
     def serve_next(self) -> None:
         """Begin the next request that has arrived, unless the replica is frozen."""
-        while self.queue and not self.busy and not self.replica.frozen:
+        while self.queue and not self.busy and not self._held(self.queue[0][0].path):
             received, self.keep_alive = self.queue.popleft()
             self.busy = True
             self.method = received.method
             self.request_id = (received.header("x-request-id") or "").encode("latin-1")
             self.replica.dispatch(self, received)
+
+    def _held(self, path: str) -> bool:
+        """Not to be answered now: a frozen replica answers only what can thaw it."""
+        return self.replica.frozen and not path.startswith("/_sim/")
 
     def reply(
         self, status: int, body: bytes, kind: str = "application/json", more: bytes = b""

@@ -13,7 +13,7 @@ from loadgen.replicas.errors import ApiError
 from loadgen.replicas.kv_events import EventPublisher, Origin
 from loadgen.replicas.metrics import RequestMetrics
 from loadgen.replicas.prompts import Job
-from loadgen.replicas.tokens import TOKEN_BYTES, answer_words, block_hashes, root_hash
+from loadgen.replicas.tokens import TOKEN_BYTES, WORDS, answer_words, block_hashes, root_hash
 
 
 class Driver:
@@ -45,6 +45,10 @@ class Driver:
         self.frozen = False
         self._slow = 1.0
         self._live: dict[Request, Choice] = {}
+        self._followed: dict[Request, Choice] = {}
+        """Those past their first token of which every token matters as it comes."""
+        self._dying: list[Answer] = []
+        """To be cut once this step's tokens are out."""
         self._timer: asyncio.Handle | None = None
         self._rate = time_scale
         """Engine seconds for one second of the wall clock; 0 while frozen."""
@@ -57,6 +61,7 @@ class Driver:
             self._timer.cancel()
             self._timer = None
         self._live.clear()
+        self._followed.clear()
         self._rate = 0.0
 
     def output_length(self, job: Job, prompt_tokens: int) -> int:
@@ -98,7 +103,7 @@ class Driver:
             for turn in range(job.n):
                 # The same prompt gets the same answer; further answers to it (n > 1) differ.
                 seed = root_hash((rest.hex(), str(parent), str(turn)))
-                words = "".join(answer_words(seed, 0, length)).encode()
+                words = b"".join(answer_words(seed, 0, length))
                 tag = None
                 if self.events is not None:
                     adapter = job.model if job.model != self.model else None
@@ -126,11 +131,19 @@ class Driver:
     def abandon(self, answer: Answer) -> None:
         """The client is gone: take its requests out of the engine."""
         now = self._advance()
+        for request in self._forget(answer):
+            self.engine.abort(request, now)
+            self.metrics.end(request, "abort")
+        self._arm()
+
+    def _forget(self, answer: Answer) -> list[Request]:
+        """The answer is to get nothing more; returns what of it the engine still has."""
+        left = []
         for choice in answer.choices:
             if self._live.pop(choice.request, None) is not None:
-                self.engine.abort(choice.request, now)
-                self.metrics.end(choice.request, "abort")
-        self._arm()
+                self._followed.pop(choice.request, None)
+                left.append(choice.request)
+        return left
 
     # -- time
 
@@ -177,43 +190,70 @@ class Driver:
         if engine.due > now:
             return now
         ended: list[Choice] = []
-        first = self.metrics.first_token
-        live = self._live
+        live, followed = self._live, self._followed
         while engine.due <= now:
             result = engine.step()
             for request in result.first_tokens:
-                first(request)
+                self.metrics.first_token(request)
+                choice = live.get(request)
+                if choice is not None and choice.answer.followed:
+                    followed[request] = choice
             for request in result.finished:
                 choice = live.pop(request, None)
                 if choice is not None:
+                    followed.pop(request, None)
                     self.metrics.end(request, "length" if choice.limited else "stop")
                     ended.append(choice)
-        emitted = engine.emitted
-        for request in list(engine.running):
-            if request.stage is Stage.DECODE:
-                choice = live.get(request)
-                if choice is not None:
-                    count = emitted(request)
-                    if count > choice.sent:
-                        self._send(choice, count)
+        self._send_new()
         for choice in ended:
             self._finish(choice)
+        while self._dying:
+            self._cut(self._dying.pop())
         return now
+
+    def _send_new(self) -> None:
+        """Send what the steps just completed gave to those that wait for every token.
+
+        Most of the fleet's own time goes here, a call for each part of the work would double it.
+        """
+        tick, decoding = self.engine.tick, Stage.DECODE
+        for request, choice in self._followed.items():
+            # What Engine.emitted says.
+            count = request.outputs
+            if request.stage is decoding:
+                count += tick - request.entry_tick
+            sent = choice.sent
+            if count <= sent:
+                continue
+            if choice.flow is None:
+                self._send(choice, count)
+                continue
+            write, head, joint, tail = choice.flow
+            if count == sent + 1:
+                write(b"".join((head, WORDS[(choice.seed + sent) % len(WORDS)], tail)))
+            else:
+                write(head + joint.join(answer_words(choice.seed, sent, count)) + tail)
+            choice.sent = count
 
     def _send(self, choice: Choice, count: int) -> None:
         answer = choice.answer
-        if answer.die_after >= 0:
-            # Late, several steps are sent at once: no token beyond the one to die after.
-            count = max(choice.sent, min(count, answer.die_after))
-        if answer.job.stream:
-            out = b""
-            if not answer.started:
-                answer.started = True
-                out = answer.words.opening()
-            answer.connection.transport.write(out + answer.words.tokens(choice, count, False))
-        choice.sent = count
         if 0 <= answer.die_after <= count:
-            self._cut(answer)
+            # Late, several steps are sent at once: no token beyond the one to die after.
+            count = answer.die_after
+            self._dying.append(answer)
+        if answer.job.stream:
+            words = answer.words
+            if answer.started:
+                out = words.tokens(choice, count, False)
+            else:
+                answer.started = True
+                out = words.opening() + words.tokens(choice, count, False)
+            write = answer.connection.transport.write
+            write(out)
+            if answer.die_after < 0 and (around := words.around(choice)):
+                head, tail = around
+                choice.flow = write, head, tail + head, tail
+        choice.sent = count
 
     def _finish(self, choice: Choice) -> None:
         answer = choice.answer
@@ -245,7 +285,6 @@ class Driver:
         connection = answer.connection
         connection.answer = None
         now = self._now()
-        for choice in answer.choices:
-            if self._live.pop(choice.request, None) is not None:
-                self.engine.abort(choice.request, now)
+        for request in self._forget(answer):
+            self.engine.abort(request, now)
         connection.transport.close()

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+from math import inf
 from random import Random
 from typing import Any
 
 import msgspec
 
-from loadgen.replicas.errors import invalid
+from loadgen.replicas.errors import ApiError
 
-KINDS = (
-    "die",
-    "start",
-    "restart",
-    "freeze",
-    "slow",
-    "refuse",
-    "error_rate",
-    "garbage",
-    "die_mid_stream",
-    "unhealthy",
-    "clear",
-)
+_STRUCK = ("rate", "count", "seed")
+KINDS: dict[str, tuple[str, ...]] = {
+    "die": (),
+    "start": (),
+    "restart": ("downtime",),
+    "freeze": (),
+    "slow": ("factor",),
+    "refuse": (),
+    "error_rate": ("status", *_STRUCK),
+    "garbage": _STRUCK,
+    "die_mid_stream": ("after_tokens", *_STRUCK),
+    "unhealthy": (),
+    "clear": (),
+}
+"""Each kind of fault, and the fields that it takes."""
 
 
 class Fault(msgspec.Struct, kw_only=True):
-    """Body of POST /_sim/fault."""
+    """Body of POST /_sim/fault. Raises ValueError, which names the field, for a value that means
+    nothing."""
 
     kind: str
     factor: float = 1.0
@@ -33,7 +37,7 @@ class Fault(msgspec.Struct, kw_only=True):
     rate: float = 1.0
     """error_rate, garbage, die_mid_stream: share of the generating requests it befalls."""
     status: int = 500
-    """error_rate: the status answered."""
+    """error_rate: the status answered, 400 to 599."""
     count: int = -1
     """error_rate, garbage, die_mid_stream: how many requests it befalls before it ends; -1: no
     end."""
@@ -45,17 +49,39 @@ class Fault(msgspec.Struct, kw_only=True):
     replica: int | None = None
     """Which replica of the fleet; the one asked when absent. A dead one can only be reached so."""
 
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind {self.kind!r} is no fault; one of: {', '.join(KINDS)}")
+        if not 0 < self.factor < inf:
+            raise ValueError(f"factor must be above 0, not {self.factor:g}")
+        if not 0 <= self.rate <= 1:
+            raise ValueError(f"rate must lie between 0 and 1, not {self.rate:g}")
+        if not 400 <= self.status <= 599:
+            raise ValueError(f"status must be an error's, 400 to 599, not {self.status}")
+        if self.count != -1 and self.count < 1:
+            raise ValueError(f"count must be at least 1, or -1 for no end, not {self.count}")
+        if self.after_tokens < 0:
+            raise ValueError(f"after_tokens must not be negative, not {self.after_tokens}")
+        if not 0 <= self.downtime < inf:
+            raise ValueError(f"downtime must not be negative, not {self.downtime:g}")
+
 
 def parse_fault(body: bytes) -> Fault:
-    """Read and check a fault. Raises ApiError."""
+    """Read and check a fault; fields that its kind does not heed are refused. Raises ApiError."""
     try:
-        fault = msgspec.json.decode(body, type=Fault)
-    except msgspec.DecodeError as error:
-        raise invalid("kind", f"not a fault: {error}") from None
-    if fault.kind not in KINDS:
-        raise invalid("kind", f"unknown fault {fault.kind!r}; one of: {', '.join(KINDS)}")
-    if fault.factor <= 0:
-        raise invalid("factor", "factor must be positive")
+        given = msgspec.json.decode(body, type=dict[str, Any])
+        fault = msgspec.convert(given, Fault)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        # What Fault itself says comes with a path that is always the whole.
+        raise ApiError(400, f"not a fault: {error}".removesuffix(" - at `$`")) from None
+    takes = ("kind", *KINDS[fault.kind], "replica")
+    for field in given:
+        if field not in takes:
+            raise ApiError(
+                400, f"not a fault: {fault.kind} takes no {field!r}; it takes {', '.join(takes)}"
+            )
+    if fault.kind == "slow" and "factor" not in given:
+        raise ApiError(400, "not a fault: slow needs factor, how many times as long a step takes")
     return fault
 
 

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from loadgen.engine import EngineParams
+from loadgen.replicas.kv_events import REPLAY_ABOVE
 from loadgen.replicas.replica import Replica
+
+LAST_PORT = 65_535
 
 QUICK = EngineParams(
     name="quick",
@@ -22,6 +25,17 @@ QUICK = EngineParams(
     step_token_seconds=5e-9,
 )
 """What a SimulatedFleet runs when nothing is said."""
+
+
+def check_ports(name: str, first: int, count: int, above: int = 0) -> None:
+    """Raises ValueError where ``count`` ports from ``first`` on, and as many ``above`` them, are
+    not all ports. 0 is any."""
+    last = first + count - 1 + above
+    if first < 0 or (first and last > LAST_PORT):
+        raise ValueError(
+            f"{name} must lie between 1 and {LAST_PORT - count + 1 - above}, or be 0 for any free "
+            f"port, not {first}: {count} replicas take ports up to {last}"
+        )
 
 
 class SimulatedFleet:
@@ -53,6 +67,8 @@ class SimulatedFleet:
     ) -> None:
         if count < 1:
             raise ValueError(f"count must be at least 1, not {count}")
+        check_ports("first_port", first_port, count)
+        check_ports("kv_events_port", kv_events_port or 0, count, REPLAY_ABOVE)
         self.replicas = [
             Replica(
                 params=params,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TOPIC = "kv-events"
 BUFFERED = 10_000
+REPLAY_ABOVE = 1000
+"""How far the replay socket's port lies above the other's."""
 _END = b"\xff" * 8
 
 
@@ -69,7 +71,7 @@ class EventPublisher:
         self.host = host
         self.port = port
         """0 takes a free one at ``open`` and keeps it from then on."""
-        self.replay_port = port + 1000 if port else 0
+        self.replay_port = port + REPLAY_ABOVE if port else 0
         self.block_size = block_size
         self._context: zmq.Context[Any] | None = None
         self._reset()
@@ -80,7 +82,7 @@ class EventPublisher:
         self._sequence = 0
 
     def open(self) -> None:
-        """Bind both sockets. Raises ImportError without pyzmq, zmq.ZMQError for a taken port."""
+        """Bind both sockets. Raises ImportError without pyzmq, OSError for a taken port."""
         try:
             import zmq
         except ImportError:
@@ -93,14 +95,20 @@ class EventPublisher:
         self._publisher = self._context.socket(zmq.PUB)
         self._publisher.set_hwm(100_000)
         self._replay = self._context.socket(zmq.ROUTER)
-        self.port = self._bind(self._publisher, self.port)
-        self.replay_port = self._bind(self._replay, self.replay_port)
         self._reader = int(self._replay.getsockopt(zmq.FD))
         asyncio.get_running_loop().add_reader(self._reader, self._serve_replay)
+        self.port = self._bind(self._publisher, self.port)
+        self.replay_port = self._bind(self._replay, self.replay_port)
 
     def _bind(self, socket: zmq.Socket[bytes], port: int) -> int:
         socket.setsockopt(self._zmq.LINGER, 0)
-        socket.bind(f"tcp://{self.host}:{port or '*'}")
+        try:
+            socket.bind(f"tcp://{self.host}:{port or '*'}")
+        except self._zmq.ZMQError as error:
+            self.close()
+            raise OSError(
+                error.errno, f"KV events on {self.host}:{port}: {error.strerror}"
+            ) from None
         endpoint = socket.getsockopt(self._zmq.LAST_ENDPOINT)
         assert isinstance(endpoint, bytes)
         return int(endpoint.rstrip(b"\0").rpartition(b":")[2])

@@ -27,7 +27,6 @@ class _Streamed:
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
-        self.templates: dict[int, tuple[str, str]] = {}
         self.frugal = not answer.job.continuous_usage and answer.job.tool is None
 
     def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -46,24 +45,26 @@ class _Streamed:
         raise NotImplementedError
 
     def tokens(self, choice: Choice, end: int, last: bool) -> bytes:
-        start = choice.sent
         if not self.frugal:
             return self._tokens_slowly(choice, end, last)
-        plain_end = end - 1 if last else end
+        if last:
+            end -= 1
         out = b""
-        if plain_end > start:
-            template = self.templates.get(choice.index)
-            if template is None:
-                head, tail = (
-                    sse(self.chunk([self.delta(choice, _MARK, None)])).decode().split(_MARK)
-                )
-                template = self.templates[choice.index] = (head, tail)
-            head, tail = template
-            words = answer_words(choice.seed, start, plain_end)
-            out = (head + (tail + head).join(words) + tail).encode()
+        if end > choice.sent:
+            head, tail = self._around(choice)
+            words = answer_words(choice.seed, choice.sent, end)
+            out = head + (tail + head).join(words) + tail
         if last:
             out += self._final(choice)
         return out
+
+    def around(self, choice: Choice, /) -> tuple[bytes, bytes] | None:
+        return self._around(choice) if self.frugal else None
+
+    def _around(self, choice: Choice) -> tuple[bytes, bytes]:
+        sample = sse(self.chunk([self.delta(choice, _MARK, None)]))
+        head, tail = sample.split(_MARK.encode())
+        return head, tail
 
     def _final(self, choice: Choice) -> bytes:
         word = answer_words(
@@ -71,7 +72,7 @@ class _Streamed:
         )
         finish = "length" if choice.limited else "stop"
         more = {} if self.answer.job.include_usage else {"system_fingerprint": FINGERPRINT}
-        return sse(self.chunk([self.delta(choice, word[0], finish)], **more))
+        return sse(self.chunk([self.delta(choice, word[0].decode(), finish)], **more))
 
     def _tokens_slowly(self, choice: Choice, end: int, last: bool) -> bytes:
         """With usage in every event."""
@@ -85,7 +86,7 @@ class _Streamed:
             out.append(
                 sse(
                     self.chunk(
-                        [self.delta(choice, word, finish)],
+                        [self.delta(choice, word.decode(), finish)],
                         usage=self._usage_so_far(choice, position),
                     )
                 )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import inf
 from time import time
 from uuid import uuid4
 
@@ -16,6 +16,7 @@ from loadgen.replicas.driver import Driver
 from loadgen.replicas.errors import ApiError
 from loadgen.replicas.faults import Fault, Luck, Received
 from loadgen.replicas.kv_events import EventPublisher
+from loadgen.replicas.listener import Listener
 from loadgen.replicas.metrics import RequestMetrics
 from loadgen.replicas.routes import GENERATING, ROUTES, JobReader, decode_body
 
@@ -43,8 +44,12 @@ class Replica:
         name: str = "replica",
         kv_events_port: int | None = None,
     ) -> None:
-        if time_scale <= 0:
+        if not 0 < time_scale < inf:
             raise ValueError(f"time_scale must be positive, not {time_scale}")
+        if default_output_tokens < 1:
+            raise ValueError(
+                f"default_output_tokens must be at least 1, not {default_output_tokens}"
+            )
         self.params = params
         self.model = model
         self.adapters = list(adapters)
@@ -63,7 +68,7 @@ class Replica:
         """Publishes KV events when ``kv_events_port`` was given (0: any free port)."""
         if kv_events_port is not None:
             self.events = EventPublisher(host, kv_events_port, params.block_size)
-        self._server: asyncio.Server | None = None
+        self._listener: Listener | None = None
         self._lucks: dict[str, Luck] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._watchers: list[tuple[Callable[[Replica], bool], asyncio.Future[None]]] = []
@@ -92,8 +97,13 @@ class Replica:
 
     @property
     def frozen(self) -> bool:
-        """Nothing is answered."""
+        """Nothing is answered but /_sim/."""
         return self.driver.frozen
+
+    @property
+    def listening(self) -> bool:
+        """New connections are accepted."""
+        return self._listener is not None
 
     # -- life
 
@@ -119,7 +129,7 @@ class Replica:
         self._lucks.clear()
         if self.events is not None:
             self.events.open()
-        await self._listen()
+        self._listen()
         self.alive = True
 
     async def die(self) -> None:
@@ -127,7 +137,7 @@ class Replica:
         self.alive = False
         if self.events is not None:
             self.events.close()
-        await self._close_listener()
+        self._close_listener()
         self.driver.close()
         self._drop_connections()
 
@@ -146,17 +156,17 @@ class Replica:
         await self.die()
 
     async def freeze(self) -> None:
-        """Accept and read, but answer nothing; the engine stands still. ``clear`` goes on where it
-        stood."""
+        """Accept and read, but answer nothing outside of /_sim/; the engine stands still.
+        ``clear`` goes on where it stood."""
         self.driver.set_clock(frozen=True)
 
     async def slow(self, factor: float) -> None:
         """Let every step take ``factor`` times as long."""
-        self.driver.set_clock(slow=factor)
+        await self.apply(Fault(kind="slow", factor=factor))
 
     async def refuse(self) -> None:
         """Refuse new connections; those that stand go on."""
-        await self._close_listener()
+        self._close_listener()
 
     async def fail(self, rate: float = 1.0, status: int = 500, count: int = -1) -> None:
         """Answer a share of the generating requests with an error."""
@@ -175,8 +185,8 @@ class Replica:
         self._lucks.clear()
         self.healthy = True
         self.driver.set_clock(slow=1.0, frozen=False)
-        if self.alive and self._server is None:
-            await self._listen()
+        if self.alive and self._listener is None:
+            self._listen()
         for connection in list(self.connections):
             connection.serve_next()
 
@@ -192,7 +202,7 @@ class Replica:
             case "freeze":
                 await self.freeze()
             case "slow":
-                await self.slow(fault.factor)
+                self.driver.set_clock(slow=fault.factor)
             case "refuse":
                 await self.refuse()
             case "unhealthy":
@@ -233,20 +243,14 @@ class Replica:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _listen(self) -> None:
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(
-            lambda: Connection(self), self.host, self.port, backlog=4096, reuse_address=True
-        )
-        self._server = server
-        self.port = server.sockets[0].getsockname()[1]
-        for listener in server.sockets:
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def _listen(self) -> None:
+        self._listener = Listener(self.host, self.port, lambda: Connection(self))
+        self.port = self._listener.port
 
-    async def _close_listener(self) -> None:
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
+    def _close_listener(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
 
     def _drop_connections(self) -> None:
         for connection in list(self.connections):

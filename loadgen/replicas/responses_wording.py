@@ -130,10 +130,13 @@ class ResponsesWording:
         )
         out = []
         for word in answer_words(choice.seed, choice.sent, end):
-            tail = b'%b","sequence_number":%d}\n\n' % (word.encode(), self.sequence)
+            tail = b'%b","sequence_number":%d}\n\n' % (word, self.sequence)
             out.append(frame(head + tail))
             self.sequence += 1
         return b"".join(out)
+
+    def around(self, _: Choice, /) -> None:
+        return None
 
     def closing(self) -> bytes:
         tool = self.answer.job.tool

@@ -5,22 +5,25 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+import sys
 from collections.abc import Callable, Sequence
 
 import msgspec
 import uvloop
 
+from loadgen import values
 from loadgen.engine import EngineParams
-from loadgen.replicas.fleet import QUICK, SimulatedFleet
+from loadgen.replicas.fleet import QUICK, SimulatedFleet, check_ports
+from loadgen.replicas.kv_events import REPLAY_ABOVE
 from loadgen.replicas.named import WHAT, named_engine
 
 _CHANGES: dict[str, Callable[[str], float]] = {
-    "block_size": int,
-    "num_blocks": int,
-    "max_num_seqs": int,
-    "max_num_batched_tokens": int,
-    "max_model_len": int,
-    "prefill_rate": float,
+    "block_size": values.count(),
+    "num_blocks": values.count(2),
+    "max_num_seqs": values.count(),
+    "max_num_batched_tokens": values.count(),
+    "max_model_len": values.count(2),
+    "prefill_rate": values.positive,
 }
 
 
@@ -66,9 +69,14 @@ async def serve_replicas(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add = parser.add_argument
-    add("--count", type=int, default=1, help="how many replicas (default 1)")
+    add("--count", type=values.count(), default=1, help="how many replicas (default 1)")
     add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
-    add("--port", type=int, default=8001, help="the first one's port; the others follow it")
+    add(
+        "--port",
+        type=values.count(0),
+        default=8001,
+        help="the first one's port; the others follow it; 0: any free ones (default 8001)",
+    )
     add(
         "--preset",
         default=QUICK.name,
@@ -77,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--time-scale",
-        type=float,
+        type=values.positive,
         default=1.0,
         help="run the engines this many times as fast as the machine they imitate",
     )
@@ -85,13 +93,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--adapter", action="append", default=[], help="a LoRA adapter's name; may be repeated")
     add(
         "--output-tokens",
-        type=int,
+        type=values.count(),
         default=128,
         help="length of answers to requests without max_tokens (default 128)",
     )
     add(
         "--kv-events-port",
-        type=int,
+        type=values.count(0),
         default=None,
         help="publish KV events: replica i on this port + i, replay 1000 above; needs pyzmq",
     )
@@ -114,9 +122,12 @@ def main(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     try:
         params = params_from(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}")
-        return 2
+        check_ports("--port", args.port, args.count)
+        check_ports("--kv-events-port", args.kv_events_port or 0, args.count, REPLAY_ABOVE)
+    except ValueError as error:
+        return _fail(str(error), 2)
+    except OSError as error:
+        return _fail(f"--preset {args.preset}: {error.strerror}", 2)
 
     def ready(fleet: SimulatedFleet) -> None:
         print(f"{params.name}: {params.origin}; {params.num_blocks} blocks of {params.block_size}")
@@ -139,6 +150,10 @@ def main(args: argparse.Namespace) -> int:
             )
         )
     except (OSError, ValueError, ImportError) as error:
-        print(f"error: {error}")
-        return 1
+        return _fail(str(error), 1)
     return 0
+
+
+def _fail(why: str, status: int) -> int:
+    print(f"warmroute-loadgen: {why}", file=sys.stderr)
+    return status

@@ -26,7 +26,7 @@ _TEXT = """
 the warm one and its old map was far off but now all can see how far red sun ran out for her new
 day yet few men who saw him run had any way too get near set big sea let us two go by an ice pot
 """
-WORDS: tuple[str, ...] = tuple(word.ljust(TOKEN_BYTES) for word in _TEXT.split())
+WORDS: tuple[bytes, ...] = tuple(word.encode().ljust(TOKEN_BYTES) for word in _TEXT.split())
 """What answers are made of: one token each, plain ASCII, safe inside a JSON string."""
 _CYCLE = WORDS * 2
 
@@ -78,7 +78,7 @@ def root_hash(parts: Iterable[str]) -> int:
     return xxhash.xxh3_64_intdigest("\0".join(parts).encode("utf-8", "surrogatepass"))
 
 
-def answer_words(seed: int, start: int, end: int) -> Sequence[str]:
+def answer_words(seed: int, start: int, end: int) -> Sequence[bytes]:
     """Tokens start..end of the answer that belongs to a seed."""
     first = (seed + start) % len(WORDS)
     if end - start <= len(WORDS):

@@ -87,6 +87,26 @@ async def test_completions(client):
     assert len(texts[0]) == 240
 
 
+async def test_streams_that_fall_behind_say_the_same():
+    """Steps are over so fast that a write has the tokens of many, each its own event."""
+    async with (
+        SimulatedFleet(1, time_scale=1000.0) as fleet,
+        openai.AsyncOpenAI(base_url=fleet.urls[0] + "/v1", api_key="x") as client,
+        anthropic.AsyncAnthropic(base_url=fleet.urls[0], api_key="x") as claude,
+    ):
+        asked = {"model": "sim", "messages": SAY, "max_tokens": 500}
+        whole = await client.chat.completions.create(**asked)
+        stream = await client.chat.completions.create(**asked, stream=True)
+        texts = [chunk.choices[0].delta.content async for chunk in stream]
+        assert len(texts) == 501
+        assert "".join(texts) == whole.choices[0].message.content
+        message = await claude.messages.create(**asked)
+        async with claude.messages.stream(**asked) as events:
+            texts = [part async for part in events.text_stream]
+        assert len(texts) == 500
+        assert "".join(texts) == message.content[0].text
+
+
 async def test_responses(client):
     whole = await client.responses.create(model="sim", input="hello", max_output_tokens=5)
     assert whole.status == "incomplete"

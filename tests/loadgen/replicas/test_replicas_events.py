@@ -1,6 +1,7 @@
 """KV events: what a subscriber that follows them believes is what the engine holds."""
 
 import asyncio
+import socket
 from collections import Counter
 
 import httpx
@@ -116,3 +117,10 @@ async def test_a_restart_begins_anew(fleet):
 async def test_no_sources_when_off():
     async with SimulatedFleet(1) as fleet, httpx.AsyncClient() as client:
         assert (await client.get(fleet.urls[0] + "/kv_event_sources")).status_code == 404
+
+
+async def test_a_port_that_is_taken_is_told():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=str(port)):
+            await SimulatedFleet(1, kv_events_port=port).start()

@@ -72,6 +72,17 @@ async def test_freeze_and_clear(fleet, client):
     assert (await running).json()["usage"]["completion_tokens"] == 500
 
 
+async def test_a_frozen_replica_can_be_cleared_over_http(client):
+    async with SimulatedFleet(1) as fleet:
+        url = fleet.urls[0]
+        await client.post(url + "/_sim/fault", json={"kind": "freeze"})
+        await fleet.replicas[0].until(lambda it: it.frozen)
+        waiting = asyncio.ensure_future(ask(client, url))
+        await fleet.replicas[0].until(lambda it: it.requests[-1].path == "/v1/completions")
+        assert (await client.post(url + "/_sim/fault", json={"kind": "clear"})).status_code == 200
+        assert (await waiting).status_code == 200
+
+
 async def test_slow(fleet, client):
     replica = fleet.replicas[0]
     await replica.slow(1e9)
@@ -90,7 +101,9 @@ async def test_refuse_keeps_what_is_connected(fleet, client):
     async with httpx.AsyncClient() as other:
         with pytest.raises(httpx.ConnectError):
             await ask(other, url)
-        await fleet.replicas[0].clear()
+        # By the connection that stands.
+        assert (await client.post(url + "/_sim/fault", json={"kind": "clear"})).status_code == 200
+        await fleet.replicas[0].until(lambda it: it.listening)
         assert (await ask(other, url)).status_code == 200
 
 
@@ -145,6 +158,21 @@ async def test_die_mid_stream_after_just_so_many_tokens(client, tokens):
     assert seen.count(b'"text"') == tokens
 
 
+async def test_die_mid_stream_ends_all_answers_of_a_request(fleet, client):
+    replica = fleet.replicas[0]
+    await replica.die_mid_stream(after_tokens=2)
+    seen = b""
+    with pytest.raises(httpx.RemoteProtocolError):  # noqa: PT012
+        path, body = fleet.urls[0] + "/v1/completions", {**BODY, "n": 3, "stream": True}
+        async with client.stream("POST", path, json=body) as answer:
+            async for part in answer.aiter_bytes():
+                seen += part
+    for index in range(3):
+        assert seen.count(b'"index":%d' % index) <= 2
+    await replica.until(lambda it: not it.engine.running)
+    assert not replica.driver._followed
+
+
 async def test_unhealthy(fleet, client):
     url = fleet.urls[0]
     await client.post(url + "/_sim/fault", json={"kind": "unhealthy"})
@@ -155,13 +183,39 @@ async def test_unhealthy(fleet, client):
     assert (await client.get(url + "/health")).status_code == 200
 
 
-async def test_a_wrong_fault_is_refused(fleet, client):
-    url = fleet.urls[0] + "/_sim/fault"
-    answer = await client.post(url, json={"kind": "explode"})
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"kind": "explode"}, "die_mid_stream"),
+        ({}, "kind"),
+        ([], "object"),
+        ({"kind": "die", "replica": 2}, "replica"),
+        ({"kind": "slow"}, "factor"),
+        ({"kind": "slow", "factr": 3}, "factr"),
+        ({"kind": "slow", "factor": 0}, "factor"),
+        ({"kind": "slow", "factor": 2, "rate": 0.5}, "'rate'"),
+        ({"kind": "error_rate", "rate": 7}, "rate"),
+        ({"kind": "error_rate", "rate": "1"}, "rate"),
+        ({"kind": "error_rate", "status": 9999}, "status"),
+        ({"kind": "error_rate", "status": 200}, "status"),
+        ({"kind": "garbage", "count": -2}, "count"),
+        ({"kind": "die_mid_stream", "after_tokens": -1}, "after_tokens"),
+        ({"kind": "restart", "downtime": -1}, "downtime"),
+    ],
+)
+async def test_a_wrong_fault_is_refused(fleet, client, body, told):
+    answer = await client.post(fleet.urls[0] + "/_sim/fault", json=body)
     assert answer.status_code == 400
-    assert "die_mid_stream" in answer.json()["error"]["message"]
-    assert (await client.post(url, json={"kind": "die", "replica": 2})).status_code == 400
-    assert (await client.post(url, json={"kind": "slow", "factor": 0})).status_code == 400
+    assert told in answer.json()["error"]["message"]
+    assert fleet.replicas[0].alive
+    assert (await ask(client, fleet.urls[0])).status_code == 200
+
+
+async def test_a_wrong_fault_is_refused_in_python(fleet):
+    with pytest.raises(ValueError, match="rate"):
+        await fleet.replicas[0].fail(rate=7)
+    with pytest.raises(ValueError, match="factor"):
+        await fleet.replicas[0].slow(-1)
 
 
 async def test_requests_are_kept_as_they_came(client):
@@ -180,3 +234,9 @@ async def test_bad_settings():
         SimulatedFleet(0)
     with pytest.raises(ValueError, match="time_scale"):
         SimulatedFleet(1, time_scale=0)
+    with pytest.raises(ValueError, match="default_output_tokens"):
+        SimulatedFleet(1, default_output_tokens=0)
+    with pytest.raises(ValueError, match="first_port"):
+        SimulatedFleet(2, first_port=65_535)
+    with pytest.raises(ValueError, match="kv_events_port"):
+        SimulatedFleet(1, kv_events_port=65_000)

@@ -4,11 +4,13 @@ import argparse
 import asyncio
 import re
 import signal
+import socket
 import sys
 
 import httpx
 import pytest
 
+from loadgen.cli import main
 from loadgen.engine import PRESETS
 from loadgen.replicas import QUICK, serve
 
@@ -36,7 +38,39 @@ def test_options_change_the_preset():
 
 def test_options_that_do_not_go_together_are_refused(capsys):
     assert serve.main(parse("--max-num-seqs", "9000")) == 2
-    assert "max_num_batched_tokens" in capsys.readouterr().out
+    assert "max_num_batched_tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--port", "65535", "--count", "2"], "--port"),
+        (["--port", "99999"], "--port"),
+        (["--port", "-1"], "--port"),
+        (["--kv-events-port", "64535", "--count", "3"], "--kv-events-port"),
+        (["--output-tokens", "-3"], "--output-tokens"),
+        (["--count", "0"], "--count"),
+        (["--time-scale", "nan"], "--time-scale"),
+        (["--preset", "./none.json"], "--preset ./none.json"),
+    ],
+)
+def test_bad_options_are_refused(words, told, capsys):
+    # No such address: were they accepted, nothing would be served for ever.
+    command = ["replicas", "--host", "256.0.0.1", *words]
+    try:
+        status = main(command)
+    except SystemExit as ended:
+        status = ended.code
+    said = capsys.readouterr()
+    assert (status, said.out) == (2, "")
+    assert told in said.err
+
+
+def test_a_port_that_is_taken_is_told(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["replicas", "--port", port]) == 1
+    assert port in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
