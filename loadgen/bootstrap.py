@@ -8,7 +8,7 @@ section 3.8).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,10 @@ from loadgen.records import Records
 from loadgen.results import Difference
 
 DRAWS = 400
+ONE_RUN = (
+    "one run of each arm: the intervals do not cover what changes from run to run (use --repeats)"
+)
+"""What to say with differences of arms that ran once."""
 Floats = npt.NDArray[np.float64]
 
 
@@ -88,10 +92,11 @@ def differences(
     baseline: tuple[str, Sequence[Records]],
     arm: tuple[str, Sequence[Records]],
     *,
+    load: float = 0.0,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> list[Difference]:
-    """arm minus baseline. Both have one Records for each repeat, in the same order.
+    """arm minus baseline, at this load. Both have one Records for each repeat, in the same order.
 
     Raises ValueError when their repeats are not as many. With one repeat, the interval knows
     nothing of what changes from run to run."""
@@ -127,5 +132,16 @@ def differences(
         value = metric(theirs, arm_ones) - before
         low, high = (float(x) for x in np.percentile(found[name], (2.5, 97.5)))
         relative = value / before if before else None
-        result.append(Difference(name, base_name, arm_name, value, low, high, relative))
+        result.append(Difference(name, base_name, arm_name, value, low, high, relative, load))
     return result
+
+
+def against_first(runs: Mapping[str, Sequence[Records]], *, load: float = 0.0) -> list[Difference]:
+    """Every other arm minus the first one, by name, over the repeats that both have."""
+    (base, base_runs), *others = runs.items()
+    found: list[Difference] = []
+    for name, own in others:
+        both = min(len(base_runs), len(own))
+        if both:
+            found += differences((base, base_runs[:both]), (name, own[:both]), load=load)
+    return found

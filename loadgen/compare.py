@@ -9,16 +9,22 @@ from typing import Protocol
 import httpx
 import msgspec
 
-from loadgen.bootstrap import differences
 from loadgen.client.driver import Progress
 from loadgen.conclusion import conclude
-from loadgen.gateway import read_reuse, start_gateway
-from loadgen.metrics import summarise
+from loadgen.engines import (
+    counted,
+    must_answer,
+    must_serve,
+    must_tell_events,
+    read_counters,
+    shown_names,
+)
+from loadgen.findings import Found, Run, Runs, answered, find, summary
+from loadgen.gateway import EXACT_ARMS, read_reuse, start_gateway
 from loadgen.processes import Children, free_ports, ready
-from loadgen.records import Records, joined
-from loadgen.results import Arm, Difference, Results, Reuse
+from loadgen.results import Arm, Difference, Kind, Results
 from loadgen.run import Client, RunError, play
-from loadgen.savings import Price, savings
+from loadgen.savings import Price
 from loadgen.workloads.plan import Plan
 
 DIRECT = "direct"
@@ -42,6 +48,12 @@ class FleetSpec(msgspec.Struct, frozen=True):
     reset: bool = True
     """Empty the running ones' prefix caches before each run."""
     gateway_arguments: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """What the replicas are called in results: those started here by number, as in a
+        simulation, others by their URL."""
+        return list(self.urls) or [f"replica-{slot}" for slot in range(self.simulated)]
 
 
 class Stage(Protocol):
@@ -70,90 +82,76 @@ class Comparison(msgspec.Struct, kw_only=True):
     price: Price = Price()
 
 
-class _Run(msgspec.Struct):
-    records: Records
-    warnings: list[str]
-    reuse: Reuse | None
+class Comparing:
+    """A comparison under way. What it has found can be had at any time, so that nothing is lost
+    when a later run fails or all is stopped."""
+
+    def __init__(self, comparison: Comparison, stage: Stage) -> None:
+        self._comparison = comparison
+        self._stage = stage
+        self._loads: list[tuple[float, Runs]] = []
+
+    async def run(self) -> None:
+        """Run everything. Arms take turns within a repeat, and the order turns with the repeats, so
+        that what drifts on the machine meets all of them. The first contender is the baseline.
+
+        Raises ValueError for what cannot be compared, ChildError, RunError, TargetError; nothing
+        that was started is left running."""
+        comparison = self._comparison
+        await _check(comparison)
+        for load, plan in comparison.plans:
+            runs: Runs = {each.name: [] for each in comparison.contenders}
+            self._loads.append((load, runs))
+            for repeat in range(comparison.repeats):
+                turn = repeat % len(comparison.contenders)
+                order = [*comparison.contenders[turn:], *comparison.contenders[:turn]]
+                seeded = msgspec.structs.replace(plan, seed=plan.seed + repeat)
+                for contender in order:
+                    shown = load if len(comparison.plans) > 1 else 0.0
+                    self._stage.started(contender.name, shown, repeat, seeded)
+                    run = Run()
+                    runs[contender.name].append(run)
+                    await _one(comparison, contender, seeded, self._stage, run)
+                    self._stage.ended(summary(comparison, contender, [run], load))
+
+    def found(self) -> Found:
+        """What is known by now."""
+        return find(self._comparison, self._loads)
 
 
-async def compare(
-    comparison: Comparison, stage: Stage
-) -> tuple[list[Arm], list[Difference], list[str]]:
-    """Run everything. Arms take turns within a repeat, and the order turns with the repeats, so
-    that what drifts on the machine meets all of them. The first contender is the baseline.
-
-    Raises ChildError, RunError, TargetError; nothing that was started is left running."""
-    arms: list[Arm] = []
-    found: list[Difference] = []
-    warnings: list[str] = []
-    for load, plan in comparison.plans:
-        runs: dict[str, list[_Run]] = {each.name: [] for each in comparison.contenders}
-        for repeat in range(comparison.repeats):
-            turn = repeat % len(comparison.contenders)
-            order = [*comparison.contenders[turn:], *comparison.contenders[:turn]]
-            seeded = msgspec.structs.replace(plan, seed=plan.seed + repeat)
-            for contender in order:
-                shown = load if len(comparison.plans) > 1 else 0.0
-                stage.started(contender.name, shown, repeat, seeded)
-                run = await _one(comparison, contender, seeded, stage)
-                runs[contender.name].append(run)
-                stage.ended(_summary(comparison, contender.name, [run], load))
-                warnings += [f"{contender.name}: {text}" for text in run.warnings]
-        summaries = [_summary(comparison, name, each, load) for name, each in runs.items()]
-        base, *others = summaries
-        for arm in others:
-            arm.savings = savings(base, arm, comparison.price)
-        arms += summaries
-        found += _differences(runs)
-    late = [arm.name for arm in arms if arm.schedule.behind]
-    if late:
-        warnings.append(
-            f"the load generator fell behind its schedule ({', '.join(late)}): the load was lower "
-            "than asked for; use a lower rate or a faster machine"
+async def _check(comparison: Comparison) -> None:
+    """Whatever would end a comparison later. Raises ValueError (also TargetError) and RunError."""
+    fleet, headers = comparison.fleet, comparison.client.headers
+    own = [each.name for each in comparison.contenders if not each.url and each.name != DIRECT]
+    exact = [name for name in own if name in EXACT_ARMS]
+    if exact and fleet.simulated:
+        raise ValueError(
+            f"{exact[0]} cannot be compared on simulated replicas: a gateway in exact mode needs "
+            "the engines' tokenizer, and these have none. Name vLLM engines with --replica, or run "
+            "it in virtual time with the simulate command"
         )
-    if comparison.repeats == 1 and found:
-        warnings.append(
-            "one run of each arm: the intervals do not cover what changes from run to run "
-            "(use --repeats)"
-        )
-    return arms, found, list(dict.fromkeys(warnings))
+    if fleet.urls:
+        shown_names(fleet.urls, fleet.names)
+    for contender in comparison.contenders:
+        if contender.url:
+            await must_answer(contender.url, headers)
+    for url in fleet.urls:
+        await (must_serve if own else must_answer)(url, headers)
+        if exact and not any("exact-events" in given for given in fleet.gateway_arguments):
+            await must_tell_events(url, headers)
 
 
-def _differences(runs: Mapping[str, Sequence[_Run]]) -> list[Difference]:
-    (base, base_runs), *others = runs.items()
-    found: list[Difference] = []
-    for name, own in others:
-        pair = (base, [run.records for run in base_runs]), (name, [run.records for run in own])
-        found += differences(*pair)
-    return found
-
-
-def _summary(comparison: Comparison, name: str, runs: Sequence[_Run], load: float) -> Arm:
-    arm = summarise(
-        name,
-        joined([run.records for run in runs]),
-        objectives_ms=comparison.objectives_ms,
-        load=load,
-    )
-    arm.repeats = len(runs)
-    counted = [run.reuse for run in runs if run.reuse is not None]
-    if counted:
-        arm.reuse = Reuse(
-            *(sum(getattr(each, field) for each in counted) for field in Reuse.__struct_fields__)
-        )
-    return arm
-
-
-async def _one(comparison: Comparison, contender: Contender, plan: Plan, stage: Stage) -> _Run:
-    """One run of one arm, on replicas with empty caches."""
-    fleet = comparison.fleet
-    warnings: list[str] = []
+async def _one(
+    comparison: Comparison, contender: Contender, plan: Plan, stage: Stage, run: Run
+) -> None:
+    """One run of one arm, on replicas with empty caches. Fills in `run` as it goes."""
+    fleet, headers = comparison.fleet, comparison.client.headers
     with Children() as children:
         replicas = list(fleet.urls)
         if fleet.simulated and not contender.url:
             replicas = await start_replicas(children, fleet.simulated, fleet.arguments)
         elif fleet.reset:
-            warnings += await reset_caches(replicas)
+            run.warnings += await reset_caches(replicas)
         admin = ""
         if contender.url:
             urls = [contender.url]
@@ -164,18 +162,43 @@ async def _one(comparison: Comparison, contender: Contender, plan: Plan, stage: 
                 children, replicas, contender.name, fleet.gateway_arguments
             )
             urls, admin = [gateway.url], gateway.admin
+        # What answers of a router do not tell, its engines may.
+        asked = fleet.urls if contender.url and contender.url not in fleet.urls else ()
+        before = await read_counters(asked, headers)
         try:
-            records, said = await play(plan, urls, comparison.client, stage.progress)
+            run.warnings += await play(
+                plan,
+                urls,
+                comparison.client,
+                stage.progress,
+                names=shown_names(replicas, fleet.names),
+                records=run.records,
+            )
         except RunError as error:
             raise RunError(f"{error}{children.said()}") from error
         children.check()
-        reuse = None
+        if asked and not run.records.told_replicas:
+            after = await read_counters(asked, headers)
+            if before and after:
+                run.counted = counted(fleet.names, before, after)
+        if contender.url and not run.counted and not run.records.told_replicas:
+            run.warnings += await _unnamed(contender.url, headers, run)
         if admin:
             try:
-                reuse = await read_reuse(admin)
+                run.reuse = await read_reuse(admin)
             except httpx.HTTPError as error:
-                warnings.append(f"the gateway's metrics could not be read: {error!r}")
-    return _Run(records, warnings + said, reuse)
+                run.warnings.append(f"the gateway's metrics could not be read: {error!r}")
+    run.whole = True
+
+
+async def _unnamed(url: str, headers: Mapping[str, str], run: Run) -> list[str]:
+    """A warning when there is nothing by replica, unless the URL is an engine's own."""
+    if not answered(run) or await read_counters([url], headers) is not None:
+        return []
+    return [
+        "its answers do not name the replica, so there is nothing by replica; a Warmroute names it "
+        "with its setting explain_headers (--explain-headers true)"
+    ]
 
 
 async def start_replicas(
@@ -217,7 +240,8 @@ def results_of(
     found: list[Difference],
     warnings: list[str],
     *,
-    kind: str,
+    kind: Kind,
+    axis: str = "",
     simulated: bool,
     description: str,
     settings: Mapping[str, str],
@@ -227,10 +251,11 @@ def results_of(
         kind=kind,
         workload=workload,
         arms=arms,
+        axis=axis,
         simulated=simulated,
         description=description,
         settings=dict(settings),
         differences=found,
         warnings=warnings,
-        conclusion=conclude(arms, found),
+        conclusion=conclude(arms, found, axis),
     )

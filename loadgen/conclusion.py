@@ -8,14 +8,16 @@ SAME = 0.05
 """Relative differences below this are called the same even when they are certain."""
 
 
-def conclude(arms: list[Arm], differences: list[Difference]) -> str:
-    """What the last arm did against the first; of a sweep, at its highest load."""
+def conclude(arms: list[Arm], differences: list[Difference], axis: str = "") -> str:
+    """What the last arm did against the first; of a sweep, at its highest load. axis: what loads
+    are, as in Results."""
     if not arms:
         return "Nothing was measured."
     top = max(arm.load for arm in arms)
     if any(arm.load != top for arm in arms):
-        # Differences do not say at which load they are.
-        return f"At load {top:g}: {conclude([arm for arm in arms if arm.load == top], [])}"
+        own = [arm for arm in arms if arm.load == top]
+        where = f"{top:g} {axis}" if axis else f"load {top:g}"
+        return f"At {where}: {conclude(own, [each for each in differences if each.load == top])}"
     if len(arms) < 2:
         return _alone(arms[0])
     base, arm = arms[0], arms[-1]

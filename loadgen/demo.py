@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from loadgen.compare import Comparison, Contender, FleetSpec, compare, results_of
+from loadgen.compare import Comparing, Comparison, Contender, FleetSpec, results_of
 from loadgen.engine import preset
 from loadgen.picture import write_svg
 from loadgen.processes import ChildError, run_async
@@ -23,7 +23,8 @@ from loadgen.report.page import write_html
 from loadgen.results import write_json
 from loadgen.run import RunError
 from loadgen.savings import Price
-from loadgen.terminal import Screen, show
+from loadgen.tables import show
+from loadgen.terminal import Screen
 from loadgen.workloads import Plan, Poisson, make
 from loadgen.workloads.arrivals import mean_steps
 
@@ -83,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(description, highlight=False, soft_wrap=True)
     try:
         with Screen(console) as screen:
-            arms, found, warnings = run_async(compare(comparison, screen))
+            comparing = Comparing(comparison, screen)
+            run_async(comparing.run())
     except KeyboardInterrupt:
         console.print("Stopped; nothing is left running.")
         return 130
@@ -92,9 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     results = results_of(
         "agent",
-        arms,
-        found,
-        warnings,
+        *comparing.found(),
         kind="compare",
         simulated=True,
         description=description,

@@ -10,12 +10,12 @@ request's end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from loadgen.records import Gaps, Records, floats, ints
+from loadgen.records import Gaps, Records, floats, ints, joined
 from loadgen.results import (
     NO_LATENCY,
     Arm,
@@ -27,7 +27,8 @@ from loadgen.results import (
     Throughput,
 )
 
-BUCKETS = 30
+BUCKETS = 12
+"""Of time: few, so that each holds many requests."""
 BEHIND_MS = 50.0
 """A lag p99 above this makes the load something else than what was asked for."""
 
@@ -83,6 +84,9 @@ class Columns:
         self.told: Flags = self.ok & (self.cached >= 0) & (self.prompt > 0)
         self.ttft = self.first - self.scheduled
         self.e2e = self.end - self.scheduled
+        self.prompt_told = np.where(self.prompt >= 0, self.prompt, self.tokens)
+        """As reported, else as declared."""
+        self.output_told = np.maximum(self.output, 0)
         many = self.output > 1
         self.tpot = np.where(many, (self.end - self.first) / np.where(many, self.output - 1, 1), 0)
         self.has_tpot: Flags = self.ok & many
@@ -93,13 +97,13 @@ class Columns:
         prompt = int(self.prompt[told].sum())
         return int(self.cached[told].sum()) / prompt if prompt else None
 
-    def over_time(self, which: Flags, edges: Floats) -> list[float | None]:
-        """Hit rate of the requests that ended in each bucket."""
+    def over_time(self, which: Flags, ended: Floats, edges: Floats) -> list[float | None]:
+        """Hit rate of the requests that ended in each bucket, by their tokens."""
         told = self.told & which
         if not told.any():
             return [None] * (len(edges) - 1)
-        prompt, _ = np.histogram(self.end[told], edges, weights=self.prompt[told])
-        cached, _ = np.histogram(self.end[told], edges, weights=self.cached[told])
+        prompt, _ = np.histogram(ended[told], edges, weights=self.prompt[told])
+        cached, _ = np.histogram(ended[told], edges, weights=self.cached[told])
         return [round(float(c / p), 4) if p else None for c, p in zip(cached, prompt, strict=True)]
 
 
@@ -122,13 +126,26 @@ def _evenness(values: Floats) -> tuple[float, float]:
     return float(values.std()) / mean, float(values.max()) / mean
 
 
-def balance(replicas: list[ReplicaResult]) -> Balance:
-    """Spread of requests and of work over the replicas; 0 without replicas."""
+def balance(replicas: Sequence[ReplicaResult]) -> Balance | None:
+    """Spread of requests and of work over the replicas; None where none is known to have had
+    any."""
+    if not any(replica.requests for replica in replicas):
+        return None
     requests = np.array([r.requests for r in replicas], dtype=np.float64)
     work = np.array(
         [r.prompt_tokens - r.cached_tokens + r.output_tokens for r in replicas], dtype=np.float64
     )
     return Balance(*_evenness(requests), *_evenness(work))
+
+
+def mean_balance(runs: Sequence[Balance | None]) -> Balance | None:
+    """Of several runs: replicas that were busy in different ones would seem even in all together.
+    None when that of one is not known."""
+    known = [run for run in runs if run is not None]
+    if len(known) < len(runs) or not runs:
+        return None
+    fields = Balance.__struct_fields__
+    return Balance(*(sum(getattr(run, name) for run in known) / len(known) for name in fields))
 
 
 def schedule(columns: Columns) -> Schedule:
@@ -146,73 +163,97 @@ def _quantiles(seconds: Floats) -> list[float]:
     return [round(float(x) * 1e3, 3) for x in np.percentile(seconds, np.arange(101))]
 
 
+def _duration(ends: Floats) -> float:
+    known = ends[~np.isnan(ends)]
+    return max(float(known.max()) if len(known) else 0.0, 1e-9)
+
+
 def summarise(
     name: str,
-    records: Records,
-    *,
+    *runs: Records,
     objectives_ms: Mapping[str, float] | None = None,
-    replicas: tuple[str, ...] = (),
+    replicas: Sequence[str] = (),
     load: float = 0.0,
 ) -> Arm:
-    """Everything about one run. ``replicas`` names those that must appear even if nothing reached
-    them.
+    """Everything about an arm's runs, which are taken as one after another but for what is told
+    over time, where they lie on top of each other. ``replicas`` names those that must appear even
+    if nothing reached them, in this order.
 
     Hit rates of the gateway's answers come from usage; the upper bound from the workload's declared
     lengths. Raises ValueError for an unknown objective.
     """
+    records = joined(runs)
     columns = Columns(records)
     ok = columns.ok
-    ended = columns.end[~np.isnan(columns.end)]
-    duration = max(float(ended.max()) if len(ended) else 0.0, 1e-9)
-    edges = np.linspace(0.0, duration, BUCKETS + 1)
-    prompt = np.where(columns.prompt >= 0, columns.prompt, columns.tokens)
-    output = np.maximum(columns.output, 0)
-    found: list[ReplicaResult] = []
-    names = [name for name in records.replicas.names if name]
-    for replica in sorted({*names, *replicas}):
-        which = columns.replica == (records.replicas.number(replica) if replica in names else -1)
-        found.append(
-            ReplicaResult(
-                name=replica,
-                requests=int(which.sum()),
-                errors=int((which & ~ok).sum()),
-                prompt_tokens=int(prompt[which & ok].sum()),
-                cached_tokens=int(columns.cached[which & columns.told].sum()),
-                output_tokens=int(output[which & ok].sum()),
-                hit_rate=columns.hit_rate(which),
-                ttft_ms=latency(columns.ttft[which & ok]),
-                hit_rate_over_time=columns.over_time(which, edges),
-            )
-        )
-    declared = int(columns.tokens.sum())
+    ended = [floats(run.end) for run in runs]
+    within = np.concatenate(ended)
+    duration = _duration(columns.end)
+    edges = np.linspace(0.0, max(_duration(ends) for ends in ended), BUCKETS + 1)
+    found = _replicas(records, columns, replicas, within, edges)
+    prompt, output = columns.prompt_told[ok], columns.output_told[ok]
+    declared = int(columns.tokens[ok].sum())
     reasons = [records.reasons.names[number] for number in columns.reason[~ok]]
+    spread = balance(found)
+    if len(runs) > 1:
+        names = [each.name for each in found]
+        spread = mean_balance([_balance_of(run, names) for run in runs])
     return Arm(
         name=name,
         requests=len(records),
         completed=int(ok.sum()),
         duration_s=duration,
         hit_rate=columns.hit_rate(ok),
-        upper_bound=int(columns.possible.sum()) / declared if declared else 0.0,
+        # Of those that count in the hit rate: what was refused reuses nothing.
+        upper_bound=int(columns.possible[ok].sum()) / declared if declared else 0.0,
         ttft_ms=latency(columns.ttft[ok]),
         tpot_ms=latency(columns.tpot[columns.has_tpot]),
         itl_ms=gap_latency(records.gaps),
         e2e_ms=latency(columns.e2e[ok]),
         throughput=Throughput(
             float(ok.sum()) / duration,
-            float(prompt[ok].sum()) / duration,
-            float(output[ok].sum()) / duration,
+            float(prompt.sum()) / duration,
+            float(output.sum()) / duration,
         ),
         errors={reason: reasons.count(reason) for reason in sorted(set(reasons))},
         replicas=found,
-        balance=balance(found),
+        balance=spread,
         schedule=schedule(columns),
-        prompt_tokens=int(prompt[ok].sum()),
+        prompt_tokens=int(prompt.sum()),
         cached_tokens=int(columns.cached[columns.told].sum()),
-        output_tokens=int(output[ok].sum()),
+        output_tokens=int(output.sum()),
         goodput=goodput(columns, objectives_ms, duration) if objectives_ms else None,
-        bucket_s=duration / BUCKETS,
-        hit_rate_over_time=columns.over_time(ok, edges),
+        bucket_s=float(edges[1]),
+        hit_rate_over_time=columns.over_time(ok, within, edges),
         ttft_quantiles_ms=_quantiles(columns.ttft[ok]),
         e2e_quantiles_ms=_quantiles(columns.e2e[ok]),
+        repeats=len(runs),
         load=load,
     )
+
+
+def _replicas(
+    records: Records, columns: Columns, names: Sequence[str], within: Floats, edges: Floats
+) -> list[ReplicaResult]:
+    told = {name: number for number, name in enumerate(records.replicas.names) if name}
+    found = []
+    for name in (*names, *sorted(told.keys() - set(names))):
+        which = columns.replica == told.get(name, -1)
+        well = which & columns.ok
+        found.append(
+            ReplicaResult(
+                name=name,
+                requests=int(which.sum()),
+                errors=int((which & ~columns.ok).sum()),
+                prompt_tokens=int(columns.prompt_told[well].sum()),
+                cached_tokens=int(columns.cached[which & columns.told].sum()),
+                output_tokens=int(columns.output_told[well].sum()),
+                hit_rate=columns.hit_rate(which),
+                ttft_ms=latency(columns.ttft[well]),
+                hit_rate_over_time=columns.over_time(which, within, edges),
+            )
+        )
+    return found
+
+
+def _balance_of(run: Records, names: Sequence[str]) -> Balance | None:
+    return balance(_replicas(run, Columns(run), names, floats(run.end), np.array([0.0, 1.0])))

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from loadgen.results import Results
-from loadgen.terminal import show
+from loadgen.tables import show
 
 COLUMNS = 100
 FONT_FACE = re.compile(r"\s*@font-face \{.*?\}", re.DOTALL)

@@ -180,7 +180,11 @@ def run_async(work: Coroutine[Any, Any, _T]) -> _T:
         loop.add_signal_handler(signal.SIGTERM, task.cancel)
         return await work
 
+    before = signal.getsignal(signal.SIGTERM)
     try:
         return uvloop.run(watched())
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
+    finally:
+        # The loop leaves the default, which ends us in the middle of what follows.
+        signal.signal(signal.SIGTERM, before)

@@ -113,6 +113,11 @@ class Records:
     def __len__(self) -> int:
         return len(self.session)
 
+    @property
+    def told_replicas(self) -> bool:
+        """At least one answer named its replica."""
+        return len(self.replicas.names) > 1
+
     def add(
         self,
         *,

@@ -8,26 +8,33 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import msgspec
 
-VERSION = 1
+VERSION: Literal[1] = 1
+Kind: TypeAlias = Literal["run", "compare", "sweep", "simulate", "report"]
+RATE = "requests/s"
+SESSIONS = "sessions at a time"
+SPEED = "times the trace's speed"
+REPLICAS = "replicas"
+"""What an arm's load is, with its unit: these are ``Results.axis``."""
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """A latency in milliseconds. All 0 when count is 0."""
+    """A latency in milliseconds. All None when count is 0."""
 
     count: int
-    mean: float
-    std: float
-    p50: float
-    p90: float
-    p95: float
-    p99: float
-    max: float
+    mean: float | None
+    std: float | None
+    p50: float | None
+    p90: float | None
+    p95: float | None
+    p99: float | None
+    max: float | None
 
 
-NO_LATENCY = Latency(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+NO_LATENCY = Latency(0, None, None, None, None, None, None, None)
 
 
 class Throughput(msgspec.Struct, frozen=True):
@@ -96,7 +103,8 @@ class Savings(msgspec.Struct, frozen=True):
 
 
 class Reuse(msgspec.Struct, frozen=True):
-    """The hits' way, in tokens, from the gateway's metrics (see its documentation)."""
+    """The hits' way, in tokens, from the gateway's metrics (see its documentation) or, in a
+    simulation, from the same ledger."""
 
     prompt: float
     available: float
@@ -125,7 +133,8 @@ class Arm(msgspec.Struct):
     errors: dict[str, int]
     """Requests by reason."""
     replicas: list[ReplicaResult]
-    balance: Balance
+    balance: Balance | None
+    """None when it is not known which replica answered."""
     schedule: Schedule
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -134,14 +143,14 @@ class Arm(msgspec.Struct):
     savings: Savings | None = None
     reuse: Reuse | None = None
     bucket_s: float = 0.0
-    """Width of the time buckets."""
+    """Width of the time buckets; those of repeats lie on top of each other."""
     hit_rate_over_time: list[float | None] = []
     ttft_quantiles_ms: list[float] = []
     """TTFT at 0%, 1%, ... 100%: enough to draw its distribution."""
     e2e_quantiles_ms: list[float] = []
     repeats: int = 1
     load: float = 0.0
-    """The offered rate (requests a second) or concurrency of this arm's point in a sweep."""
+    """What was asked of this arm, as ``Results.axis`` says."""
     extra: dict[str, float] = {}
     """What only one kind of driver knows, named with its unit."""
 
@@ -158,16 +167,19 @@ class Difference(msgspec.Struct, frozen=True):
     high: float
     relative: float | None
     """value over the baseline's; None when that is 0."""
+    load: float = 0.0
+    """Of both arms."""
 
 
 class Results(msgspec.Struct):
     """Everything one command found."""
 
-    kind: str
-    """run, compare, sweep, simulate or report."""
+    kind: Kind
     workload: str
     arms: list[Arm]
-    version: int = VERSION
+    version: Literal[1] = VERSION
+    axis: str = ""
+    """What an arm's load is, in words with its unit; empty when the arms do not share one."""
     simulated: bool = False
     """The replicas, or everything, were simulated."""
     description: str = ""
@@ -188,18 +200,21 @@ def write_json(results: Results, path: Path) -> None:
     path.write_bytes(encoded + b"\n")
 
 
+class _Versioned(msgspec.Struct):
+    version: int = VERSION
+
+
 def read_json(path: Path) -> Results:
     """Raises ResultsError when the file is not a result of a version this code knows, and
     OSError."""
+    text = path.read_bytes()
     try:
-        results = msgspec.json.decode(path.read_bytes(), type=Results)
+        version = msgspec.json.decode(text, type=_Versioned).version
+        if version == VERSION:
+            return msgspec.json.decode(text, type=Results)
     except msgspec.MsgspecError as error:
         raise ResultsError(f"{path} is not a results file: {error}") from error
-    if results.version != VERSION:
-        raise ResultsError(
-            f"{path} has version {results.version}, this program reads {VERSION}: write it anew"
-        )
-    return results
+    raise ResultsError(f"{path} has version {version}, this program reads {VERSION}: write it anew")
 
 
 def schema() -> str:
@@ -218,6 +233,9 @@ def rows(results: Results) -> list[dict[str, object]]:
             "workload": results.workload,
             "arm": arm.name,
             "load": arm.load,
+            "axis": results.axis,
+            "seed": results.settings.get("seed"),
+            "replicas": len(arm.replicas) or None,
             "repeats": arm.repeats,
             "requests": arm.requests,
             "completed": arm.completed,
@@ -225,6 +243,9 @@ def rows(results: Results) -> list[dict[str, object]]:
             "duration_s": arm.duration_s,
             "hit_rate": arm.hit_rate,
             "upper_bound": arm.upper_bound,
+            "prompt_tokens": arm.prompt_tokens,
+            "cached_tokens": arm.cached_tokens,
+            "output_tokens": arm.output_tokens,
         }
         for name in LATENCIES:
             for part, value in msgspec.structs.asdict(getattr(arm, name)).items():
@@ -232,8 +253,11 @@ def rows(results: Results) -> list[dict[str, object]]:
                     row[f"{name}_{part}"] = value
         row.update(msgspec.structs.asdict(arm.throughput))
         row["goodput_requests_per_s"] = arm.goodput.requests_per_s if arm.goodput else None
-        row.update(msgspec.structs.asdict(arm.balance))
+        for field in Balance.__struct_fields__:
+            row[field] = getattr(arm.balance, field, None)
         row["lag_p99_ms"] = arm.schedule.lag_p99_ms
+        for field in Savings.__struct_fields__:
+            row[f"saved_{field}"] = getattr(arm.savings, field, None)
         table.append(row)
     return table
 
@@ -247,3 +271,8 @@ def to_csv(results: Results) -> str:
         writer.writeheader()
         writer.writerows(table)
     return out.getvalue()
+
+
+def write_csv(results: Results, path: Path) -> None:
+    """Raises OSError."""
+    path.write_text(to_csv(results))

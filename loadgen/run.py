@@ -60,11 +60,19 @@ def _many_files() -> None:
 
 
 async def play(
-    plan: Plan, urls: Sequence[str], client: Client, watch: Watch | None = None
-) -> tuple[Records, list[str]]:
-    """Play a plan against URLs (several are used in turn) and return the records, and warnings.
+    plan: Plan,
+    urls: Sequence[str],
+    client: Client,
+    watch: Watch | None = None,
+    *,
+    names: Mapping[str, str] | None = None,
+    records: Records,
+) -> list[str]:
+    """Play a plan against URLs (several are used in turn), fill the records, and return warnings.
 
-    watch is called about eight times a second. Raises RunError, TargetError, ValueError."""
+    watch is called about eight times a second. names: what replicas are shown as (see Driver).
+    What was answered is in the records also when this is cancelled. Raises RunError, TargetError,
+    ValueError."""
     _many_files()
     model = client.model or await first_model(urls[0], client.headers)
     maker = BodyMaker(
@@ -75,10 +83,10 @@ async def play(
         vllm_fields=client.vllm_fields,
     )
     targets = [Target(url, PATHS[client.api], dict(client.headers)) for url in urls]
-    driver = Driver(plan, targets, maker, client.options)
+    driver = Driver(plan, targets, maker, client.options, names=names, records=records)
     watching = asyncio.create_task(_report(driver.progress, watch)) if watch else None
     try:
-        records = await driver.run()
+        await driver.run()
     finally:
         if watching:
             watching.cancel()
@@ -91,7 +99,7 @@ async def play(
     ]
     if driver.not_sent:
         warnings.append(f"{driver.not_sent} steps were not sent: one before them failed")
-    return records, warnings
+    return warnings
 
 
 async def _report(progress: Progress, watch: Watch) -> None:

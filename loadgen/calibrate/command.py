@@ -9,12 +9,15 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
-from loadgen.calibrate.check import Check, check
+from loadgen.calibrate.check import REQUESTS, check
 from loadgen.calibrate.fit import Fit, fit
-from loadgen.calibrate.probe import Probe
+from loadgen.calibrate.probe import ROUNDS, Probe
 from loadgen.engine.file import EngineFile, write_engine
+from loadgen.values import count, not_negative
 
 TIMEOUT = 120.0
+LEAST_LONGEST = 256
+"""Tokens of the longest prompt: with shorter ones their lengths are all the same."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,41 +26,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--url", required=True, help="of one vLLM engine that nothing else uses meanwhile")
     add(
         "--max-num-batched-tokens",
-        type=int,
+        type=count(),
         default=8192,
         help="as the engine was started with; it does not tell (default %(default)s)",
     )
-    add("--longest", type=int, default=0, help="prompt in tokens (default: a quarter of the cache)")
+    add(
+        "--longest",
+        type=count(LEAST_LONGEST),
+        metavar="N",
+        help="prompt in tokens (default: a quarter of the cache, 16,384 at most)",
+    )
     add(
         "--seconds",
-        type=float,
+        type=not_negative,
         default=30.0,
-        help="measure for so long, or longer for five rounds (default %(default)g)",
+        help=f"measure for so long (default %(default)g), but never less than {ROUNDS} rounds, "
+        "which take minutes on a slow engine; the comparison afterwards comes on top",
+    )
+    add(
+        "--seed",
+        type=int,
+        help="of the prompts (default: other ones in every run, so that none of them is in the "
+        "engine's cache; with a seed, restart the engine in between)",
     )
     add("--json", type=Path, metavar="FILE", help="write what was found there, for --preset")
-    add("--at-a-time", type=int, default=1, help="requests of that comparison (default 1)")
+    add("--at-a-time", type=count(), default=1, help="requests of that comparison (default 1)")
     add("--no-check", action="store_true", help="do not compare with the model afterwards")
 
 
-async def calibrate(args: argparse.Namespace, console: Console) -> int:
-    """Measure, fit, compare. Raises ProbeError, FitError, OSError and httpx.HTTPError."""
+async def calibrate(args: argparse.Namespace, console: Console, progress: Console) -> int:
+    """Measure, fit, compare. What is found goes to one console, how far it is to the other.
+
+    Raises ProbeError, FitError, OSError and httpx.HTTPError."""
 
     def said(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
+
+    def went(text: str) -> None:
+        progress.print(text, highlight=False, soft_wrap=True)
 
     limits = httpx.Limits(max_connections=64)
     async with httpx.AsyncClient(
         base_url=args.url, timeout=TIMEOUT, limits=limits, trust_env=False
     ) as client:
-        probe = await Probe.connect(client, batched_tokens=args.max_num_batched_tokens)
+        probe = await Probe.connect(
+            client, batched_tokens=args.max_num_batched_tokens, seed=args.seed
+        )
         known = probe.known
-        said(f"{known.origin}: {known.num_blocks:,} blocks of {known.block_size} tokens")
+        said(
+            f"measuring {probe.model} at {args.url}: {known.num_blocks:,} blocks of "
+            f"{known.block_size} tokens; at least {args.seconds:g} s and {ROUNDS} rounds"
+        )
         longest = args.longest or min(known.longest // 4, 16_384)
         longest = min(longest, known.longest - 64)
-        found = fit(known, *await probe.measure(longest, args.seconds, said))
+        found = fit(known, *await probe.measure(longest, args.seconds, said, went))
         show(found, said)
-        compared: Check | None = None
+        _write(args.json, EngineFile(found.params))
         if not args.no_check:
+            went(f"asking {REQUESTS} mixed requests, to compare the model with the engine")
             # The model starts with an empty cache; prompts here are new to the engine as well.
             compared = await check(probe, found, longest=longest, at_a_time=args.at_a_time)
             said(
@@ -72,12 +98,14 @@ async def calibrate(args: argparse.Namespace, console: Console) -> int:
                     "neither the times nor the fit mean much; give the engine more cores, and "
                     "leave it alone meanwhile"
                 )
-    if args.json:
-        held = EngineFile(found.params)
-        if compared:
             held = EngineFile(found.params, compared.measured_ttft, compared.simulated_ttft)
-        write_engine(args.json, held)
+            _write(args.json, held)
     return 0
+
+
+def _write(path: Path | None, held: EngineFile) -> None:
+    if path is not None:
+        write_engine(path, held)
 
 
 def show(found: Fit, said: Callable[[str], None]) -> None:

@@ -42,6 +42,15 @@ class Answered(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class _Card(msgspec.Struct):
+    id: str
+    max_model_len: int | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_Card]
+
+
 class _Details(msgspec.Struct):
     cached_tokens: int | None = None
 
@@ -63,41 +72,49 @@ _CHUNK = msgspec.json.Decoder(_Chunk)
 class Probe:
     """An engine under measurement. Nothing else should use it meanwhile."""
 
-    def __init__(self, client: httpx.AsyncClient, model: str, known: EngineParams) -> None:
+    def __init__(
+        self, client: httpx.AsyncClient, model: str, known: EngineParams, seed: int | None = None
+    ) -> None:
         self._client = client
-        self._model = model
-        # Another run must not ask what this one leaves in the engine's cache.
-        self._random = Random(time.time_ns())
+        self.model = model
+        # By the clock: another run must not ask what this one leaves in the engine's cache.
+        self._random = Random(time.time_ns() if seed is None else seed)
         self.known = known
         """Block size, blocks and limits; its rates mean nothing."""
 
     @classmethod
-    async def connect(cls, client: httpx.AsyncClient, *, batched_tokens: int) -> Probe:
-        """Ask the engine what it is. Raises ProbeError and httpx.HTTPError."""
-        text = (await client.get("/metrics")).text
-        info = {
-            name: value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == "vllm:cache_config_info"
-            for name, value in sample.labels.items()
-        }
-        cards = (await client.get("/v1/models")).json().get("data", [])
-        if "block_size" not in info or not cards:
+    async def connect(
+        cls, client: httpx.AsyncClient, *, batched_tokens: int, seed: int | None = None
+    ) -> Probe:
+        """Ask the engine what it is. seed: of the prompts; by default no two runs have the same.
+
+        Raises ProbeError and httpx.HTTPError."""
+        metrics, models = await client.get("/metrics"), await client.get("/v1/models")
+        try:
+            info = {
+                name: value
+                for family in text_string_to_metric_families(metrics.text)
+                for sample in family.samples
+                if sample.name == "vllm:cache_config_info"
+                for name, value in sample.labels.items()
+            }
+            card = msgspec.json.decode(models.content, type=_Models).data[0]
+            size, blocks = int(info["block_size"]), int(info["num_gpu_blocks"])
+        except (ValueError, LookupError) as error:
             raise ProbeError(
-                "no vllm:cache_config_info in /metrics, or no model in /v1/models: calibrate "
-                "needs the URL of a vLLM engine itself, not of a gateway"
-            )
-        size, blocks = int(info["block_size"]), int(info["num_gpu_blocks"])
+                "no vllm:cache_config_info in /metrics "
+                f"({metrics.status_code}), or no model in /v1/models ({models.status_code}): "
+                "calibrate needs the URL of a vLLM engine itself, not of a gateway"
+            ) from error
         known = EngineParams(
             name="calibrated",
-            origin=f"fitted to {cards[0]['id']} at {client.base_url}",
+            origin=f"fitted to {card.id} at {client.base_url}",
             block_size=size,
             num_blocks=blocks,
             max_num_batched_tokens=batched_tokens,
-            max_model_len=min(cards[0].get("max_model_len") or 131_072, (blocks - 1) * size),
+            max_model_len=min(card.max_model_len or 131_072, (blocks - 1) * size),
         )
-        return cls(client, cards[0]["id"], known)
+        return cls(client, card.id, known, seed)
 
     def prompt(self, tokens: int) -> list[int]:
         """Token ids never sent before."""
@@ -106,7 +123,7 @@ class Probe:
     async def ask(self, ids: Sequence[int], output_tokens: int) -> Answered:
         """One streamed request. Raises ProbeError for anything but a whole answer."""
         body = {
-            "model": self._model,
+            "model": self.model,
             "prompt": ids,
             "max_tokens": output_tokens,
             "min_tokens": output_tokens,
@@ -143,10 +160,15 @@ class Probe:
         return Answered(sent, first, last, usage.prompt_tokens, usage.completion_tokens, cached)
 
     async def measure(
-        self, longest: int, seconds: float, said: Callable[[str], None]
+        self,
+        longest: int,
+        seconds: float,
+        said: Callable[[str], None],
+        went: Callable[[str], None],
     ) -> tuple[list[Prefilling], list[Decoding], list[Together]]:
         """Everything in turn, five times and until the seconds are over, so that a machine whose
-        speed drifts drifts for all of it. The median of each."""
+        speed drifts drifts for all of it. The median of each. said hears what was found, went how
+        far it is."""
         fits = self.known.cache_tokens
         loads = [
             (prompt, count)
@@ -165,6 +187,7 @@ class Probe:
                     firsts[3 * number + kind].append(answered)
             for found, load in zip(runs, loads, strict=True):
                 found.append(await self._together(*load))
+            went(f"round {rounds}, of at least {ROUNDS}: done")
         said(f"medians of {rounds} rounds:")
         prefilling = [
             Prefilling(

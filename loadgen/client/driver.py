@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,18 +19,80 @@ from loadgen.workloads.bound import UpperBound
 from loadgen.workloads.plan import Plan
 from loadgen.workloads.types import Session
 
+TICK = 0.25
+"""Seconds between two looks at the clock while a run goes on."""
+RATE_SECONDS = 5.0
+"""What "now" covers in a rate."""
+
+
+class ReplicaProgress(NamedTuple):
+    """What one replica has answered so far."""
+
+    name: str
+    requests: int
+    hit_rate: float | None
+    """None while the engine has not told."""
+
 
 class Progress:
     """Where a run stands, for whoever watches it. Only the driver writes."""
 
-    __slots__ = ("cached_tokens", "ended", "failed", "now", "prompt_tokens", "recent", "sent")
+    __slots__ = (
+        "_by_replica",
+        "_ticks",
+        "cached_tokens",
+        "ended",
+        "failed",
+        "now",
+        "prompt_tokens",
+        "recent",
+        "sent",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, replicas: Sequence[str] = ()) -> None:
         self.now = 0.0
         self.sent = self.ended = self.failed = 0
         self.prompt_tokens = self.cached_tokens = 0
         self.recent: deque[float] = deque(maxlen=500)
         """The last TTFTs, seconds."""
+        self._by_replica = {name: [0, 0, 0] for name in replicas}
+        """Requests, prompt tokens and cached tokens."""
+        self._ticks: deque[tuple[float, int]] = deque(maxlen=int(RATE_SECONDS / TICK) + 1)
+        """(now, ended) at the last ticks."""
+
+    def answered(self, replica: str, prompt_tokens: int, cached_tokens: int) -> None:
+        """Count an answer; an empty replica is one that was not told, -1 cached tokens too."""
+        told = cached_tokens >= 0
+        if told:
+            self.prompt_tokens += prompt_tokens
+            self.cached_tokens += cached_tokens
+        if replica:
+            counts = self._by_replica.setdefault(replica, [0, 0, 0])
+            counts[0] += 1
+            if told:
+                counts[1] += prompt_tokens
+                counts[2] += cached_tokens
+
+    def tick(self, now: float) -> None:
+        """Move the clock, seconds from the start."""
+        self.now = now
+        self._ticks.append((now, self.ended))
+
+    @property
+    def rate(self) -> float:
+        """Requests a second that ended in the last RATE_SECONDS."""
+        if len(self._ticks) < 2:
+            return 0.0
+        (since, before), (now, ended) = self._ticks[0], self._ticks[-1]
+        return (ended - before) / (now - since)
+
+    @property
+    def replicas(self) -> list[ReplicaProgress]:
+        """Those named beforehand, in that order, then others that answered."""
+        return [
+            ReplicaProgress(name, requests, cached / prompt if prompt else None)
+            for name, (requests, prompt, cached) in self._by_replica.items()
+        ]
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -62,7 +125,9 @@ class _Running:
 class Driver:
     """Mutable state of a run: sessions under way, calls in flight, records.
 
-    Several targets are used in turn, which is round robin without a gateway."""
+    Several targets are used in turn, which is round robin without a gateway. ``names`` says what
+    a replica is shown as, by what a gateway calls it and, with several targets, by its URL; others
+    are shown as they are called. ``records`` is filled from the start, if given."""
 
     def __init__(
         self,
@@ -70,6 +135,9 @@ class Driver:
         targets: Sequence[Target],
         maker: BodyMaker,
         options: Options | None = None,
+        *,
+        names: Mapping[str, str] | None = None,
+        records: Records | None = None,
     ) -> None:
         self._plan = plan
         self._targets = targets
@@ -86,8 +154,9 @@ class Driver:
         self._exhausted = False
         self._idle = asyncio.Event()
         self._ended = asyncio.Event()
-        self.records = Records()
-        self.progress = Progress()
+        self.records = Records() if records is None else records
+        self._names = names or {}
+        self.progress = Progress(list(dict.fromkeys(self._names.values())))
         self.not_sent = 0
         """Steps left out because one before them failed."""
 
@@ -180,7 +249,7 @@ class Driver:
         call = Call(target.message(body, name), answer, done)
         call.tokens = length
         if len(self._targets) > 1:
-            call.replica = f"{target.host}:{target.port}"
+            call.replica = target.url
         self._calls.add(call)
         self.progress.sent += 1
         target.send(call)
@@ -189,6 +258,7 @@ class Driver:
         self._calls.discard(call)
         now = self._clock() - self._start
         answer, step, progress = call.answer, running.session.steps[number], self.progress
+        call.replica = self._names.get(call.replica, call.replica)
         counted = at >= self._plan.warmup
         if counted:
             self._record(running.session.number, number, at, possible, call)
@@ -201,9 +271,7 @@ class Driver:
             if counted:
                 self.records.gaps.extend(answer.gaps)
             progress.recent.append(answer.first - self._start - at)
-            if answer.cached_tokens >= 0:
-                progress.prompt_tokens += answer.prompt_tokens
-                progress.cached_tokens += answer.cached_tokens
+            progress.answered(call.replica, answer.prompt_tokens, answer.cached_tokens)
             if answer.texts:
                 quoted = msgspec.json.encode("".join(answer.texts))
                 running.answers[step.output.id] = quoted[1:-1]
@@ -256,9 +324,9 @@ class Driver:
     async def _watch(self) -> None:
         """Ends calls that take too long, and moves the progress clock."""
         while True:
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(TICK)
             now = self._clock()
-            self.progress.now = now - self._start
+            self.progress.tick(now - self._start)
             late = [call for call in self._calls if now - call.sent > self._options.timeout]
             for call in late:
                 self._drop(call, "timeout")

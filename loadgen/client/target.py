@@ -3,18 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import Callable
 from urllib.parse import urlsplit
+
+import msgspec
 
 from loadgen.client.connection import Call, Connection
 
 EXPLAIN_HEADER = "x-warmroute-explain"
 """Asks a gateway to name the replica it chose; others ignore it."""
+_UNFIT = re.compile(r"[\x00-\x20\x7f-\U0010ffff]")
+_UNFIT_HEADER = re.compile(r"[\r\n\0]")
 
 
 class TargetError(ValueError):
     """A URL that cannot be a target."""
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where a server is."""
+
+    host: str
+    port: int
+    tls: bool
+    authority: str
+    """As the host header has it."""
+    prefix: str
+    """Of the path, without a slash at its end."""
+
+
+def address(url: str) -> Address:
+    """Of http(s)://host[:port][/prefix]. Raises TargetError."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise TargetError(f"{url!r}: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or _UNFIT.search(url):
+        raise TargetError(f"{url!r} is not a URL such as http://127.0.0.1:8000")
+    tls = parts.scheme == "https"
+    authority = parts.netloc.rpartition("@")[2]
+    return Address(
+        parts.hostname, port or (443 if tls else 80), tls, authority, parts.path.rstrip("/")
+    )
 
 
 class Target:
@@ -24,24 +57,21 @@ class Target:
         """url is http(s)://host[:port][/prefix], where a prefix ending in the API's path replaces
         it.
 
-        Raises TargetError."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise TargetError(f"{url!r} is not a URL such as http://127.0.0.1:8000")
+        Raises TargetError, also for a header that would end its line."""
+        found = address(url)
         self.url = url
-        self.host = parts.hostname
-        try:
-            self.port = parts.port or (443 if parts.scheme == "https" else 80)
-        except ValueError as error:
-            raise TargetError(f"{url!r}: {error}") from error
-        self.ssl = ssl.create_default_context() if parts.scheme == "https" else None
-        prefix = parts.path.rstrip("/").removesuffix(path)
+        self.host, self.port = found.host, found.port
+        self.ssl = ssl.create_default_context() if found.tls else None
+        prefix = found.prefix.removesuffix(path)
         if prefix.endswith("/v1") and path.startswith("/v1/"):
             prefix = prefix[:-3]
-        lines = [f"POST {prefix}{path} HTTP/1.1", f"host: {parts.netloc.rpartition('@')[2]}"]
+        lines = [f"POST {prefix}{path} HTTP/1.1", f"host: {found.authority}"]
         lines += ["content-type: application/json", "accept: text/event-stream, application/json"]
         lines += [f"{EXPLAIN_HEADER}: 1"]
-        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        for name, value in (headers or {}).items():
+            if _UNFIT_HEADER.search(name + value):
+                raise TargetError(f"header {name!r} has a line break in it")
+            lines.append(f"{name}: {value}")
         self._head = "\r\n".join(lines).encode("latin-1")
         self._idle: list[Connection] = []
         self.open: set[Connection] = set()

@@ -2,151 +2,156 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 
-import msgspec
-
+from loadgen.measures import Measure, failures, known, milliseconds, percent
+from loadgen.report.parts import Part, at, axis, parts
 from loadgen.results import Arm, Difference, Results
 
-
-class Row(msgspec.Struct, frozen=True):
-    """One metric: how it is read, written and judged."""
-
-    title: str
-    value: Callable[[Arm], float | None]
-    form: Callable[[float], str]
-    metric: str = ""
-    """As in Difference; empty when no interval is computed for it."""
-    more_is_better: bool | None = None
-
-
-def percent(value: float) -> str:
-    return f"{value:.1%}"
-
-
-def milliseconds(value: float) -> str:
-    return f"{value:,.0f} ms" if value >= 100 else f"{value:.1f} ms"
-
-
-def plain(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
-
-
-def _latency(field: str, part: str) -> Callable[[Arm], float | None]:
-    def read(arm: Arm) -> float | None:
-        latency = getattr(arm, field)
-        return float(getattr(latency, part)) if latency.count else None
-
-    return read
-
-
-_TITLES = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "itl_ms": "ITL", "e2e_ms": "End to end"}
-_PARTS = {
-    "ttft_ms": ("mean", "p50", "p90", "p95", "p99"),
-    "tpot_ms": ("mean", "p99"),
-    "itl_ms": ("mean", "p99"),
-    "e2e_ms": ("mean", "p90", "p99"),
-}
-ROWS = (
-    Row("Hit rate", lambda arm: arm.hit_rate, percent, "hit_rate", True),
-    Row("Most possible", lambda arm: arm.upper_bound, percent),
-    *(
-        Row(
-            f"{_TITLES[field]} {part}",
-            _latency(field, part),
-            milliseconds,
-            f"{field}.{part}",
-            False,
-        )
-        for field, parts in _PARTS.items()
-        for part in parts
-    ),
-    Row("Requests a second", lambda a: a.throughput.requests_per_s, plain, "", True),
-    Row("Output tokens a second", lambda a: a.throughput.output_tokens_per_s, plain, "", True),
-    Row(
-        "Goodput, requests a second",
-        lambda a: a.goodput.requests_per_s if a.goodput else None,
-        plain,
-        "",
-        True,
-    ),
-    Row("Requests", lambda arm: float(arm.requests), lambda value: f"{value:,.0f}"),
-    Row("Failed", lambda a: float(sum(a.errors.values())), lambda value: f"{value:,.0f}"),
-    Row("Busiest replica's work over the mean", lambda a: a.balance.work_max_over_mean, plain),
-    Row(
-        "GPU-seconds of prefill saved",
-        lambda a: a.savings.gpu_seconds if a.savings else None,
-        lambda value: f"{value:,.1f}",
-    ),
-    Row(
-        "Money saved, a million requests",
-        lambda a: a.savings.money_per_million_requests if a.savings else None,
-        lambda value: f"{value:,.2f}",
-    ),
-)
-
-
-def label(results: Results, arm: Arm) -> str:
-    """The arm's name, with its load in a sweep."""
-    return f"{arm.name} at {arm.load:g}" if results.kind == "sweep" else arm.name
+MOST_ACROSS = 5
+"""Arms beside each other; more are rows."""
 
 
 def summary(results: Results) -> str:
-    """Metrics down, arms across, each with its difference to the first arm of its load."""
-    heads = "".join(f"<th>{escape(label(results, arm))}</th>" for arm in results.arms)
-    bases: dict[float, Arm] = {}
-    for arm in results.arms:
-        bases.setdefault(arm.load, arm)
+    """All metrics of all arms."""
+    found = parts(results)
+    if not found:
+        return ""
+    if results.kind != "sweep" and len(results.arms) <= MOST_ACROSS:
+        return _across(found[0])
+    return down(results)
+
+
+def _across(part: Part) -> str:
+    """Metrics down, arms across, each with its difference to the first arm."""
+    heads = "".join(f"<th>{escape(arm.name)}</th>" for arm in part.arms)
     lines = []
-    for row in ROWS:
-        if all(row.value(arm) is None for arm in results.arms):
-            continue
-        cells = "".join(
-            _cell(row, arm, bases[arm.load], _interval(results, row, arm, bases[arm.load]))
-            for arm in results.arms
+    for measure in known(part.arms):
+        cells = "".join(_cell(measure, arm, part) for arm in part.arms)
+        lines.append(f"<tr><th>{escape(measure.title)}</th>{cells}</tr>")
+    return _table(f"<tr><th></th>{heads}</tr>", [lines])
+
+
+def _cell(measure: Measure, arm: Arm, part: Part) -> str:
+    value, before = measure.value(arm), measure.value(part.arms[0])
+    said = measure.said(arm)
+    if value is None or before is None or arm is part.arms[0] or measure.more_is_better is None:
+        return f"<td>{said}</td>"
+    difference = part.difference(arm, measure.metric)
+    text = _change(measure, value - before, before)
+    if difference is not None:
+        low, high = (measure.signed(edge) for edge in (difference.low, difference.high))
+        text += f" <span>[{low} to {high}]</span>"
+    return f'<td>{said}<small class="{_judged(measure, difference)}">{text}</small></td>'
+
+
+def _change(measure: Measure, change: float, before: float) -> str:
+    if measure.form is percent or not before:
+        return (
+            f"{measure.signed(change)} points"
+            if measure.form is percent
+            else measure.signed(change)
         )
-        lines.append(f"<tr><th>{row.title}</th>{cells}</tr>")
+    share = f"{change / before:+.0%}"
+    return "±0%" if share in ("+0%", "-0%") else share
+
+
+def _judged(measure: Measure, difference: Difference | None) -> str:
+    """Only an interval says that something differs."""
+    better = measure.better(difference)
+    return "" if better is None else "better" if better else "worse"
+
+
+def down(results: Results) -> str:
+    """An arm in each row, those of one load together, with the metrics that fit beside each
+    other."""
+    chosen = [measure for measure in known(results.arms) if measure.brief]
+    sweep = results.kind == "sweep"
+    heads = "".join(f"<th>{escape(measure.brief)}</th>" for measure in chosen)
+    first = f"<th>{escape(axis(results))}</th>" if sweep else ""
+    groups = []
+    for part in parts(results):
+        lines = []
+        for arm in part.arms:
+            load = ""
+            if sweep and arm is part.arms[0]:
+                load = f'<th rowspan="{len(part.arms)}">{part.load:g}</th>'
+            cells = "".join(_plain_cell(measure, arm, part) for measure in chosen)
+            lines.append(f'<tr>{load}<th class="arm">{escape(arm.name)}</th>{cells}</tr>')
+        groups.append(lines)
+    return _table(f'<tr>{first}<th class="arm"></th>{heads}</tr>', groups, "down")
+
+
+def _plain_cell(measure: Measure, arm: Arm, part: Part) -> str:
+    kind = ""
+    if arm is not part.arms[0] and measure.more_is_better is not None:
+        kind = _judged(measure, part.difference(arm, measure.metric))
     return (
-        f'<div class="card scroll"><table><thead><tr><th></th>{heads}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        f'<td class="{kind}">{measure.said(arm)}</td>' if kind else f"<td>{measure.said(arm)}</td>"
     )
 
 
-def _interval(results: Results, row: Row, arm: Arm, base: Arm) -> Difference | None:
-    # A sweep has several arms of one name, and a difference does not say at which load.
-    if not row.metric or results.kind == "sweep":
-        return None
+def matrix(
+    families: Sequence[Results], names: Sequence[str], value: Callable[[Arm], float | None]
+) -> str:
+    """One time in milliseconds of each arm in every case, the least of each case in bold."""
+    heads = "".join(f"<th>{_breakable(name)}</th>" for name in names)
+    groups = []
+    for family in families:
+        lines = []
+        for part in parts(family):
+            by_name = {arm.name: value(arm) for arm in part.arms}
+            least = min((each for each in by_name.values() if each is not None), default=None)
+            cells = "".join(_least_cell(by_name.get(name), least) for name in names)
+            case = f"{family.workload}, {at(family, part.load)}"
+            lines.append(f"<tr><th>{escape(case)}</th>{cells}</tr>")
+        groups.append(lines)
+    return _table(f"<tr><th></th>{heads}</tr>", groups, "down")
+
+
+def _breakable(name: str) -> str:
+    """A name that may go on in the next line after an underscore."""
+    return escape(name).replace("_", "_<wbr>")
+
+
+def against(results: Results) -> str:
+    """Every difference with its interval, a row each; empty when there is none."""
+    by_metric = {measure.metric: measure for measure in known(results.arms) if measure.metric}
+    lines = []
     for each in results.differences:
-        if (each.metric, each.arm, each.baseline) == (row.metric, arm.name, base.name):
-            return each
-    return None
+        measure = by_metric.get(each.metric)
+        if measure is None:
+            continue
+        change = "" if each.relative is None else f"{each.relative:+.1%}"
+        interval = f"{measure.signed(each.low)} to {measure.signed(each.high)}"
+        names = f"{escape(each.arm)} against {escape(each.baseline)}"
+        lines.append(
+            f"<tr><th>{escape(at(results, each.load))}</th>"
+            f'<th class="left">{escape(measure.title)}</th><th class="left">{names}</th>'
+            f'<td class="{_judged(measure, each)}">{measure.signed(each.value)}</td>'
+            f"<td>{change}</td><td>{interval}</td></tr>"
+        )
+    head = (
+        '<tr><th></th><th class="left"></th><th class="left"></th><th>Difference</th>'
+        "<th>Relative</th><th>95% interval</th></tr>"
+    )
+    return _table(head, [lines], "down") if lines else ""
 
 
-def _cell(row: Row, arm: Arm, base: Arm, interval: Difference | None) -> str:
-    value, before = row.value(arm), row.value(base)
+def _least_cell(value: float | None, least: float | None) -> str:
     if value is None:
         return "<td>-</td>"
-    said = row.form(value)
-    if arm is base or row.more_is_better is None or before is None:
-        return f"<td>{said}</td>"
-    points = row.form is percent
-    change = value - before
-    unsure = interval is not None and interval.low <= 0 <= interval.high
-    if points:
-        text = f"{change * 100:+.1f} points"
-    elif before:
-        text = f"{change / before:+.0%}"
-    else:
-        text = f"{change:+,.1f}"
-    kind = ""
-    if change and not unsure:
-        kind = "better" if (change > 0) == row.more_is_better else "worse"
-    if interval is not None:
-        factor, unit = (100, "") if points else (1, " ms")
-        low, high = interval.low * factor, interval.high * factor
-        text += f" <span>[{low:+,.1f} to {high:+,.1f}{unit}]</span>"
-    return f'<td>{said}<small class="{kind}">{text}</small></td>'
+    said = milliseconds(value)
+    # What reads the same as the least is the least.
+    alike = least is not None and said == milliseconds(least)
+    return f"<td><strong>{said}</strong></td>" if alike else f"<td>{said}</td>"
+
+
+def _table(head: str, groups: Sequence[Sequence[str]], kind: str = "") -> str:
+    bodies = "".join(f"<tbody>{''.join(lines)}</tbody>" for lines in groups)
+    table = f'<table class="{kind}"><thead>{head}</thead>{bodies}</table>'
+    return f'<div class="card scroll">{table}</div>'
 
 
 def settings(results: Results) -> str:
@@ -160,9 +165,5 @@ def settings(results: Results) -> str:
 
 def notes(results: Results) -> str:
     """Warnings and errors, which belong above everything they may explain."""
-    said = [escape(warning) for warning in results.warnings]
-    for arm in results.arms:
-        for reason, count in arm.errors.items():
-            said.append(f"{escape(label(results, arm))}: {count} requests failed: {escape(reason)}")
-    items = "".join(f"<li>{text}</li>" for text in said)
+    items = "".join(f"<li>{escape(text)}</li>" for text in [*results.warnings, *failures(results)])
     return f'<div class="note"><ul>{items}</ul></div>' if items else ""

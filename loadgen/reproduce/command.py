@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 
 from loadgen.compare import results_of
@@ -81,12 +82,20 @@ def find_trace(named: Path | None) -> Path | None:
 
 def as_results(outcomes: list[Outcome]) -> Results:
     """All cases in one, an arm being named CASE: ARM."""
-    arms = []
+    arms, found = [], []
     for outcome in outcomes:
+        case = outcome.case
         for arm in outcome.arms:
-            arm.name = f"{outcome.case.name}: {arm.name}"
+            arm.name = f"{case.name}: {arm.name}"
             arms.append(arm)
-    found = [each for outcome in outcomes for each in outcome.against_best]
+        for each in outcome.against_best:
+            renamed = msgspec.structs.replace(
+                each,
+                arm=f"{case.name}: {each.arm}",
+                baseline=f"{case.name}: {each.baseline}",
+                load=case.load,
+            )
+            found.append(renamed)
     results = results_of(
         "all",
         arms,

@@ -141,8 +141,8 @@ def _losses(outcomes: Sequence[Outcome]) -> str:
             rows.append(
                 f"| {outcome.case.name} | {_TITLES[metric]} | {_ms(value(ours, metric))} "
                 f"| {_ms(value(rival, metric))} | {rival.name} | +{share:.0%} | {said} "
-                f"| {_ms(ours.e2e_ms.mean)} / {_ms(rival.e2e_ms.mean)} "
-                f"| {ours.tpot_ms.mean:.1f} / {rival.tpot_ms.mean:.1f} |"
+                f"| {_ms(value(ours, 'e2e_ms.mean'))} / {_ms(value(rival, 'e2e_ms.mean'))} "
+                f"| {value(ours, 'tpot_ms.mean'):.1f} / {value(rival, 'tpot_ms.mean'):.1f} |"
             )
     if not rows:
         return f"Nowhere by more than {CLOSE:.0%}, in any of {tried} comparisons.\n"
@@ -189,7 +189,10 @@ def _sweep(section: str, title: str, outcomes: Sequence[Outcome]) -> Picture:
     series = [
         draw.Series(
             name,
-            [(outcome.case.load, _arm(outcome, name).ttft_ms.mean / 1e3) for outcome in outcomes],
+            [
+                (outcome.case.load, value(_arm(outcome, name), "ttft_ms.mean") / 1e3)
+                for outcome in outcomes
+            ],
             place,
             strong=name == OURS,
         )
@@ -211,11 +214,12 @@ def _table(outcome: Outcome) -> str:
     for arm in outcome.arms:
         hit = "-" if arm.hit_rate is None else f"{arm.hit_rate:.1%}"
         ttft = " | ".join(_ms(getattr(arm.ttft_ms, part)) for part in ("mean", "p50", "p90", "p99"))
+        e2e = " | ".join(_ms(value(arm, f"e2e_ms.{part}")) for part in ("mean", "p90"))
+        tpot = " | ".join(f"{value(arm, f'tpot_ms.{part}'):.1f}" for part in ("mean", "p99"))
         rows.append(
-            f"| {_shown(arm.name)} | {hit} | {ttft} | {arm.tpot_ms.mean:.1f} "
-            f"| {arm.tpot_ms.p99:.1f} | {_ms(arm.e2e_ms.mean)} | {_ms(arm.e2e_ms.p90)} "
+            f"| {_shown(arm.name)} | {hit} | {ttft} | {tpot} | {e2e} "
             f"| {arm.throughput.output_tokens_per_s:,.0f} "
-            f"| {arm.balance.work_max_over_mean:.2f} |"
+            f"| {value(arm, 'balance.work_max_over_mean'):.2f} |"
         )
     reasons = sorted({reason for arm in outcome.arms for reason in arm.errors})
     for reason in reasons:

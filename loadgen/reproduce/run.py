@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Sequence
 
@@ -11,10 +12,10 @@ import msgspec
 from loadgen.bootstrap import differences
 from loadgen.engine import preset
 from loadgen.metrics import summarise
-from loadgen.records import Records, joined
+from loadgen.records import Records
 from loadgen.reproduce.cases import OURS, PRESET, REPLICAS, Case
 from loadgen.reproduce.verdict import METRICS, best
-from loadgen.results import Arm, Balance, Difference
+from loadgen.results import Arm, Difference
 from loadgen.simulate import arrangement, prepare, run_loop
 from router.spans import SPANS
 
@@ -41,11 +42,16 @@ def run_cases(
     # The trace and the highest loads take longest.
     order = sorted(cases, key=lambda case: (case.traced, case.requests, case.load), reverse=True)
     work = [(case, tuple(arms)) for case in order]
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, _until_ended) as pool:
         for outcome in pool.imap_unordered(run_case, work):
             found[outcome.case.name] = outcome
             done(outcome)
     return [found[case.name] for case in cases]
+
+
+def _until_ended() -> None:
+    """Ctrl-C reaches every process of the terminal; we end the others ourselves."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def run_case(work: tuple[Case, Sequence[str]]) -> Outcome:
@@ -71,16 +77,5 @@ def run_case(work: tuple[Case, Sequence[str]]) -> Outcome:
 
 
 def _summary(name: str, runs: Sequence[Records], load: float) -> Arm:
-    """All runs as one, but for the balance: replicas that were busy in different runs would seem
-    even."""
     replicas = tuple(f"replica-{slot}" for slot in range(REPLICAS))
-    arm = summarise(name, joined(runs), replicas=replicas, load=load)
-    each = [summarise(name, run, replicas=replicas).balance for run in runs]
-    arm.balance = Balance(
-        *(
-            sum(getattr(balance, field) for balance in each) / len(each)
-            for field in Balance.__struct_fields__
-        )
-    )
-    arm.repeats = len(runs)
-    return arm
+    return summarise(name, *runs, replicas=replicas, load=load)

@@ -2,15 +2,18 @@
 
 from loadgen.simulate.arms import ARRANGEMENTS, arrangement
 from loadgen.simulate.prepare import Prepared, coarser, prepare
-from loadgen.simulate.run import run_arm, run_loop, simulate
+from loadgen.simulate.run import ArmRun, arm_of, run_arm, run_loop, run_once, simulate
 
 __all__ = [
     "ARRANGEMENTS",
+    "ArmRun",
     "Prepared",
+    "arm_of",
     "arrangement",
     "coarser",
     "prepare",
     "run_arm",
     "run_loop",
+    "run_once",
     "simulate",
 ]

@@ -12,6 +12,8 @@ from loadgen.engine import Engine, EngineParams, Request
 from loadgen.records import Records
 from loadgen.simulate.fleet import Arrangement, Gateways, Gauge
 from loadgen.simulate.prepare import Job, Prepared
+from router.insight.ledger import Ledger, deliverable
+from router.insight.record import Finished
 from router.placement import Placement
 
 
@@ -47,6 +49,8 @@ class Loop:
         known_speed: bool,
     ) -> None:
         self.records = Records()
+        self.ledger = Ledger()
+        """As the gateway keeps it, of the requests in the records."""
         self.engines = [Engine(each) for each in params]
         self._names = [f"replica-{slot}" for slot in range(len(params))]
         self._heap: list[tuple[float, int, Callable[[float], None] | int]] = []
@@ -149,7 +153,23 @@ class Loop:
         self.gateways.finished(
             flight.router, flight.placement, flight.job, request.cached_tokens, now
         )
+        if flight.due >= self._warmup:
+            self._reused(flight.placement, request)
         self._record(flight, now, request, "")
+
+    def _reused(self, placement: Placement, request: Request) -> None:
+        prompt, held = request.prompt_tokens, placement.held_tokens
+        block = self.engines[placement.slot].params.block_size
+        self.ledger.add(
+            Finished(
+                "",
+                prompt_tokens=prompt,
+                delivered=request.cached_tokens,
+                available=placement.available_tokens,
+                chosen=held,
+                predicted=deliverable(held, prompt, block),
+            )
+        )
 
     def _record(self, flight: Flight, now: float, request: Request, reason: str) -> None:
         job, waits, jobs = flight.job, flight.waits, flight.jobs

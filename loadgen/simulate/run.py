@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
 
 from loadgen.engine import EngineParams
 from loadgen.metrics import summarise
-from loadgen.results import Arm
+from loadgen.records import Records
+from loadgen.results import Arm, Reuse
 from loadgen.simulate.arms import arrangement
 from loadgen.simulate.fleet import Arrangement
 from loadgen.simulate.loop import Loop
 from loadgen.simulate.prepare import Prepared, prepare
 from loadgen.workloads import Plan
 from router.spans import SPANS
+
+
+class ArmRun(msgspec.Struct, frozen=True):
+    """One run of one arm."""
+
+    records: Records
+    reuse: Reuse
+    preemptions: int
+    learned: float
+    """Prefill tokens a second that the first router took the engines for at the end, on average."""
 
 
 def simulate(
@@ -78,6 +90,29 @@ def run_arm(
     objectives_ms: Mapping[str, float] | None = None,
 ) -> Arm:
     """One arm over a prepared workload. The same arguments give the same arm."""
+    run = run_once(
+        prepared,
+        arranged,
+        params,
+        routers=routers,
+        sync=sync,
+        seed=seed,
+        known_speed=known_speed,
+    )
+    return arm_of(arranged.name, [run], replicas=len(params), objectives_ms=objectives_ms)
+
+
+def run_once(
+    prepared: Prepared,
+    arranged: Arrangement,
+    params: Sequence[EngineParams],
+    *,
+    routers: int = 1,
+    sync: float | None = 0.0,
+    seed: int = 0,
+    known_speed: bool = False,
+) -> ArmRun:
+    """One run of an arm, which ``arm_of`` makes an arm of."""
     loop = run_loop(
         prepared,
         arranged,
@@ -87,13 +122,38 @@ def run_arm(
         seed=seed,
         known_speed=known_speed,
     )
-    arm = summarise(
-        arranged.name,
+    reuse = Reuse(*(getattr(loop.ledger, stage) for stage in Reuse.__struct_fields__))
+    rates = [load.prefill_rate for load in loop.gateways.placers[0].loads]
+    return ArmRun(
         loop.records,
-        objectives_ms=objectives_ms,
-        replicas=tuple(f"replica-{slot}" for slot in range(len(params))),
+        reuse,
+        sum(engine.counters.preemptions for engine in loop.engines),
+        float(np.mean(rates)),
     )
-    arm.extra = _extra(loop)
+
+
+def arm_of(
+    name: str,
+    runs: Sequence[ArmRun],
+    *,
+    replicas: int,
+    objectives_ms: Mapping[str, float] | None = None,
+    load: float = 0.0,
+) -> Arm:
+    """All runs of an arm, at least one, as one."""
+    arm = summarise(
+        name,
+        *(run.records for run in runs),
+        objectives_ms=objectives_ms,
+        replicas=tuple(f"replica-{slot}" for slot in range(replicas)),
+        load=load,
+    )
+    stages = Reuse.__struct_fields__
+    arm.reuse = Reuse(*(sum(getattr(run.reuse, stage) for run in runs) for stage in stages))
+    arm.extra = {
+        "preemptions": float(sum(run.preemptions for run in runs)),
+        "learned_prefill_tokens_per_s": float(np.mean([run.learned for run in runs])),
+    }
     return arm
 
 
@@ -120,12 +180,3 @@ def run_loop(
     )
     loop.run()
     return loop
-
-
-def _extra(loop: Loop) -> dict[str, float]:
-    preemptions = sum(engine.counters.preemptions for engine in loop.engines)
-    rates = [load.prefill_rate for load in loop.gateways.placers[0].loads]
-    return {
-        "preemptions": float(preemptions),
-        "learned_prefill_tokens_per_s": float(np.mean(rates)),
-    }

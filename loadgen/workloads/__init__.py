@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -93,7 +94,9 @@ def _changed(workload: Workload, settings: Mapping[str, str]) -> Workload:
     try:
         return msgspec.convert({**fields, **settings}, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise WorkloadError(f"{workload.name}: {error}") from error
+        # In msgspec's words, "Expected `int` >= 1 - at `$.steps`".
+        why, _, where = str(error).partition(" - at `$.")
+        raise WorkloadError(f"{workload.name}: {where.rstrip('`')}: {why}") from error
 
 
 def _mix(argument: str, settings: Mapping[str, str]) -> Workload:
@@ -109,7 +112,7 @@ def _mix(argument: str, settings: Mapping[str, str]) -> Workload:
             parts.append((make(name, own), float(weight or "1")))
         except ValueError as error:
             raise WorkloadError(f"mix: {part!r}: {error}") from error
-    if not parts or any(weight <= 0 for _, weight in parts):
+    if not parts or any(not 0 < weight < math.inf for _, weight in parts):
         raise WorkloadError("a mix needs parts with weights above 0, such as mix:agent=3,chat=1")
     strays = [key for key in settings if key.partition(".")[0] not in {p.name for p, _ in parts}]
     if strays:

@@ -14,34 +14,45 @@ from random import Random
 import msgspec
 
 from loadgen.workloads.draw import Zipf, around, geometric, rng, seconds, segment
-from loadgen.workloads.types import Prompt, Role, Session, Step
+from loadgen.workloads.types import (
+    Count,
+    Exponent,
+    Mean,
+    Prompt,
+    Role,
+    Seconds,
+    Session,
+    Share,
+    Step,
+    Tokens,
+)
 
 
 class Agent(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens and seconds are medians of log-normal draws."""
 
     name: str = "agent"
-    applications: int = 16
-    zipf: float = 1.1
-    tool_schemas: int = 8
+    applications: Count = 16
+    zipf: Exponent = 1.1
+    tool_schemas: Count = 8
     """Tool schemas of an application."""
-    tool_tokens: int = 250
-    system_tokens: int = 1500
-    task_tokens: int = 200
-    result_tokens: int = 450
-    output_tokens: int = 90
-    steps: float = 8.0
+    tool_tokens: Tokens = 250
+    system_tokens: Tokens = 1500
+    task_tokens: Tokens = 200
+    result_tokens: Tokens = 450
+    output_tokens: Tokens = 90
+    steps: Mean = 8.0
     """Mean steps of one go at a task."""
-    most_steps: int = 40
-    tool_pause: float = 1.0
-    resumed: float = 0.15
+    most_steps: Count = 40
+    tool_pause: Seconds = 1.0
+    resumed: Share = 0.15
     """Share of tasks that the user takes up again."""
-    resume_pause: float = 30.0
-    sub_agents: float = 0.05
+    resume_pause: Seconds = 30.0
+    sub_agents: Share = 0.05
     """Chance that a step starts sub-agents."""
-    forked: float = 0.5
+    forked: Share = 0.5
     """Share of sub-agents that start with the whole history."""
-    most_tokens: int = 100_000
+    most_tokens: Tokens = 100_000
     """A task ends before a prompt longer than this."""
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, islice
 from typing import TypeAlias
 
 import msgspec
@@ -49,12 +49,14 @@ class Closed(msgspec.Struct, frozen=True):
 Arrivals: TypeAlias = Poisson | Fixed | Ramp | Traced | Closed
 
 
-def mean_steps(workload: Workload, seed: int, sample: int = 400) -> float:
+def sample(workload: Workload, seed: int, size: int = 400) -> list[Session]:
+    """The first sessions."""
+    return list(islice(workload.sessions(seed), size))
+
+
+def mean_steps(workload: Workload, seed: int) -> float:
     """Requests of a session, over the first sessions."""
-    sizes = [
-        len(session.steps)
-        for session, _ in zip(workload.sessions(seed), range(sample), strict=False)
-    ]
+    sizes = [len(session.steps) for session in sample(workload, seed)]
     return sum(sizes) / len(sizes) if sizes else 1.0
 
 

@@ -7,22 +7,32 @@ from collections.abc import Iterator
 import msgspec
 
 from loadgen.workloads.draw import Zipf, around, geometric, rng, seconds, segment
-from loadgen.workloads.types import Prompt, Role, Session, Step
+from loadgen.workloads.types import (
+    Count,
+    Exponent,
+    Mean,
+    Prompt,
+    Role,
+    Seconds,
+    Session,
+    Step,
+    Tokens,
+)
 
 
 class Chat(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens and seconds are medians of log-normal draws."""
 
     name: str = "chat"
-    system_prompts: int = 20
-    zipf: float = 1.0
-    system_tokens: int = 800
-    user_tokens: int = 60
-    output_tokens: int = 200
-    turns: float = 5.0
+    system_prompts: Count = 20
+    zipf: Exponent = 1.0
+    system_tokens: Tokens = 800
+    user_tokens: Tokens = 60
+    output_tokens: Tokens = 200
+    turns: Mean = 5.0
     """Mean turns."""
-    most_turns: int = 30
-    think: float = 10.0
+    most_turns: Count = 30
+    think: Seconds = 10.0
     """Seconds between an answer and the user's next message."""
 
     @property

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, TypeAlias, TypeVar
 
 import msgspec
 import xxhash
 
-from loadgen.workloads.types import Role, Segment, Session, Step
+from loadgen.workloads.types import Prompt, Role, Segment, Session, Step, Tokens
 from router.spans import SPANS
 
 MOONCAKE_BLOCK = 512
+_Line = TypeVar("_Line")
+_NotNegative: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+_Time: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class TraceError(ValueError):
@@ -21,12 +25,25 @@ class TraceError(ValueError):
 class MooncakeLine(msgspec.Struct):
     """A line of the traces that Mooncake (kvcache-ai/Mooncake, FAST '25) published."""
 
-    timestamp: float
-    """Milliseconds from the start."""
-    input_length: int
-    output_length: int
+    timestamp: _Time
+    """Milliseconds from the start; no line has an earlier one than the line before it."""
+    input_length: Tokens
+    output_length: _NotNegative
     hash_ids: list[int]
     """One for each block of 512 tokens; equal leading ids are a shared prefix."""
+
+
+def _lines(path: str, kind: type[_Line]) -> Iterator[tuple[int, _Line]]:
+    """(number from 1, line) of every line that is not blank. Raises TraceError and OSError."""
+    decoder = msgspec.json.Decoder(kind)
+    with Path(path).open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.isspace():
+                continue
+            try:
+                yield number, decoder.decode(line)
+            except msgspec.MsgspecError as error:
+                raise TraceError(f"{path} line {number}: {error}") from error
 
 
 def _segment_id(salt: str, number: int) -> int:
@@ -36,11 +53,11 @@ def _segment_id(salt: str, number: int) -> int:
 class LogLine(msgspec.Struct):
     """What is read of a line of the gateway's access log."""
 
-    time: float
+    time: _Time
     """Seconds since 1970."""
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    prompt_bytes: int = 0
+    prompt_tokens: _NotNegative = 0
+    output_tokens: _NotNegative = 0
+    prompt_bytes: _NotNegative = 0
     blocks: list[int] | None = None
     """One for each full block of canonical prompt bytes (router.spans), naming all up to it."""
 
@@ -63,7 +80,14 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
         return 1
 
     def sessions(self, seed: int) -> Iterator[Session]:  # noqa: ARG002
-        lines = sorted(self._lines(), key=lambda line: line.time)
+        lines = sorted(
+            (
+                line
+                for _, line in _lines(self.path, LogLine)
+                if line.blocks is not None and line.prompt_bytes > 0
+            ),
+            key=lambda line: line.time,
+        )
         if not lines:
             raise TraceError(
                 f"{self.path} has no line with blocks: start the gateway with "
@@ -81,18 +105,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
             step = Step(self._prompt(line, number, share or 0.25), output)
             yield Session(number, (step,), line.time - lines[0].time)
 
-    def _lines(self) -> Iterator[LogLine]:
-        decoder = msgspec.json.Decoder(LogLine)
-        with Path(self.path).open("rb") as lines:
-            for number, line in enumerate(lines):
-                try:
-                    request = decoder.decode(line)
-                except msgspec.MsgspecError as error:
-                    raise TraceError(f"{self.path} line {number + 1}: {error}") from error
-                if request.blocks is not None and request.prompt_bytes > 0:
-                    yield request
-
-    def _prompt(self, line: LogLine, number: int, share: float) -> tuple[Segment, ...]:
+    def _prompt(self, line: LogLine, number: int, share: float) -> Prompt:
         """Blocks as segments of so many tokens a byte; what is left of the prompt is its own."""
         blocks = line.blocks or []
         left = line.prompt_tokens or max(1, round(line.prompt_bytes * share))
@@ -113,7 +126,7 @@ class Mooncake(msgspec.Struct, frozen=True, kw_only=True):
 
     path: str
     name: str = "mooncake"
-    most_tokens: int = 0
+    most_tokens: _NotNegative = 0
     """Leave out prompts longer than this; 0 keeps all."""
 
     @property
@@ -125,29 +138,39 @@ class Mooncake(msgspec.Struct, frozen=True, kw_only=True):
         return 1
 
     def sessions(self, seed: int) -> Iterator[Session]:  # noqa: ARG002
-        decoder = msgspec.json.Decoder(MooncakeLine)
-        with Path(self.path).open("rb") as lines:
-            for number, line in enumerate(lines):
-                try:
-                    request = decoder.decode(line)
-                except msgspec.MsgspecError as error:
-                    raise TraceError(f"{self.path} line {number + 1}: {error}") from error
-                if self.most_tokens and request.input_length > self.most_tokens:
-                    continue
-                left = request.input_length
-                prompt: list[Segment] = []
-                for block in request.hash_ids:
-                    if left <= 0:
-                        break
-                    size = min(left, MOONCAKE_BLOCK)
-                    prompt.append(Segment(_segment_id("mooncake", block), size))
-                    left -= size
-                if left > 0:
-                    raise TraceError(
-                        f"{self.path} line {number + 1}: {len(request.hash_ids)} hash_ids of "
-                        f"{MOONCAKE_BLOCK} tokens do not cover input_length {request.input_length}"
-                    )
-                output = Segment(
-                    _segment_id("answer", number), max(1, request.output_length), Role.ASSISTANT
+        before = 0.0
+        sent = 0
+        for number, line in _lines(self.path, MooncakeLine):
+            if line.timestamp < before:
+                raise TraceError(
+                    f"{self.path} line {number}: timestamp {line.timestamp:g} comes after "
+                    f"{before:g}: sort the lines by timestamp"
                 )
-                yield Session(number, (Step(tuple(prompt), output),), request.timestamp / 1e3)
+            before = line.timestamp
+            if self.most_tokens and line.input_length > self.most_tokens:
+                continue
+            output = Segment(
+                _segment_id("answer", number - 1), max(1, line.output_length), Role.ASSISTANT
+            )
+            step = Step(self._prompt(line, number), output)
+            yield Session(number - 1, (step,), line.timestamp / 1e3)
+            sent += 1
+        if not sent:
+            left = f" of at most {self.most_tokens} tokens" if self.most_tokens else ""
+            raise TraceError(f"{self.path} has no request{left}: nothing to play")
+
+    def _prompt(self, line: MooncakeLine, number: int) -> Prompt:
+        left = line.input_length
+        prompt: list[Segment] = []
+        for block in line.hash_ids:
+            if left <= 0:
+                break
+            size = min(left, MOONCAKE_BLOCK)
+            prompt.append(Segment(_segment_id("mooncake", block), size))
+            left -= size
+        if left > 0:
+            raise TraceError(
+                f"{self.path} line {number}: {len(line.hash_ids)} hash_ids of {MOONCAKE_BLOCK} "
+                f"tokens do not cover input_length {line.input_length}"
+            )
+        return tuple(prompt)

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from random import Random
+from typing import Annotated
 
 import msgspec
 
 from loadgen.workloads.draw import Zipf, around, rng, segment
-from loadgen.workloads.types import Prompt, Role, Segment, Session, Step
+from loadgen.workloads.types import (
+    Count,
+    Exponent,
+    Prompt,
+    Role,
+    Segment,
+    Session,
+    Share,
+    Step,
+    Tokens,
+)
 
 
 def single(random: Random, number: int, prompt: Prompt, output_tokens: int) -> Session:
@@ -22,14 +33,14 @@ class SharedPrefix(msgspec.Struct, frozen=True, kw_only=True):
     When every question has been asked, they are asked again (``repeat``) or new ones are."""
 
     name: str = "shared-prefix"
-    groups: int = 50
-    users: int = 5
-    questions: int = 4
-    system_tokens: int = 4000
-    user_tokens: int = 0
+    groups: Count = 50
+    users: Count = 5
+    questions: Count = 4
+    system_tokens: Tokens = 4000
+    user_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
     """What all questions of one user share after the system prompt."""
-    question_tokens: int = 200
-    output_tokens: int = 100
+    question_tokens: Tokens = 200
+    output_tokens: Tokens = 100
     repeat: bool = False
 
     @property
@@ -82,14 +93,14 @@ class Rag(msgspec.Struct, frozen=True, kw_only=True):
     """A system prompt, a few documents of a corpus by Zipf's law, best first, and a question."""
 
     name: str = "rag"
-    documents: int = 400
-    zipf: float = 0.9
-    found: int = 4
+    documents: Count = 400
+    zipf: Exponent = 0.9
+    found: Count = 4
     """Documents in one prompt."""
-    system_tokens: int = 500
-    document_tokens: int = 900
-    question_tokens: int = 40
-    output_tokens: int = 150
+    system_tokens: Tokens = 500
+    document_tokens: Tokens = 900
+    question_tokens: Tokens = 40
+    output_tokens: Tokens = 150
 
     @property
     def timed(self) -> bool:
@@ -123,12 +134,12 @@ class Hot(msgspec.Struct, frozen=True, kw_only=True):
     """One prefix carries most of the traffic; the rest is spread over many others."""
 
     name: str = "hot"
-    share: float = 0.6
-    prefix_tokens: int = 6000
-    others: int = 200
-    other_tokens: int = 4000
-    question_tokens: int = 200
-    output_tokens: int = 100
+    share: Share = 0.6
+    prefix_tokens: Tokens = 6000
+    others: Count = 200
+    other_tokens: Tokens = 4000
+    question_tokens: Tokens = 200
+    output_tokens: Tokens = 100
 
     @property
     def timed(self) -> bool:
@@ -154,10 +165,10 @@ class Burst(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that come many at a time, each burst with a prefix never seen before."""
 
     name: str = "burst"
-    size: int = 20
-    prefix_tokens: int = 4000
-    question_tokens: int = 300
-    output_tokens: int = 60
+    size: Count = 20
+    prefix_tokens: Tokens = 4000
+    question_tokens: Tokens = 300
+    output_tokens: Tokens = 60
 
     @property
     def timed(self) -> bool:
@@ -182,8 +193,8 @@ class Unique(msgspec.Struct, frozen=True, kw_only=True):
     """Nothing to reuse: what a gateway must not make worse."""
 
     name: str = "unique"
-    prompt_tokens: int = 2000
-    output_tokens: int = 100
+    prompt_tokens: Tokens = 2000
+    output_tokens: Tokens = 100
 
     @property
     def timed(self) -> bool:

@@ -10,9 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import Protocol, TypeAlias
+from typing import Annotated, Protocol, TypeAlias
 
 import msgspec
+
+# What a workload's numbers may be when they are set by hand (``make``).
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+Tokens: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+Mean: TypeAlias = Annotated[float, msgspec.Meta(ge=1, le=1e6)]
+Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Exponent: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=100)]
 
 
 class Role(IntEnum):

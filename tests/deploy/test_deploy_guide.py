@@ -15,7 +15,7 @@ import pytest
 import yaml
 from chart_world import ROOT, one, render, settings, validate
 
-from loadgen import cli as loadgen_cli
+from loadgen import commands as loadgen_commands
 from router.config import TABLE, load
 
 GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
@@ -84,7 +84,7 @@ def test_the_load_command_is_one_that_loadgen_takes() -> None:
     (run,) = starting_with("kubectl", "run")
     command = run[run.index("--") + 1 :]
     assert command[0] == "warmroute-loadgen"
-    parsed = loadgen_cli._parser().parse_args(command[1:])
+    parsed = loadgen_commands.parser().parse_args(command[1:])
     assert isinstance(parsed, argparse.Namespace)
     service = one(render({"demo": {"enabled": True}}), "Service")
     assert parsed.url == [f"http://{service['metadata']['name']}"]
@@ -95,7 +95,7 @@ def test_the_demos_arguments_are_ones_that_loadgen_takes() -> None:
     items = render({"demo": {"enabled": True}})
     spec = one(items, "StatefulSet", "warmroute-demo")["spec"]["template"]["spec"]
     (container,) = spec["containers"]
-    parsed = loadgen_cli._parser().parse_args(container["args"])
+    parsed = loadgen_commands.parser().parse_args(container["args"])
     assert (parsed.count, parsed.host, parsed.port) == (1, "0.0.0.0", 8000)
 
 

@@ -6,8 +6,8 @@ from array import array
 
 import pytest
 
-from loadgen.metrics import summarise
-from loadgen.records import NO_TIME, Gaps, Records, joined
+from loadgen.metrics import BUCKETS, summarise
+from loadgen.records import NO_TIME, Gaps, Records
 from loadgen.results import Latency
 
 
@@ -91,6 +91,7 @@ def test_replicas_and_balance() -> None:
     assert (b.requests, b.errors, b.hit_rate) == (2, 1, pytest.approx(30 / 300))
     assert (c.requests, c.hit_rate, c.ttft_ms.count) == (0, None, 0)
     assert a.ttft_ms.mean == pytest.approx(1250)
+    assert arm.balance is not None
     # 2, 2 and 0 requests: mean 4/3, standard deviation sqrt(8/9).
     assert arm.balance.requests_max_over_mean == pytest.approx(1.5)
     assert arm.balance.requests_cv == pytest.approx((8 / 9) ** 0.5 / (4 / 3))
@@ -106,7 +107,7 @@ def test_hit_rate_over_time_is_of_what_ended_then() -> None:
         if value is not None
     }
     assert list(told.values()) == [0.5, 0.1, 0.0]
-    assert len(arm.hit_rate_over_time) == 30
+    assert len(arm.hit_rate_over_time) == BUCKETS
     assert arm.ttft_quantiles_ms[50] == pytest.approx(500)
 
 
@@ -119,13 +120,16 @@ def test_engines_that_do_not_tell() -> None:
     arm = summarise("x", records)
     assert arm.hit_rate is None
     assert arm.prompt_tokens == 100
-    assert arm.hit_rate_over_time == [None] * 30
+    assert arm.hit_rate_over_time == [None] * BUCKETS
+    assert arm.replicas == []
+    assert arm.balance is None
 
 
 def test_nothing_at_all() -> None:
     arm = summarise("x", Records(), objectives_ms={"ttft": 1.0})
     assert (arm.requests, arm.completed, arm.hit_rate, arm.upper_bound) == (0, 0, None, 0.0)
-    assert arm.ttft_ms == Latency(0, 0, 0, 0, 0, 0, 0, 0)
+    assert arm.ttft_ms == Latency(0, *[None] * 7)
+    assert summarise("x", Records(), replicas=("a", "b")).balance is None
 
 
 def test_an_unknown_objective_is_refused() -> None:
@@ -158,14 +162,48 @@ def test_gaps_stay_bounded_and_keep_their_mean() -> None:
     assert kept[len(kept) // 2] == pytest.approx(0.5, abs=0.05)
 
 
-def test_runs_joined_are_one_after_another() -> None:
-    whole = joined([four_requests(), four_requests()])
-    assert len(whole) == 8
-    assert list(whole.session) == [0, 1, 2, 3, 4, 5, 6, 7]
-    assert whole.scheduled[4] == 4.0
-    arm = summarise("x", whole)
+def test_repeats_are_one_arm_on_one_axis_of_time() -> None:
+    arm = summarise("x", four_requests(), four_requests())
     once = summarise("x", four_requests())
-    assert arm.duration_s == 8.0
+    assert (arm.repeats, arm.requests, arm.duration_s) == (2, 8, 8.0)
     assert arm.ttft_ms.mean == pytest.approx(once.ttft_ms.mean)
     assert arm.throughput.requests_per_s == pytest.approx(once.throughput.requests_per_s)
     assert [r.requests for r in arm.replicas] == [4, 4]
+    assert arm.bucket_s == pytest.approx(once.bucket_s)
+    assert arm.hit_rate_over_time == once.hit_rate_over_time
+    assert arm.replicas[0].hit_rate_over_time == once.replicas[0].hit_rate_over_time
+
+
+def one_answer(replica: str, end: float, cached: int, prompt: int = 100) -> Records:
+    records = Records()
+    records.add(
+        session=0, step=0, scheduled=0.0, sent=0.0, first=end, end=end, tokens=prompt,
+        possible_tokens=0, prompt_tokens=prompt, cached_tokens=cached, output_tokens=1,
+        replica=replica,
+    )  # fmt: skip
+    return records
+
+
+def test_repeats_with_other_lengths_are_averaged_by_their_tokens() -> None:
+    arm = summarise("x", one_answer("a", 12.0, 30, 300), one_answer("a", 11.5, 50))
+    assert arm.bucket_s == pytest.approx(12.0 / BUCKETS)
+    assert arm.hit_rate_over_time[-1] == pytest.approx(80 / 400)
+
+
+def test_the_balance_of_repeats_is_that_of_each() -> None:
+    """Replicas that were busy in different runs would seem even in all together."""
+    arm = summarise("x", one_answer("a", 1.0, 0), one_answer("b", 1.0, 0))
+    assert arm.balance is not None
+    assert arm.balance.requests_max_over_mean == pytest.approx(2.0)
+
+
+def test_replicas_come_in_the_order_they_are_named() -> None:
+    names = [f"replica-{number}" for number in range(11)]
+    arm = summarise("x", one_answer("z", 1.0, 0), replicas=names)
+    assert [replica.name for replica in arm.replicas] == [*names, "z"]
+
+
+def test_the_bound_is_of_what_succeeded() -> None:
+    records = four_requests()
+    records.possible_tokens[2] = 0
+    assert summarise("x", records).upper_bound == pytest.approx(0.6)

@@ -48,6 +48,9 @@ def test_the_schema_is_of_what_is_written() -> None:
     `python -c "from loadgen.results import schema; print(schema())" > docs/results.schema.json`."""
     held = (Path(__file__).parents[2] / "docs" / "results.schema.json").read_text()
     assert held.strip() == schema()
+    fields = json.loads(held)["$defs"]["Results"]["properties"]
+    assert fields["version"]["enum"] == [1]
+    assert fields["kind"]["enum"] == ["compare", "report", "run", "simulate", "sweep"]
 
 
 def test_json_comes_back(tmp_path: Path) -> None:
@@ -76,22 +79,31 @@ def test_every_field_is_documented() -> None:
 
 def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    path.write_text("{}")
-    with pytest.raises(ResultsError, match="not a results file"):
-        read_json(path)
-    later = results()
-    later.version = 99
-    write_json(later, path)
-    with pytest.raises(ResultsError, match="version 99"):
-        read_json(path)
+    write_json(results(), path)
+    written = path.read_text()
+    for text, says in (
+        ("{}", "not a results file"),
+        (written.replace('"version": 1', '"version": 99'), "version 99"),
+        (written.replace('"kind": "compare"', '"kind": "guess"'), "kind"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ResultsError, match=says):
+            read_json(path)
 
 
 def test_csv_has_a_row_for_each_arm() -> None:
-    rows = list(csv.DictReader(io.StringIO(to_csv(results()))))
+    held = results()
+    held.axis, held.settings = "requests/s", {"seed": "0"}
+    held.arms[1].savings = savings(*held.arms, Price(100.0))
+    rows = list(csv.DictReader(io.StringIO(to_csv(held))))
     assert [row["arm"] for row in rows] == ["base", "new"]
     assert float(rows[1]["ttft_ms_p90"]) == pytest.approx(100)
     assert float(rows[0]["hit_rate"]) == pytest.approx(0.2)
     assert rows[0]["goodput_requests_per_s"] == ""
+    assert (rows[0]["axis"], rows[0]["seed"], rows[0]["replicas"]) == ("requests/s", "0", "2")
+    assert (rows[0]["prompt_tokens"], rows[1]["cached_tokens"]) == ("2000", "1600")
+    assert rows[0]["saved_prefill_tokens"] == ""
+    assert float(rows[1]["saved_prefill_tokens"]) == pytest.approx(1200)
 
 
 def test_savings_by_hand() -> None:

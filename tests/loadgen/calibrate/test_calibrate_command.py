@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
+from threading import Thread
 
+import httpx
 import pytest
 
 from loadgen.calibrate import probe
 from loadgen.cli import main
 from loadgen.compare import start_replicas
+from loadgen.engine import EngineParams
 from loadgen.processes import Children, run_async
 from loadgen.replicas.named import named_engine
 
@@ -27,6 +31,8 @@ def test_a_live_engine(
         status = main(["calibrate", *asked])
     said, complained = capsys.readouterr()
     assert status == 0, said + complained
+    assert said.startswith(f"measuring sim at {url}: 2,000 blocks of 32 tokens")
+    assert "round 1, of at least 1: done" in complained
     assert "200 mixed requests: TTFT p50 measured" in said
     params = named_engine(str(held))
     assert (params.num_blocks, params.block_size) == (2000, 32)
@@ -39,3 +45,47 @@ def test_a_live_engine(
 def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "--url", "http://127.0.0.1:9"]) == 1
     assert "is the engine up?" in capsys.readouterr().err
+
+
+def test_what_is_no_engine_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """Any web server answers something, with any status."""
+    with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        try:
+            assert main(["calibrate", "--url", url]) == 1
+        finally:
+            server.shutdown()
+    complained = capsys.readouterr().err
+    assert f"warmroute-loadgen: {url}: no vllm:cache_config_info in /metrics (404)" in complained
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--seconds", "-3"], "--seconds"),
+        (["--longest", "5"], "--longest: '5': must be at least 256"),
+        (["--at-a-time", "0"], "--at-a-time"),
+        (["--json", "/nowhere/file"], "--json /nowhere/file"),
+        (["--url", "nonsense"], "is not a URL"),
+    ],
+)
+def test_bad_options_are_named_before_anything_is_measured(
+    flags: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = main(["calibrate", "--url", "http://127.0.0.1:9", *flags])
+    except SystemExit as stop:
+        status = stop.code  # type: ignore[assignment]
+    assert status == 2
+    assert says in capsys.readouterr().err
+
+
+async def test_prompts_are_the_seeds() -> None:
+    async with httpx.AsyncClient() as client:
+
+        def prompt(seed: int | None) -> list[int]:
+            return probe.Probe(client, "m", EngineParams(), seed).prompt(50)
+
+        assert prompt(0) == prompt(0) != prompt(1)
+        assert prompt(None) != prompt(None)

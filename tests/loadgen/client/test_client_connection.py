@@ -142,6 +142,19 @@ async def test_nobody_there(wire: Any) -> None:
 
 
 async def test_bad_urls_are_refused() -> None:
-    for url in ("127.0.0.1:80", "ftp://x", "http://", "http://x:port"):
+    for url in (
+        "127.0.0.1:80",
+        "ftp://x",
+        "http://",
+        "http://x:port",
+        "http://[::1",
+        "http://a/b c",
+    ):
         with pytest.raises(TargetError):
             Target(url, PATH)
+
+
+@pytest.mark.parametrize("header", [("a", "b\r\nc: d"), ("a\nb", "c"), ("a", "\0")])
+async def test_a_header_cannot_end_its_line(header: tuple[str, str]) -> None:
+    with pytest.raises(TargetError, match="line break"):
+        Target("http://127.0.0.1:1", PATH, dict([header]))

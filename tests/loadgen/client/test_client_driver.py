@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from loadgen.client.body import BodyMaker
-from loadgen.client.driver import Driver, Options
+from loadgen.client.driver import RATE_SECONDS, TICK, Driver, Options, Progress
 from loadgen.client.target import Target
 from loadgen.client.text import name
 from loadgen.records import Records
@@ -210,7 +210,35 @@ async def test_several_targets_take_turns_and_name_themselves(wire: Any) -> None
         driver = Driver(traced(*sessions), targets, BodyMaker("m"))
         records = await asyncio.wait_for(driver.run(), 30)
     assert (len(one.seen), len(other.seen)) == (3, 3)
-    assert records.replicas.names[1:] == [one.url[7:], other.url[7:]]
+    assert records.replicas.names[1:] == [one.url, other.url]
+
+
+async def test_replicas_are_shown_by_the_names_given(wire: Any) -> None:
+    """Those that targets have, and those that a gateway tells; with their part so far."""
+    told = wire.HEAD.replace(b"\r\n\r\n", b"\r\nx-warmroute-replica: 10.0.0.1:80\r\n\r\n")
+    rest = wire.GOOD[len(wire.HEAD) :]
+    async with good(wire, told + rest) as gateway, good(wire) as plain:
+        targets = [Target(gateway.url, PATH), Target(plain.url, PATH)]
+        names = {"idle": "zero", "10.0.0.1:80": "one", plain.url: "two"}
+        sessions = [conversation(number, 1) for number in range(3)]
+        driver = Driver(traced(*sessions), targets, BodyMaker("m"), names=names)
+        records = await asyncio.wait_for(driver.run(), 30)
+    shown = [records.replicas.names[number] for number in records.replica]
+    assert sorted(shown) == ["one", "one", "two"]
+    assert driver.progress.replicas == [("zero", 0, None), ("one", 2, 0.48), ("two", 1, 0.48)]
+
+
+def test_the_rate_is_of_the_last_seconds() -> None:
+    progress = Progress()
+    assert progress.rate == 0.0
+    for number in range(101):
+        progress.ended = 10 * number if number < 80 else 790
+        progress.tick(number * TICK)
+    # Nothing ended in the last 21 ticks.
+    assert progress.rate == 0.0
+    progress.ended += 30
+    progress.tick(101 * TICK)
+    assert progress.rate == pytest.approx(30 / RATE_SECONDS)
 
 
 async def test_the_upper_bound_is_in_the_engines_tokens(wire: Any) -> None:

@@ -29,6 +29,18 @@ def test_every_arm_serves_every_request(name: str) -> None:
     assert arm.goodput is not None
 
 
+@pytest.mark.parametrize("name", ["round_robin", "cache_aware", "cache_aware_exact"])
+def test_the_hits_way_is_told(name: str) -> None:
+    (arm,) = simulate(plan(), [name], replicas=4, engine=ENGINE)
+    way = arm.reuse
+    assert way is not None
+    assert (way.prompt, way.delivered) == (arm.prompt_tokens, arm.cached_tokens)
+    assert way.prompt > way.available >= way.chosen >= way.predicted > 0
+    # Round robin does not look at who holds what; the others lose little by their choice.
+    assert (way.chosen < 0.9 * way.available) == (name == "round_robin")
+    assert way.predicted == pytest.approx(way.delivered, rel=0.3)
+
+
 def test_same_arguments_same_result() -> None:
     def run(seed: int) -> bytes:
         return msgspec.json.encode(
@@ -63,6 +75,7 @@ def test_cache_aware_beats_cache_blind_where_there_is_something_to_reuse() -> No
 
 def test_a_hot_prefix_is_spread_over_the_fleet() -> None:
     (arm,) = simulate(plan("hot", 100.0, 600), ["cache_aware"], replicas=8, engine=ENGINE)
+    assert arm.balance is not None
     assert arm.balance.requests_max_over_mean < 2.0
     assert min(replica.requests for replica in arm.replicas) > 20
 

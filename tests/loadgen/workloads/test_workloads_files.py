@@ -17,6 +17,17 @@ def written(path: Path, *lines: object) -> str:
     return str(path)
 
 
+def asked(**changes: object) -> dict[str, object]:
+    """A good line of a trace, changed."""
+    return {
+        "timestamp": 20,
+        "input_length": 500,
+        "output_length": 1,
+        "hash_ids": [1],
+        **changes,
+    }
+
+
 def sessions(spec: str) -> list[Session]:
     return list(make(spec).sessions(0))
 
@@ -44,16 +55,35 @@ def test_long_prompts_can_be_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (
-            {"timestamp": 0, "input_length": 600, "output_length": 1, "hash_ids": [1]},
-            "do not cover",
-        ),
-        ({"timestamp": 0}, "line 1"),
+        (asked(input_length=600), "line 2.*do not cover"),
+        ({"timestamp": 20}, "line 2"),
+        (asked(input_length=-5), "line 2.*input_length"),
+        (asked(input_length=0), "line 2.*input_length"),
+        (asked(output_length=-1), "line 2.*output_length"),
+        (asked(timestamp=-1), "line 2.*timestamp"),
+        (asked(timestamp=5), "line 2: timestamp 5 comes after 10: sort"),
     ],
 )
 def test_a_bad_trace_names_its_line(tmp_path: Path, line: object, says: str) -> None:
     with pytest.raises(TraceError, match=says):
-        sessions("mooncake:" + written(tmp_path / "trace", line))
+        sessions("mooncake:" + written(tmp_path / "trace", asked(timestamp=10), line))
+
+
+def test_blank_lines_are_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    line = json.dumps(asked())
+    path.write_text(f"{line}\n\n{line}\n\n \n")
+    assert len(sessions(f"mooncake:{path}")) == 2
+    path.write_text(f"{json.dumps({'time': 1.0, 'prompt_bytes': 50, 'blocks': []})}\n\n")
+    assert len(sessions(f"replay:{path}")) == 1
+
+
+def test_a_trace_without_requests_says_so(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match="has no request: nothing"):
+        sessions("mooncake:" + written(tmp_path / "trace"))
+    workload = make("mooncake:" + written(tmp_path / "trace", asked()), {"most_tokens": "99"})
+    with pytest.raises(TraceError, match="has no request of at most 99 tokens"):
+        list(workload.sessions(0))
 
 
 def test_a_request_log_is_replayed(tmp_path: Path) -> None:
