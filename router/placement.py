@@ -15,8 +15,18 @@ from typing import Protocol
 import msgspec
 
 from router.fleet.learn import ModelFacts, Speeds
-from router.fleet.load import finished, first_token, routed, undo
-from router.types import Ask, Chain, Choice, Considered, Load, Policy, PrefixIndex
+from router.fleet.load import done, finished, first_token, routed, undo
+from router.index import Prefill, Prefills
+from router.types import (
+    NOTHING_SHARED,
+    Ask,
+    Chain,
+    Choice,
+    Considered,
+    Load,
+    Policy,
+    PrefixIndex,
+)
 
 PREFIX_BLOCKS = 16
 """Blocks of a prompt that stand in for a session key: about 4 KiB, past what unrelated prompts
@@ -32,6 +42,9 @@ RETOUCH_AFTER = 0.5
 of use
 finer than that decides nothing, and most of a short request's cost would be the second
 recording."""
+
+SHARED_FROM = 512.0
+"""Uncached tokens from which on a prefill is worth knowing to those who share it."""
 
 
 class Placement(msgspec.Struct, gc=False):
@@ -65,6 +78,8 @@ class Placement(msgspec.Struct, gc=False):
     first_seconds: float = 0.0
     """From being sent to the first token; 0 while unknown."""
     done: bool = False
+    prefill: Prefill | None = None
+    """What it has the replica compute, until that is done."""
     exact: object | None = None
     """What exact mode keeps of it (router.exact.placing); None where it does not apply."""
     serial: int = 0
@@ -96,8 +111,8 @@ class Placer:
 
     The mutable state is the index, the loads, `models` (what was learned of each model), the
     replicas' speeds, `_heard` (when another router was last heard to have sent something to a
-    slot), and `_silent`: requests that will show no first token, by when their prefill should be
-    done.
+    slot), `_prefills` (which prefixes are being computed, for other routers' requests too), and
+    `_silent`: requests that will show no first token, by when their prefill should be done.
     """
 
     def __init__(
@@ -116,6 +131,7 @@ class Placer:
         self.listener: Listener | None = None
         """Who tells other routers."""
         self._speeds = Speeds(loads)
+        self._prefills = Prefills(index.spans)
         self._heard: dict[int, float] = {}
         self._learn_speed = learn_speed
         self._bytes_per_token = bytes_per_token
@@ -148,7 +164,8 @@ class Placer:
             late = heappop(silent)[2]
             if not late.first:
                 late.first = True
-                first_token(late.load, late.uncached, now)
+                self._computed(late)
+                done(late.load, late.uncached, now)
                 if self.listener is not None:
                     self.listener.first_token(late)
         ask = self._ask(chain, size, model, eligible, key, now, output_limit)
@@ -173,13 +190,24 @@ class Placer:
         if 0 < output_limit < output:
             output = float(output_limit)
         blocks = len(chain)
-        if blocks:
-            prefix = chain[PREFIX_BLOCKS - 1 if blocks > PREFIX_BLOCKS else blocks - 1]
-            held = [(weight * scale, mask) for weight, mask in self.index.match(chain)]
-        else:
-            prefix = 0
-            held = []
-        return Ask(eligible, float(int(size * scale) + 1), held, output, key, prefix, now)
+        tokens = float(int(size * scale) + 1)
+        if not blocks:
+            return Ask(eligible, tokens, [], output, key, 0, now)
+        prefix = chain[PREFIX_BLOCKS - 1 if blocks > PREFIX_BLOCKS else blocks - 1]
+        found = self.index.match(chain)
+        held = [(weight * scale, mask) for weight, mask in found]
+        prefills = self._prefills
+        deepest = 0
+        shared = NOTHING_SHARED
+        for weight, mask in found:
+            if mask & eligible:
+                deepest = chain[prefills.blocks(weight) - 1]
+                if prefills:
+                    under_way = prefills.shared(chain, weight)
+                    if under_way:
+                        shared = {slot: each * scale for slot, each in under_way.items()}
+                break
+        return Ask(eligible, tokens, held, output, key, prefix, now, deepest, shared)
 
     def _book(
         self, ask: Ask, choice: Choice, chain: Chain, size: int, model: str, stream: bool
@@ -220,6 +248,7 @@ class Placer:
             self._placed += 1
             heappush(self._silent, (load.busy_until, self._placed, placement))
         if chain:
+            placement.prefill = self._prefill(slot, chain, size, uncached, tokens)
             self._record(slot, load, chain, now, tokens / size)
         if self.listener is not None:
             self.listener.routed(placement)
@@ -238,6 +267,7 @@ class Placer:
         if placement.stream and not placement.first:
             placement.first = True
             placement.first_seconds = now - placement.sent_at
+            self._computed(placement)
             first_token(placement.load, placement.uncached, now)
             if self.listener is not None:
                 self.listener.first_token(placement)
@@ -259,6 +289,7 @@ class Placer:
             finished(load, placement.uncached, placement.tokens)
         else:
             placement.first = True
+            self._computed(placement)
             undo(load, placement.uncached, placement.tokens, now)
         if self.listener is not None:
             self.listener.finished(placement)
@@ -292,22 +323,46 @@ class Placer:
             finished(placement.load, placement.uncached, placement.tokens)
         else:
             placement.first = True
+            self._computed(placement)
             undo(placement.load, placement.uncached, placement.tokens, now)
         if self.listener is not None:
             self.listener.failed(placement)
 
+    def _prefill(
+        self, slot: int, chain: Chain, size: int, uncached: float, tokens: float
+    ) -> Prefill | None:
+        """Note what a request has its replica compute, where that is worth it."""
+        if uncached < SHARED_FROM:
+            return None
+        # A token more, since estimates are rounded to whole ones.
+        return self._prefills.begin(slot, chain, (tokens - uncached + 1.0) / tokens * size)
+
+    def _computed(self, placement: Placement) -> None:
+        """Its prefill is over, or will never be done."""
+        if placement.prefill is not None:
+            self._prefills.end(placement.prefill)
+            placement.prefill = None
+
     def heard_routed(
         self, slot: int, chain: Chain, size: int, uncached: float, tokens: float, now: float
-    ) -> None:
-        """Another router sent a request to this slot."""
+    ) -> Prefill | None:
+        """Another router sent a request to this slot. What it has the replica compute is to be
+        handed to the call that says that this is over."""
         load = self.loads[slot]
         self._heard[slot] = now
         routed(load, uncached, tokens, now)
+        prefill = None
         if chain:
+            prefill = self._prefill(slot, chain, size, uncached, tokens)
             self._record(slot, load, chain, now, tokens / size)
+        return prefill
 
-    def heard_first_token(self, slot: int, uncached: float, now: float) -> None:
+    def heard_first_token(
+        self, slot: int, uncached: float, now: float, prefill: Prefill | None = None
+    ) -> None:
         """A request another router sent there has its first token."""
+        if prefill is not None:
+            self._prefills.end(prefill)
         first_token(self.loads[slot], uncached, now)
 
     def heard_finished(
@@ -319,8 +374,17 @@ class Placer:
         if chain:
             self._record(slot, load, chain, now, tokens / size)
 
-    def heard_failed(self, slot: int, uncached: float, tokens: float, now: float) -> None:
+    def heard_failed(
+        self,
+        slot: int,
+        uncached: float,
+        tokens: float,
+        now: float,
+        prefill: Prefill | None = None,
+    ) -> None:
         """A request another router sent there is gone, without a first token."""
+        if prefill is not None:
+            self._prefills.end(prefill)
         undo(self.loads[slot], uncached, tokens, now)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Protocol, TypeAlias
 
 import msgspec
@@ -54,7 +55,7 @@ class Load(msgspec.Struct, gc=False):
     queued_tokens: float = 0.0
     """Q: uncached prompt tokens routed here whose first token has not come."""
     busy_until: float = 0.0
-    """When the prefill work routed here would be done."""
+    """When the prefill work routed here would be done, by the last first token that came."""
     in_flight: int = 0
     """n: requests routed here and not finished."""
     context_tokens: float = 0.0
@@ -77,6 +78,9 @@ class Load(msgspec.Struct, gc=False):
     """C: tokens the KV cache really has room for; 0 when unknown."""
 
 
+NOTHING_SHARED: Mapping[int, float] = MappingProxyType({})
+
+
 class Ask(msgspec.Struct, gc=False):
     """One request as a policy sees it."""
 
@@ -96,6 +100,11 @@ class Ask(msgspec.Struct, gc=False):
     """Hash of the prompt's first blocks; 0 for a prompt too short to have one."""
     now: float
     """Monotonic seconds."""
+    deepest: int = 0
+    """Hash of the last block of the longest prefix that an eligible replica holds; 0 for none."""
+    shared: Mapping[int, float] = NOTHING_SHARED
+    """S: slot -> tokens queued there that are of this prompt's own prefix: another request with it
+    is being computed. Slots without any are absent."""
 
 
 class Choice(msgspec.Struct, gc=False, frozen=True):
@@ -126,6 +135,11 @@ class PrefixIndex(Protocol):
     Weight is what blocks are measured in: canonical bytes in the byte-block index, tokens in exact
     mode.
     """
+
+    @property
+    def spans(self) -> Sequence[int]:
+        """The weight of a chain's first n blocks, for each n from 0."""
+        ...
 
     def add_replica(self, slot: int, capacity: int) -> None:
         """Start an empty LRU of this weight for a slot."""

@@ -35,6 +35,7 @@ class ExactIndex:
     def __init__(self, engines: Sequence[Engine], bytes_per_token: int) -> None:
         self._engines = engines
         self._weight = engines[0].params.block_size * bytes_per_token
+        self.spans = range(0, 1 << 40, self._weight)
         self._rooms = [EngineRoom(engine, bytes_per_token) for engine in engines]
         self._coming: list[dict[int, int]] = [{} for _ in engines]
         self._under_way: set[int] = set()

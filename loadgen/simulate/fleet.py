@@ -10,7 +10,7 @@ import msgspec
 from loadgen.engine import Engine, EngineParams
 from loadgen.simulate.exact import ExactIndex
 from loadgen.simulate.prepare import BYTES_PER_TOKEN, Job
-from router.index import ByteIndex
+from router.index import ByteIndex, Prefill
 from router.placement import INDEX_ROOM, Placement, Placer
 from router.types import Load, Policy, PrefixIndex
 
@@ -74,6 +74,8 @@ class Gateways:
         self._random = random.Random(f"{seed}/routers")
         self._exact = arrangement.exact
         self.placers: list[Placer] = []
+        self._heard: list[dict[int, Prefill]] = [{} for _ in range(routers)]
+        """By router: a placement's id -> the prefill it heard of, until the first token."""
         for number in range(routers):
             policy = arrangement.policy(seed + number)
             policy.members({slot: f"replica-{slot}" for slot in range(len(engines))})
@@ -104,11 +106,16 @@ class Gateways:
             self._tell(
                 router,
                 now,
-                lambda other, at: other.heard_routed(
-                    p.slot, p.chain, p.weight, p.uncached, p.tokens, at
-                ),
+                lambda other, at: self._hear(other, p, at),
             )
         return router, placement
+
+    def _hear(self, other: int, p: Placement, at: float) -> None:
+        prefill = self.placers[other].heard_routed(
+            p.slot, p.chain, p.weight, p.uncached, p.tokens, at
+        )
+        if prefill is not None:
+            self._heard[other][id(p)] = prefill
 
     def first_token(self, router: int, placement: Placement, now: float) -> None:
         """The first token came back through its router."""
@@ -116,7 +123,11 @@ class Gateways:
         if len(self.placers) > 1:
             p = placement
             self._tell(
-                router, now, lambda other, at: other.heard_first_token(p.slot, p.uncached, at)
+                router,
+                now,
+                lambda other, at: self.placers[other].heard_first_token(
+                    p.slot, p.uncached, at, self._heard[other].pop(id(p), None)
+                ),
             )
 
     def finished(
@@ -129,7 +140,7 @@ class Gateways:
             self._tell(
                 router,
                 now,
-                lambda other, at: other.heard_finished(
+                lambda other, at: self.placers[other].heard_finished(
                     p.slot, p.chain, p.weight, p.uncached, p.tokens, at
                 ),
             )
@@ -140,17 +151,21 @@ class Gateways:
         if len(self.placers) > 1:
             p = placement
             self._tell(
-                router, now, lambda other, at: other.heard_failed(p.slot, p.uncached, p.tokens, at)
+                router,
+                now,
+                lambda other, at: self.placers[other].heard_failed(
+                    p.slot, p.uncached, p.tokens, at, self._heard[other].pop(id(p), None)
+                ),
             )
 
-    def _tell(self, router: int, now: float, fact: Callable[[Placer, float], None]) -> None:
+    def _tell(self, router: int, now: float, fact: Callable[[int, float], None]) -> None:
         if self._sync is None:
             return
-        others = [placer for number, placer in enumerate(self.placers) if number != router]
 
         def arrive(at: float) -> None:
-            for placer in others:
-                fact(placer, at)
+            for other in range(len(self.placers)):
+                if other != router:
+                    fact(other, at)
 
         if self._sync:
             self._later(now + self._sync, arrive)

@@ -28,8 +28,15 @@ def routed(load: Load, uncached: float, tokens: float, now: float) -> None:
 
 
 def first_token(load: Load, uncached: float, now: float) -> None:
-    """Its prefill is done. The replica can have no more work before it than what is still
-    queued."""
+    """Its first token came. Prefills are computed in order, so the work still queued begins now."""
+    queued = load.queued_tokens - uncached
+    load.queued_tokens = queued
+    load.busy_until = now + queued / load.prefill_rate
+
+
+def done(load: Load, uncached: float, now: float) -> None:
+    """Its prefill is taken as done, or will not be done. No more work can be before the replica
+    than what is still queued."""
     queued = load.queued_tokens - uncached
     load.queued_tokens = queued
     latest = now + queued / load.prefill_rate
@@ -47,5 +54,5 @@ def finished(load: Load, uncached: float, tokens: float) -> None:
 def undo(load: Load, uncached: float, tokens: float, now: float) -> None:
     """A request whose first token was not booked is gone: refused, cancelled, or lost with its
     connection."""
-    first_token(load, uncached, now)
+    done(load, uncached, now)
     finished(load, uncached, tokens)

@@ -44,6 +44,11 @@ class ByteIndex:
         self._rooms: dict[int, Room] = {}
         self.blocks = 0
 
+    @property
+    def spans(self) -> Sequence[int]:
+        """Byte offset where each block starts."""
+        return self._spans
+
     def add_replica(self, slot: int, capacity: int) -> None:
         """Start an empty LRU of this weight for a slot. Raises ValueError if the slot is taken."""
         if slot < 0:

@@ -2,57 +2,69 @@
 
 For each replica i, in seconds; the least wins, ties at random:
 
-    WAIT * Q_i / P                            my wait: prefill work left in i's queue
-    + (1 + (OWN - 1) / sqrt(h)) * u_i / P     my own prefill, and what waste costs everybody
-    + STALL * n_i^0.7 * u_i / P               the stall my prefill puts on n_i requests in flight
-    + DECODE * O * (c * n_i + d * (K_i + L))  how slow decode is there, for my answer
+    Q_i / P                                   my wait: prefill work left in i's queue
+    + WAIT * max(W_i - S_i / P, 0)            what of it is not for my prefix as well, by the clock
+    + OWN * u_i / P                           my own prefill, and what a cache miss costs others
+    + STALL * n_i^0.65 * u_i / P              the stall my prefill puts on n_i requests in flight
+    + DECODE * cbrt(100^2 * O) * (c * n_i + d * (K_i + L))  how slow decode is there, for my answer
     + (MEMORY + FULL * m_i^3) * (A_i + L) / P     KV memory that running requests hold, me included
     + FULL_OWN * m_i^3 * u_i / P              what I would add to it
+    - saved, where others hold more of the prompt  what one more copy would have saved before
 
-    m_i = min((A_i + L) / C_i, 1)
+    W_i = max(busy_until_i - now, 0)    m_i = min((A_i + L) / C_i, 1)
 
-all of it divided by the replica's weight (slow start). u_i = L minus what i holds of the prompt; h
-is how many replicas hold the deepest part of it that any of them holds; the other symbols are
-fields of `router.types.Load` and `Ask`. docs/policies.md has the reasons and numbers.
+all but what was saved divided by the replica's weight (slow start). u_i = L minus what i holds of
+the prompt; the other symbols are fields of `router.types.Load` and `Ask`. docs/policies.md has the
+reasons and numbers.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from math import inf, sqrt
+from math import cbrt, inf
 
+from router.policies.savings import Savings
 from router.policies.shortlist import Shortlist
 from router.types import Ask, Choice, Considered, Load, slots
 
-WAIT = 2.2
-"""Weight of my wait: what I wait, and those who come after me. Takes from the tail, gives to the
+WAIT = 3.0
+"""Weight of my wait beyond the wait itself: others come after me. Takes from the tail, gives to the
 mean."""
-OWN = 2.5
-"""Weight of my own prefill where one replica holds the prefix: 1 for my wait, the rest for what a
-cache miss costs those after me. The more hold it, the surer will a further copy be used again."""
-STALL = 0.65
+OWN = 3.7
+"""Weight of my own prefill: 1 for my wait, the rest for what a cache miss costs those after me."""
+STALL = 0.8
 """Weight of the stall on requests in flight. The knob between mean (up) and tail (down)."""
-STALL_POWER = 0.7
+STALL_POWER = 0.65
 """Below 1, since long prompts would else all go to the few replicas with short answers, and wait
 for each other there."""
-DECODE = 0.3
+DECODE = 0.48
 """Weight of my decode time, part of which I would spend anywhere."""
+DECODE_TOKENS = 100.0
+"""An answer of so many tokens has that weight. One eight times as long has twice of it, not eight
+times: other requests even out what is uneven long before it ends."""
 MEMORY = 0.1
 """Weight of the KV memory running requests hold."""
-FULL = 1.4
+FULL = 1.6
 """What is added to it for the share of the memory they hold, cubed: a replica out of memory queues
 or preempts."""
-FULL_OWN = 7.0
+FULL_OWN = 25.0
 """What is added to my own prefill's weight for that share, cubed: where memory is scarce, a copy of
 what another replica holds takes room from requests that wait for it."""
+SAVED = 0.025
+"""The part of what a copy would have saved that counts towards it, for each replica that holds the
+prefix. A part, since those who would gain by a copy often come at the same moment, and one is
+enough for them; more the more hold it, since that tells how often it is asked for."""
 EVERY_UP_TO = 24
 """Fleets up to this size have every replica's cost computed; larger ones a shortlist's."""
 
 
 class CacheAware:
     """Least marginal total latency. Options: the weights above by their names in lower case, and
-    `seed`."""
+    `seed`.
+
+    The mutable state is `_savings`, of the prefixes whose holders were dearer than others.
+    """
 
     def __init__(
         self,
@@ -64,14 +76,17 @@ class CacheAware:
         memory: float = MEMORY,
         full: float = FULL,
         full_own: float = FULL_OWN,
+        saved: float = SAVED,
         every_up_to: int = EVERY_UP_TO,
         seed: int | None = None,
     ) -> None:
         self._weights = (wait, own, stall, decode, memory, full, full_own)
+        self._saved = saved
         self._every_up_to = every_up_to
         rng = random.Random(seed)
         self._random = rng.random
         self._shortlist = Shortlist(rng)
+        self._savings = Savings()
 
     def members(self, names: Mapping[int, str]) -> None:
         """Nothing to prepare: the cost needs no names."""
@@ -84,20 +99,21 @@ class CacheAware:
         size = eligible.bit_count()
         if size > self._every_up_to:
             left = self._shortlist.pick(ask, loads)
-        tokens = ask.tokens
-        decode_tokens = decode * ask.output_tokens
+        tokens, now, shared, prefix = ask.tokens, ask.now, ask.shared, ask.deepest
+        decode_tokens = decode * cbrt(DECODE_TOKENS * DECODE_TOKENS * ask.output_tokens)
+        saved = self._savings.of(prefix, now) if prefix else 0.0
         deepest = -1.0
+        share_saved = 0.0
         chosen = -1
         chosen_depth = 0.0
-        least = inf
+        least = least_holder = least_copied = inf
         ties = 1
         considered: list[Considered] = []
         add = considered.append
         for depth, mask in (*ask.held, (0.0, left)):
             if deepest < 0.0 and mask & eligible:
                 deepest = depth
-                if depth > 0.0:
-                    own = 1.0 + (own - 1.0) / sqrt((mask & eligible).bit_count())
+                share_saved = self._saved * (mask & eligible).bit_count()
             mask &= left
             if not mask:
                 continue
@@ -105,6 +121,7 @@ class CacheAware:
             uncached = tokens - depth
             if uncached < 1.0:
                 uncached = 1.0
+            missing = deepest - depth
             for slot in slots(mask):
                 load = loads[slot]
                 rate = load.prefill_rate
@@ -121,15 +138,25 @@ class CacheAware:
                     pressure += full * share
                     each += full_own * share
                 queued = load.queued_tokens
-                cost = (
-                    wait * queued + each * uncached + pressure * taken
-                ) / rate + decode_tokens * (
+                cost = (queued + each * uncached + pressure * taken) / rate + decode_tokens * (
                     load.step_request_seconds * running
                     + load.step_token_seconds * (load.context_tokens + tokens)
                 )
+                waiting = load.busy_until - now
+                if shared and slot in shared:
+                    waiting -= shared[slot] / rate
+                if waiting > 0.0:
+                    cost += wait * waiting
                 weight = load.weight
                 if weight != 1.0:
                     cost /= weight
+                if missing > 0.0:
+                    copied = cost - each * missing / (rate * weight)
+                    if copied < least_copied:
+                        least_copied = copied
+                    cost -= saved
+                elif cost < least_holder:
+                    least_holder = cost
                 add((slot, depth, cost, queued, running))
                 if cost < least:
                     least = cost
@@ -141,6 +168,14 @@ class CacheAware:
                     if self._random() * ties < 1.0:
                         chosen = slot
                         chosen_depth = depth
+        if prefix:
+            if chosen_depth < deepest:
+                self._savings.spend(prefix)
+            elif least_copied < least_holder < inf:
+                if share_saved > 1.0:
+                    share_saved = 1.0
+                saved += share_saved * (least_holder - least_copied)
+                self._savings.put(prefix, saved, now)
         if size == 1:
             reason = "only_one"
         elif deepest <= 0.0:

@@ -11,7 +11,8 @@ from typing import Final, Protocol
 
 import msgspec
 
-from router.fleet.load import finished, undo
+from router.fleet.load import finished
+from router.index import Prefill
 from router.placement import NO_CHAIN, Placer
 from router.state.book import Book
 from router.state.codec import (
@@ -52,6 +53,8 @@ class Flight(msgspec.Struct, gc=False):
     chain: Chain
     """Begins with the request's chain; the book's array, which may grow."""
     blocks: int
+    prefill: Prefill | None
+    """What it has the replica compute, until its first token."""
     first: bool = False
 
 
@@ -222,11 +225,17 @@ class Peers:
             self._undo(flight, now)
 
     def _undo(self, flight: Flight, now: float) -> None:
-        load = self._placer.loads[flight.slot]
         if flight.first:
-            finished(load, flight.uncached, flight.tokens)
+            finished(self._placer.loads[flight.slot], flight.uncached, flight.tokens)
         else:
-            undo(load, flight.uncached, flight.tokens, now)
+            self._placer.heard_failed(
+                flight.slot, flight.uncached, flight.tokens, now, flight.prefill
+            )
+
+    def _first(self, flight: Flight, now: float) -> None:
+        flight.first = True
+        self._placer.heard_first_token(flight.slot, flight.uncached, now, flight.prefill)
+        flight.prefill = None
 
     def _fact(self, peer: Peer, fact: Fact, now: float) -> None:
         kind = fact.kind
@@ -238,22 +247,20 @@ class Peers:
                 return
             blocks = fact.depth + len(fact.tail or ()) if chain else 0
             told = _cut(chain, blocks)
-            placer.heard_routed(slot, told, fact.size or 1, fact.uncached, fact.tokens, now)
-            peer.flights[fact.serial] = Flight(
-                slot, fact.size or 1, fact.uncached, fact.tokens, chain, blocks
-            )
+            size, uncached, tokens = fact.size or 1, fact.uncached, fact.tokens
+            prefill = placer.heard_routed(slot, told, size, uncached, tokens, now)
+            peer.flights[fact.serial] = Flight(slot, size, uncached, tokens, chain, blocks, prefill)
         elif kind == FIRST:
             flight = peer.flights.get(fact.serial)
             if flight is not None and not flight.first:
-                flight.first = True
-                placer.heard_first_token(flight.slot, flight.uncached, now)
+                self._first(flight, now)
         elif kind in (FINISHED, FAILED):
             flight = peer.flights.pop(fact.serial, None)
             if flight is None:
                 return
             if kind == FINISHED:
                 if not flight.first:
-                    placer.heard_first_token(flight.slot, flight.uncached, now)
+                    self._first(flight, now)
                 chain = _cut(flight.chain, flight.blocks)
                 placer.heard_finished(
                     flight.slot, chain, flight.size, flight.uncached, flight.tokens, now
@@ -312,12 +319,11 @@ class Peers:
                 if slot is None:
                     continue
                 flight = flights[entry.serial] = Flight(
-                    slot, 1, entry.uncached, entry.tokens, NO_CHAIN, 0
+                    slot, 1, entry.uncached, entry.tokens, NO_CHAIN, 0, None
                 )
                 self._placer.heard_routed(slot, NO_CHAIN, 1, entry.uncached, entry.tokens, now)
             if entry.first and not flight.first:
-                flight.first = True
-                self._placer.heard_first_token(flight.slot, entry.uncached, now)
+                self._first(flight, now)
 
 
 def _cut(chain: Chain, blocks: int) -> Chain:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections.abc import Mapping, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from router.index import ByteIndex
 from router.placement import NO_CHAIN, Placer
 from router.policies import load_policy
-from router.types import Chain, Load
+from router.types import Ask, Chain, Choice, Load
 
 BLOCK = 256
 
@@ -185,6 +186,72 @@ def test_two_routers_have_the_same_books() -> None:
     there.heard_routed(slot, placed.chain, size, uncached, tokens, 4.0)
     there.heard_failed(slot, uncached, tokens, 4.5)
     assert idle(there.loads[slot])
+
+
+def shared(place: Placer, name: int, now: float) -> dict[int, float]:
+    """What the policy is told of the queues when another prompt that begins alike is placed."""
+    seen: list[dict[int, float]] = []
+
+    class Watching:
+        def members(self, names: Mapping[int, str]) -> None:
+            raise NotImplementedError
+
+        def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:
+            seen.append(dict(ask.shared))
+            return Choice(3, "test")
+
+    policy, place.policy = place.policy, Watching()
+    like = array("Q", [*chain(name, 40)[:30], 7, 8, 9])
+    place.failed(place.place(like, 33 * BLOCK, "m", 15, "", now), now)
+    place.policy = policy
+    return seen[0]
+
+
+def test_a_prefix_that_is_computed_is_known_until_its_first_token() -> None:
+    place = placer()
+    for name, end in enumerate(("first", "finished", "failed", "silent"), 1):
+        placed = place.place(chain(name, 40), 40 * BLOCK, "m", 1, "", 1.0, stream=end != "silent")
+        assert shared(place, name, 1.0) == {0: 30 * BLOCK / 4}
+        if end == "first":
+            place.first_token(placed, 1.1)
+        elif end != "silent":
+            getattr(place, end)(placed, 1.1)
+        assert shared(place, name, 9.0) == {}
+        place.finished(placed, 9.0)
+
+
+def test_only_what_was_not_cached_is_computed() -> None:
+    place = placer()
+    place.finished(place.place(chain(1, 20), 20 * BLOCK, "m", 1, "", 1.0), 1.5)
+    placed = place.place(chain(1, 40), 40 * BLOCK, "m", 1, "", 2.0)
+    assert placed.held_tokens == 20 * BLOCK / 4
+    assert shared(place, 1, 2.0) == {0: 10 * BLOCK / 4}
+    place.failed(placed, 2.1)
+    heard = place.heard_routed(0, chain(1, 40), 40 * BLOCK, placed.uncached, placed.tokens, 2.2)
+    assert heard is not None
+    assert heard.start == 20
+
+
+def test_what_another_router_has_computed_is_known() -> None:
+    place = placer()
+    for end in (place.heard_first_token, place.heard_failed):
+        size, tokens = 40 * BLOCK, 40 * BLOCK / 4
+        prefill = place.heard_routed(1, chain(1, 40), size, tokens, tokens, 1.0)
+        assert shared(place, 1, 1.0) == {1: 30 * BLOCK / 4}
+        if end == place.heard_first_token:
+            place.heard_first_token(1, tokens, 2.0, prefill)
+        else:
+            place.heard_failed(1, tokens, tokens, 2.0, prefill)
+        assert shared(place, 1, 2.0) == {}
+
+
+def test_a_policy_is_told_which_prefix_is_held_deepest() -> None:
+    place = placer()
+    place.index.record(0, chain(1, 30), 0.0)
+    place.index.record(1, chain(1, 12), 0.0)
+    for eligible, deepest in ((15, chain(1, 40)[29]), (14, chain(1, 40)[11]), (12, 0)):
+        ask = place._ask(chain(1, 40), 40 * BLOCK, "m", eligible, "", 1.0, 0)
+        assert ask.deepest == deepest
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,7 +6,16 @@ from collections import Counter
 
 import pytest
 
-from router.policies.cache_aware import CacheAware
+from router.policies.cache_aware import (
+    DECODE,
+    FULL,
+    FULL_OWN,
+    MEMORY,
+    OWN,
+    STALL,
+    WAIT,
+    CacheAware,
+)
 from router.policies.consistent_hash import BOUND, ConsistentHash
 from router.policies.least_loaded import LeastLoaded
 from router.policies.power_of_two import PowerOfTwo
@@ -25,8 +34,10 @@ def ask(
     key: str = "",
     prefix: int = 0,
     now: float = 100.0,
+    deepest: int = 0,
+    shared: dict[int, float] | None = None,
 ) -> Ask:
-    return Ask(eligible, tokens, held or [], 200.0, key, prefix, now)
+    return Ask(eligible, tokens, held or [], 200.0, key, prefix, now, deepest, shared or {})
 
 
 def fleet(size: int = 8) -> list[Load]:
@@ -180,13 +191,19 @@ class TestCacheAware:
             kv_capacity=18_000.0,
         )
         elsewhere = [Load() for _ in range(3)]
-        choice = CacheAware().choose(ask(1, [(1000.0, 0b1001)]), [load, *elsewhere])
-        wait = 2.2 * 0.8
-        own = 2.5 * 0.3  # the other holder is not eligible
-        stall = 0.65 * 3**0.7 * 0.3
-        decode = 0.3 * 200 * (1e-4 * 3 + 1e-7 * (9000 + 4000))
-        memory = (0.1 + 1.4 * 0.5**3) * (5000 + 4000) / 10_000 + 7 * 0.5**3 * 0.3
+        request = ask(1, [(1000.0, 0b1001)], deepest=7, shared={0: 2000.0})
+        choice = CacheAware().choose(request, [load, *elsewhere])
+        wait = 0.8 + WAIT * (0.3 - 0.2)
+        own = OWN * 0.3
+        stall = STALL * 3**0.65 * 0.3
+        decode = DECODE * (100 * 100 * 200) ** (1 / 3) * (1e-4 * 3 + 1e-7 * (9000 + 4000))
+        memory = (MEMORY + FULL * 0.5**3) * (5000 + 4000) / 10_000 + FULL_OWN * 0.5**3 * 0.3
         assert choice.considered[0][2] == pytest.approx(wait + own + stall + decode + memory)
+
+    def test_a_replica_that_stands_still_does_not_look_idle(self) -> None:
+        """Its clock has run out, its queue has not."""
+        books = [Load(queued_tokens=40_000.0, busy_until=50.0, in_flight=1), Load(in_flight=1)]
+        assert CacheAware().choose(ask(3), books).slot == 1
 
     @pytest.mark.parametrize(("capacity", "share"), [(0.0, 0.0), (8000.0, 0.5), (2000.0, 1.0)])
     def test_memory_costs_more_the_fuller_it_is(self, capacity: float, share: float) -> None:
@@ -194,16 +211,57 @@ class TestCacheAware:
         load = Load(prefill_rate=10_000.0, kv_capacity=capacity)
         policy = CacheAware(own=0.0, decode=0.0)
         (considered,) = policy.choose(ask(1), [load]).considered
-        assert considered[2] == pytest.approx((0.1 + (1.4 + 7) * share**3) * 0.4)
+        assert considered[2] == pytest.approx((MEMORY + (FULL + FULL_OWN) * share**3) * 0.4)
 
-    def test_what_many_hold_is_copied_more_easily(self) -> None:
-        costs = []
-        for holders in (0b1, 0b1111):
-            choice = CacheAware(decode=0.0, memory=0.0).choose(
-                ask(held=[(3000.0, holders)]), fleet()
-            )
-            costs.append(max(cost for _, _, cost, _, _ in choice.considered))
-        assert costs == pytest.approx([2.5 * 0.2, 1.75 * 0.2])
+    def test_a_copy_is_made_once_it_would_have_paid(self) -> None:
+        """The holder is dearer by less than a copy costs: it is passed over after some requests."""
+        policy, books = CacheAware(seed=1), fleet(2)
+        books[0].in_flight = 30
+        request = ask(0b11, [(3500.0, 0b01)], deepest=7)
+        reasons = [policy.choose(request, books).reason for _ in range(200)]
+        before = reasons.index("load_shed")
+        assert 3 < before < 100
+        assert reasons[before + 1] == "cached"  # what was saved up is spent
+        assert reasons[2 * before + 1] == "load_shed"
+
+    def test_what_many_hold_gets_its_next_copy_sooner(self) -> None:
+        waits = []
+        for holders in (0b1, 0b111):
+            policy, books = CacheAware(seed=1), fleet(4)
+            for load in books[:3]:
+                load.in_flight = 30
+            eligible = holders | 0b1000
+            request = ask(eligible, [(3500.0, holders)], deepest=7)
+            reasons = [policy.choose(request, books).reason for _ in range(100)]
+            waits.append(reasons.index("load_shed"))
+        assert waits[1] * 2 < waits[0]
+
+    def test_a_copy_of_what_nobody_asks_for_any_more_is_not_made(self) -> None:
+        policy, books = CacheAware(seed=1), fleet(2)
+        books[0].in_flight = 30
+        reasons = {
+            policy.choose(ask(0b11, [(3500.0, 0b01)], deepest=7, now=60.0 * turn), books).reason
+            for turn in range(1, 100)
+        }
+        assert reasons == {"cached"}
+
+    def test_each_prefix_pays_for_its_own_copy(self) -> None:
+        policy, books = CacheAware(seed=1), fleet(2)
+        books[0].in_flight = 30
+        reasons = {
+            policy.choose(ask(0b11, [(3500.0, 0b01)], deepest=turn), books).reason
+            for turn in range(1, 100)
+        }
+        assert reasons == {"cached"}
+
+    def test_a_wait_for_its_own_prefix_is_not_fled(self) -> None:
+        """Elsewhere it would be computed as well; other work of the same size is fled."""
+        books = fleet(2)
+        books[0] = Load(queued_tokens=6000.0, busy_until=100.3, in_flight=1)
+        mine = ask(0b11, [(3900.0, 0b01)], shared={0: 3900.0})
+        others = ask(0b11, [(3900.0, 0b01)])
+        assert CacheAware().choose(mine, books).reason == "cached"
+        assert CacheAware().choose(others, books).reason == "load_shed"
 
     def test_books_that_are_below_zero_for_a_moment(self) -> None:
         """Another router's news of an end can come before its news of the beginning."""
@@ -215,7 +273,8 @@ class TestCacheAware:
         choices = []
         for room in (0.0, 60_000.0):
             books = [Load(kv_tokens=50_000.0, kv_capacity=room) for _ in range(8)]
-            books[2].queued_tokens = 8000.0
+            books[2].queued_tokens = 6000.0
+            books[2].busy_until = 100.3
             choices.append(CacheAware().choose(ask(held=[(3000.0, 1 << 2)]), books).reason)
         assert choices == ["load_shed", "cached"]
 

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 
 from state_world import Node, RedisServer, chain, until
 
+from router.spans import SPANS
+
 MakeNode = Callable[..., Awaitable[Node]]
 
 
@@ -107,6 +109,18 @@ async def test_a_dead_routers_load_expires(node: MakeNode, monkeypatch) -> None:
     await until(lambda: not b.in_flight(), 5.0)
     assert b.shared.peers.alive == 0
     assert all(load.queued_tokens == 0 for load in b.fleet.loads)
+
+
+async def test_prefixes_being_computed_are_told(node: MakeNode) -> None:
+    a, b = await node(), await node()
+    told = b.placer._prefills
+    first, second, third = (a.place(chain(40)) for _ in range(3))
+    await until(lambda: len(told) == 3)
+    assert told.shared(first.chain, SPANS[40]) == {first.slot: SPANS[40]}
+    a.placer.first_token(first, 1.0)
+    a.placer.failed(second, 1.0)
+    a.placer.finished(third, 1.0)
+    await until(lambda: not told)
 
 
 async def test_a_stopped_routers_load_goes_at_once(node: MakeNode) -> None:
