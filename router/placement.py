@@ -201,9 +201,10 @@ class Placer:
         shared = NOTHING_SHARED
         for weight, mask in found:
             if mask & eligible:
-                deepest = chain[prefills.blocks(weight) - 1]
+                depth = prefills.blocks(weight)
+                deepest = chain[depth - 1]
                 if prefills:
-                    under_way = prefills.shared(chain, weight)
+                    under_way = prefills.shared(chain, depth)
                     if under_way:
                         shared = {slot: each * scale for slot, each in under_way.items()}
                 break

@@ -43,11 +43,17 @@ def hash_at(run: bytearray, position: int) -> int:
 def common(run: bytearray, chain: Chain, depth: int, most: int) -> int:
     """How many blocks of the run the chain has from depth on, given that it has the first.
 
-    most is the largest possible answer. Chained hashes agree up to one place and differ after it,
-    so bisection finds it.
+    most is the largest possible answer.
     """
-    hashes = memoryview(run).cast("Q")
-    least = 1
+    return agreed(memoryview(run).cast("Q"), chain, depth, 1, most)
+
+
+def agreed(hashes: Sequence[int], chain: Chain, depth: int, least: int, most: int) -> int:
+    """How many of the hashes the chain has from depth on: at least `least` are known to agree, at
+    most `most` are asked for.
+
+    Chained hashes agree up to one place and differ after it, so bisection finds it.
+    """
     while least < most:
         middle = (least + most + 1) >> 1
         if hashes[middle - 1] == chain[depth + middle - 1]:

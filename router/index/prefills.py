@@ -7,11 +7,12 @@ replica is of two kinds for it: other work, and its own prefix.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import msgspec
 
+from router.index.node import agreed
 from router.types import Chain
 
 
@@ -68,13 +69,12 @@ class Prefills:
             others.remove(prefill)
         self._size -= 1
 
-    def shared(self, chain: Chain, held: int) -> dict[int, int]:
+    def shared(self, chain: Chain, blocks: int) -> dict[int, int]:
         """Slot -> weight of this prompt's prefix that is under way there.
 
-        held: the most leading weight that anybody holds, what is on its way included: nothing
+        blocks: the most leading blocks that anybody holds, what is on its way included: nothing
         beyond is shared.
         """
-        blocks = bisect_left(self._spans, held)
         starts = self._starts
         if len(starts) < blocks:
             found = [
@@ -88,19 +88,8 @@ class Prefills:
         spans = self._spans
         for prefills in found:
             for each in prefills:
-                end = common(chain, each.chain, each.start + 1, blocks)
+                most = min(blocks, len(each.chain))
+                end = agreed(each.chain, chain, 0, each.start + 1, most)
                 slot = each.slot
                 shared[slot] = shared.get(slot, 0) + spans[end] - spans[each.start]
         return shared
-
-
-def common(chain: Chain, other: Chain, low: int, high: int) -> int:
-    """Leading blocks two chains have in common, known to be at least low, asked for up to high."""
-    high = min(high, len(other))
-    while low < high:
-        middle = (low + high + 1) >> 1
-        if chain[middle - 1] == other[middle - 1]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

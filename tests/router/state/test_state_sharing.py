@@ -116,7 +116,7 @@ async def test_prefixes_being_computed_are_told(node: MakeNode) -> None:
     told = b.placer._prefills
     first, second, third = (a.place(chain(40)) for _ in range(3))
     await until(lambda: len(told) == 3)
-    assert told.shared(first.chain, SPANS[40]) == {first.slot: SPANS[40]}
+    assert told.shared(first.chain, 40) == {first.slot: SPANS[40]}
     a.placer.first_token(first, 1.0)
     a.placer.failed(second, 1.0)
     a.placer.finished(third, 1.0)
