@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypedDict, Unpack
 
 import msgspec
 import numpy as np
@@ -78,27 +79,25 @@ def simulate(
     ]
 
 
+class Setup(TypedDict, total=False):
+    """What `run_loop` may be told besides; as `simulate` says."""
+
+    routers: int
+    sync: float | None
+    seed: int
+    known_speed: bool
+
+
 def run_arm(
     prepared: Prepared,
     arranged: Arrangement,
     params: Sequence[EngineParams],
     *,
-    routers: int = 1,
-    sync: float | None = 0.0,
-    seed: int = 0,
-    known_speed: bool = False,
     objectives_ms: Mapping[str, float] | None = None,
+    **setup: Unpack[Setup],
 ) -> Arm:
     """One arm over a prepared workload. The same arguments give the same arm."""
-    run = run_once(
-        prepared,
-        arranged,
-        params,
-        routers=routers,
-        sync=sync,
-        seed=seed,
-        known_speed=known_speed,
-    )
+    run = run_once(prepared, arranged, params, **setup)
     return arm_of(arranged.name, [run], replicas=len(params), objectives_ms=objectives_ms)
 
 
@@ -106,22 +105,10 @@ def run_once(
     prepared: Prepared,
     arranged: Arrangement,
     params: Sequence[EngineParams],
-    *,
-    routers: int = 1,
-    sync: float | None = 0.0,
-    seed: int = 0,
-    known_speed: bool = False,
+    **setup: Unpack[Setup],
 ) -> ArmRun:
     """One run of an arm, which ``arm_of`` makes an arm of."""
-    loop = run_loop(
-        prepared,
-        arranged,
-        params,
-        routers=routers,
-        sync=sync,
-        seed=seed,
-        known_speed=known_speed,
-    )
+    loop = run_loop(prepared, arranged, params, **setup)
     reuse = Reuse(*(getattr(loop.ledger, stage) for stage in Reuse.__struct_fields__))
     rates = [load.prefill_rate for load in loop.gateways.placers[0].loads]
     return ArmRun(
