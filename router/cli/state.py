@@ -15,18 +15,16 @@ import msgspec
 from router.config import TABLE, Settings, load
 from router.config.sources import CONFIG_ENV
 from router.state.codec import Writer, name_key
-from router.state.keys import Keys, position, position_text
-from router.state.link import Link
-from router.state.resp import Argument, Connection, Reply, ReplyError
+from router.state.keys import Keys, position
+from router.state.redis_client import ERRORS, Client
 from router.state.routers import RouterInfo, alive, read_routers
-from router.state.transports import redis_link
+from router.state.transports import redis_connector
 
 OK, FAILED = 0, 1
 ALIVE = 6.0
 """Seconds since its last word within which a router counts as alive. It speaks every 2 s."""
-WITHIN = 5.0
-ATTEMPTS = 3
-"""Connections tried: a cluster's node may point to another one, a failover may be under way."""
+TIMEOUT_S = 5.0
+"""For each of Redis' replies."""
 _SETTINGS = ("state", "state_prefix", "state_ca")
 
 
@@ -88,7 +86,7 @@ def run(parsed: argparse.Namespace) -> int:
         return _fail("flush which replica? --replica NAME, as `warmroute state` shows it")
     try:
         return asyncio.run(_run(settings, parsed))
-    except (OSError, ReplyError) as error:
+    except ERRORS as error:
         return _fail(f"{settings.state}: {error}")
 
 
@@ -98,15 +96,14 @@ def _fail(why: str) -> int:
 
 
 async def _run(settings: Settings, parsed: argparse.Namespace) -> int:
-    link = redis_link(settings)
     keys = Keys(settings.state_prefix)
-    connection = await _connect(link, keys)
+    client = await redis_connector(settings).open(keys.facts, TIMEOUT_S)
     try:
         if parsed.action == "flush":
-            return await _flush(connection, keys, parsed.flushed)
-        report = await read(connection, keys)
+            return await _flush(client, keys, parsed.flushed)
+        report = await read(client, keys)
     finally:
-        connection.close()
+        await client.aclose()
     if parsed.json:
         print(msgspec.json.format(msgspec.json.encode(report)).decode())
     else:
@@ -114,58 +111,26 @@ async def _run(settings: Settings, parsed: argparse.Namespace) -> int:
     return OK
 
 
-async def _connect(link: Link, keys: Keys) -> Connection:
-    """A connection to where the keys are. Raises OSError, ReplyError."""
-    for attempt in range(ATTEMPTS):
-        connection = await link.open()
-        try:
-            await connection.call("EXISTS", keys.facts, within=WITHIN)
-        except ReplyError as error:
-            connection.close()
-            if not link.refused(error) or attempt == ATTEMPTS - 1:
-                raise
-            continue
-        return connection
-    raise AssertionError("unreachable")
-
-
-async def _calls(connection: Connection, *commands: tuple[Argument, ...]) -> list[Reply]:
-    replies = await connection.calls(commands, WITHIN)
-    for reply in replies:
-        if isinstance(reply, ReplyError):
-            raise reply
-    return replies
-
-
-async def read(connection: Connection, keys: Keys) -> Report:
-    """Everything the report has. Raises ReplyError, LostError."""
-    routers, keeper, maps, length, size, start, newest = await _calls(
-        connection,
-        ("HGETALL", keys.routers),
-        ("GET", keys.keeper),
-        ("HGETALL", keys.maps),
-        ("XLEN", keys.facts),
-        ("MEMORY", "USAGE", keys.facts),
-        ("GET", keys.position),
-        ("XREVRANGE", keys.facts, "+", "-", "COUNT", 1),
-    )
+async def read(client: Client, keys: Keys) -> Report:
+    """Everything the report has. Raises one of redis_client.ERRORS."""
+    routers = read_routers(await client.hgetall(keys.routers))
+    keeper = await client.get(keys.keeper) or b""
     replicas = []
-    if isinstance(maps, list):
-        for name, about in zip(maps[::2], maps[1::2], strict=True):
-            assert isinstance(name, bytes)
-            assert isinstance(about, bytes)
-            blocks, count, wall = map(int, about.split())
-            age = max(time.time() - wall / 1000, 0.0)
-            replicas.append(ReplicaMap(name.decode(), blocks, count, round(age, 1)))
+    for name, about in (await client.hgetall(keys.maps)).items():
+        blocks, count, wall = map(int, about.split())
+        age = max(time.time() - wall / 1000, 0.0)
+        replicas.append(ReplicaMap(name.decode(), blocks, count, round(age, 1)))
+    start = await client.get(keys.position)
+    newest = await client.xrevrange(keys.facts, count=1)
     behind = 0.0
-    if isinstance(newest, list) and newest and isinstance(newest[0], list) and start:
+    if newest and start:
         behind = max(position(newest[0][0])[0] - position(start)[0], 0) / 1000
     return Report(
-        {f"{router:016x}": info for router, info in read_routers(routers).items()},
-        keeper.decode() if isinstance(keeper, bytes) else "",
+        {f"{router:016x}": info for router, info in routers.items()},
+        keeper.decode(),
         sorted(replicas, key=lambda replica: replica.name),
-        length if isinstance(length, int) else 0,
-        size if isinstance(size, int) else 0,
+        await client.xlen(keys.facts),
+        await client.memory_usage(keys.facts) or 0,
         round(behind, 1),
     )
 
@@ -201,21 +166,17 @@ def shown(report: Report) -> str:
     return "\n".join(lines)
 
 
-async def _flush(connection: Connection, keys: Keys, replica: str) -> int:
+async def _flush(client: Client, keys: Keys, replica: str) -> int:
     """Tell the routers, and take the map away. The stream's position stays: what it told of the
     replica before is undone by what it is told now."""
-    [known] = await _calls(connection, ("HKEYS", keys.maps))
-    names = [name.decode() for name in known or () if isinstance(name, bytes)]  # type: ignore[union-attr]
+    names = [name.decode() for name in await client.hkeys(keys.maps)]
     if replica not in names:
         there = ", ".join(sorted(names)) or "none"
         return _fail(f"no replica {replica!r} in the shared state; there are: {there}")
     writer = Writer()
     writer.forgot(name_key(replica))
-    told = await _calls(
-        connection,
-        ("XADD", keys.facts, "*", "f", writer.batch(0, 0)),
-        ("DEL", keys.map(replica)),
-        ("HDEL", keys.maps, replica),
-    )
-    print(f"{replica} is forgotten, as of {position_text(position(told[0]))}")
+    entry = await client.xadd(keys.facts, {b"f": writer.batch(0, 0)})
+    await client.delete(keys.map(replica))
+    await client.hdel(keys.maps, replica)
+    print(f"{replica} is forgotten, as of {entry.decode()}")
     return OK

@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from router.config import units
+from router.config import state_url, units
 from router.config.errors import BadValueError
-from router.state import address
 
 WEEK = 7 * 86_400.0
 
@@ -229,14 +228,14 @@ class StateUrl(Kind):
         text = text.strip()
         if text:
             try:
-                address.parse(text)
+                state_url.parse(text)
             except ValueError as error:
                 wrong, fix = error.args
                 raise BadValueError((f"the URL {wrong}", fix)) from None
         return text
 
     def describe(self) -> str:
-        return address.FORM
+        return state_url.FORM
 
     def brief(self) -> str:
         return "URL"

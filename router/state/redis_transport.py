@@ -7,12 +7,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Final
+from typing import Any, Final
 
 from router.state.cache_snapshots import Position
 from router.state.keys import Keys, position, position_text
-from router.state.link import Link
-from router.state.resp import Connection, ReplyError
+from router.state.redis_client import ERRORS, Client, RedisConnector
 from router.state.snapshot_loader import load
 from router.state.snapshot_writer import Keeper
 from router.state.sync import Shared
@@ -46,11 +45,11 @@ SLICE: Final = 0.002
 class RedisCarrier:
     """The mutable state: the place in the stream, and batches not known to have arrived."""
 
-    def __init__(self, link: Link, prefix: str) -> None:
+    def __init__(self, connector: RedisConnector, prefix: str) -> None:
         self.sent = 0
         self.errors = 0
         self.keys = Keys(prefix)
-        self.link = link
+        self.connector = connector
         self.last: Position = (0, 0)
         """The last entry of the stream that was applied, or replayed."""
         self.commands = 0
@@ -73,24 +72,14 @@ class RedisCarrier:
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
         self._said_at = -SAY_AGAIN
-        self._bytes = [0, 0]
-        """Sent and received by connections that are closed."""
-        self._connections: dict[str, Connection] = {}
+        self.bytes_sent = 0
+        """In batches."""
+        self.bytes_received = 0
 
     @property
     def up(self) -> bool:
         """Telling and listening both work."""
         return self._telling and self.listening and self._loaded.is_set()
-
-    @property
-    def bytes_sent(self) -> int:
-        """By all connections."""
-        return self._bytes[0] + sum(c.sent for c in self._connections.values())
-
-    @property
-    def bytes_received(self) -> int:
-        """By all connections."""
-        return self._bytes[1] + sum(c.received for c in self._connections.values())
 
     @property
     def lag(self) -> float:
@@ -136,30 +125,26 @@ class RedisCarrier:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _forever(
-        self, what: str, work: Callable[[Connection], Coroutine[None, None, None]]
+        self, what: str, work: Callable[[Client], Coroutine[None, None, None]]
     ) -> None:
         """Connect, work until something fails, and again."""
         delay = AGAIN[0]
+        timeout_s = WITHIN + BLOCK if what == "listening" else WITHIN
         while not self._stopping:
-            connection: Connection | None = None
+            client: Client | None = None
             began = time.monotonic()
             try:
-                connection = self._connections[what] = await self.link.open()
-                await work(connection)
-            except (ReplyError, OSError) as error:
-                if isinstance(error, ReplyError):
-                    self.link.refused(error)
+                client = await self.connector.open(self.keys.facts, timeout_s)
+                await work(client)
+            except ERRORS as error:
                 self._failed(what, error)
             except Exception as error:
                 # Nothing that goes wrong here may end the sharing for good.
                 log.exception("state: %s failed", what)
                 self._failed(what, error)
             finally:
-                if connection is not None:
-                    connection.close()
-                    del self._connections[what]
-                    self._bytes[0] += connection.sent
-                    self._bytes[1] += connection.received
+                if client is not None:
+                    await client.aclose()
                 if what == "telling":
                     self._telling = False
                 elif what == "listening":
@@ -176,11 +161,11 @@ class RedisCarrier:
         now = time.monotonic()
         if not self._stopping and now - self._said_at > SAY_AGAIN:
             self._said_at = now
-            log.warning("state: local only, %s: %s", what, error)
+            log.warning("state: local only, %s: %s", what, str(error) or type(error).__name__)
 
     # Telling
 
-    async def _tell(self, connection: Connection) -> None:
+    async def _tell(self, client: Client) -> None:
         outbox = self._shared.outbox
         before = time.monotonic() - RESENT
         resent = [data for when, data in self._recent if when > before]
@@ -201,33 +186,37 @@ class RedisCarrier:
                     self._pending.append(outbox.pulse())
                 self._pulse = False
             if self._pending:
-                await self._deliver(connection)
+                await self._deliver(client)
             if outbox.lost_since:
                 for data in self._shared.retold():
                     self._pending.append(data)
-                    await self._deliver(connection)
+                    await self._deliver(client)
                 log.info("state: told again what could not be told")
             if self._stopping and not outbox.waiting:
                 me = f"{self._shared.router:016x}"
                 keys = self.keys
-                await connection.call("HDEL", keys.routers, me, within=WITHIN)
-                if await connection.call("GET", keys.keeper, within=WITHIN) == me.encode():
-                    await connection.call("DEL", keys.keeper, within=WITHIN)
+                await client.hdel(keys.routers, me)
+                if await client.get(keys.keeper) == me.encode():
+                    await client.delete(keys.keeper)
                 return
 
-    async def _deliver(self, connection: Connection) -> None:
-        """Send what is pending. Raises ReplyError when Redis does not take it, LostError."""
-        name = self.keys.facts
-        commands = [("XADD", name, "MAXLEN", "~", MAXLEN, "*", "f", d) for d in self._pending]
+    async def _deliver(self, client: Client) -> None:
+        """Send what is pending. Raises one of ERRORS when Redis does not take it."""
+        name, pending = self.keys.facts, self._pending
         number = self._shared.outbox.number
         now = time.monotonic()
-        for reply in await connection.calls(commands, WITHIN):
-            if isinstance(reply, ReplyError):
-                raise reply
-        self.commands += len(commands)
-        self.sent += len(commands)
+        if len(pending) == 1:
+            await client.xadd(name, {b"f": pending[0]}, maxlen=MAXLEN)
+        else:
+            pipeline = client.pipeline(transaction=False)
+            for data in pending:
+                pipeline.xadd(name, {b"f": data}, maxlen=MAXLEN)
+            await pipeline.execute()
+        self.commands += len(pending)
+        self.sent += len(pending)
+        self.bytes_sent += sum(map(len, pending))
         recent = self._recent
-        recent.extend((now, data) for data in self._pending)
+        recent.extend((now, data) for data in pending)
         while recent and recent[0][0] < now - RESENT:
             recent.popleft()
         self._pending = []
@@ -245,13 +234,13 @@ class RedisCarrier:
 
     # Listening
 
-    async def _listen(self, connection: Connection) -> None:
-        read = ("XREAD", "BLOCK", int(BLOCK * 1000), "COUNT", AT_ONCE, "STREAMS", self.keys.facts)
+    async def _listen(self, client: Client) -> None:
+        name, block = self.keys.facts, int(BLOCK * 1000)
         self._unseen.clear()
         while True:
             if self._reload and time.monotonic() - self._loaded_at >= RELOAD:
-                await self._load(connection)
-            reply = await connection.call(*read, position_text(self.last), within=BLOCK + WITHIN)
+                await self._load(client)
+            reply = await client.xread({name: position_text(self.last)}, AT_ONCE, block)
             self.commands += 1
             if not self.listening:
                 self.listening = True
@@ -261,9 +250,9 @@ class RedisCarrier:
             if 0 < count < AT_ONCE:
                 await asyncio.sleep(PAUSE)
 
-    async def _apply(self, reply: object) -> int:
+    async def _apply(self, reply: list[Any]) -> int:
         """Apply what a read brought. Returns the number of entries."""
-        if not isinstance(reply, list):
+        if not reply:
             return 0
         peers = self._shared.peers
         now = time.monotonic()
@@ -271,7 +260,9 @@ class RedisCarrier:
         until = now + SLICE
         for entry_id, fields in entries:
             self.last = position(entry_id)
-            if not peers.apply(bytes(fields[1]) if fields else b"", now):
+            data = fields.get(b"f", b"")
+            self.bytes_received += len(data)
+            if not peers.apply(data, now):
                 log.info("state: batches were missed, loading again")
                 self.load_again()
             if time.monotonic() > until:
@@ -292,9 +283,9 @@ class RedisCarrier:
             unseen.clear()
             self.load_again()
 
-    async def _load(self, connection: Connection) -> None:
+    async def _load(self, client: Client) -> None:
         asked = self._asked
-        self.last, whole = await load(connection, self.keys, self._shared)
+        self.last, whole = await load(client, self.keys, self._shared)
         self._loaded_at = time.monotonic()
         self._reload = self._asked != asked or not whole
         self._loaded.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import msgspec
 
@@ -28,13 +29,12 @@ def alive(info: RouterInfo, within: float) -> bool:
     return time.time() - info.at < within
 
 
-def read_routers(reply: object) -> dict[int, RouterInfo]:
+def read_routers(reply: Mapping[bytes, bytes]) -> dict[int, RouterInfo]:
     """The hash of routers as HGETALL answers it; what cannot be read is left out."""
     found: dict[int, RouterInfo] = {}
-    if isinstance(reply, list):
-        for router, info in zip(reply[::2], reply[1::2], strict=True):
-            try:
-                found[int(router, 16)] = msgspec.json.decode(info, type=RouterInfo)
-            except (msgspec.DecodeError, ValueError):
-                continue
+    for router, info in reply.items():
+        try:
+            found[int(router, 16)] = msgspec.json.decode(info, type=RouterInfo)
+        except (msgspec.DecodeError, ValueError):
+            continue
     return found

@@ -10,13 +10,13 @@ import os
 import secrets
 import socket
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from router.state.cache_snapshots import Position, encode
 from router.state.keys import position_text
-from router.state.resp import Argument, Connection, Reply, ReplyError
+from router.state.redis_client import Client
 from router.state.routers import RouterInfo, alive
 from router.state.sync import Shared
 
@@ -38,7 +38,6 @@ EXPIRY: Final = 86_400
 """Seconds after which keys nobody writes are gone."""
 STALE: Final = 30.0
 """Seconds after which a router that says nothing is taken off the list."""
-WITHIN: Final = 3.0
 SLICE: Final = 0.002
 
 
@@ -49,7 +48,7 @@ class Keeper:
         self._carrier = carrier
         self._shared = shared
         self._keys = carrier.keys
-        self._epoch: Reply = None
+        self._epoch: bytes | None = None
         self._written: dict[str, tuple[float, int]] = {}
         self._written_at = -EVERY
         self._written_bytes = 0
@@ -58,38 +57,24 @@ class Keeper:
         self._started = time.time()
         self._me = f"{shared.router:016x}"
 
-    async def run(self, connection: Connection) -> None:
-        """Rounds, for as long as the connection holds. Raises ReplyError, LostError."""
+    async def run(self, client: Client) -> None:
+        """Rounds, for as long as the connection holds. Raises one of redis_client.ERRORS."""
         while True:
-            await self._round(connection)
+            await self._round(client)
             await asyncio.sleep(ROUND)
 
-    async def _call(
-        self, connection: Connection, commands: list[tuple[Argument, ...]]
-    ) -> list[Reply]:
-        replies = await connection.calls(commands, WITHIN)
-        self._carrier.commands += len(commands)
-        for reply in replies:
-            if isinstance(reply, ReplyError):
-                raise reply
-        return replies
-
-    async def _round(self, connection: Connection) -> None:
+    async def _round(self, client: Client) -> None:
         keys = self._keys
-        info = msgspec.json.encode(self._info())
-        replies = await self._call(
-            connection,
-            [
-                ("SET", keys.epoch, secrets.token_hex(8), "NX", "EX", EXPIRY),
-                ("GET", keys.epoch),
-                ("SET", keys.keeper, self._me, "NX", "PX", LEASE_MS),
-                ("GET", keys.keeper),
-                ("HSET", keys.routers, self._me, info),
-                ("EXPIRE", keys.facts, EXPIRY),
-                ("EXPIRE", keys.epoch, EXPIRY),
-                ("EXPIRE", keys.routers, EXPIRY),
-            ],
-        )
+        pipeline = client.pipeline(transaction=False)
+        pipeline.set(keys.epoch, secrets.token_hex(8), nx=True, ex=EXPIRY)
+        pipeline.get(keys.epoch)
+        pipeline.set(keys.keeper, self._me, nx=True, px=LEASE_MS)
+        pipeline.get(keys.keeper)
+        pipeline.hset(keys.routers, self._me, msgspec.json.encode(self._info()))
+        pipeline.expire(keys.facts, EXPIRY)
+        pipeline.expire(keys.epoch, EXPIRY)
+        pipeline.expire(keys.routers, EXPIRY)
+        replies = await self._executed(pipeline)
         epoch, keeper = replies[1], replies[3]
         if epoch != self._epoch:
             if self._epoch is not None:
@@ -101,17 +86,24 @@ class Keeper:
         if keeper != self._me.encode():
             self._written.clear()
             return
-        await self._call(connection, [("PEXPIRE", keys.keeper, LEASE_MS)])
+        await client.pexpire(keys.keeper, LEASE_MS)
         heard = self._carrier.bytes_received
         now = time.monotonic()
         due = now - self._written_at >= EVERY or heard - self._written_bytes >= MUCH
         if due and self._carrier.up:
-            await self.write(connection)
+            await self.write(client)
             self._written_at = now
             self._written_bytes = heard
-            await self._sweep(connection)
+            await self._sweep(client)
 
-    async def write(self, connection: Connection) -> None:
+    async def _executed(self, pipeline: Any) -> list[Any]:
+        """Send what a pipeline has gathered. redis-py has one class of them for a server and
+        another one for a cluster."""
+        self._carrier.commands += len(pipeline)
+        replies: list[Any] = await pipeline.execute()
+        return replies
+
+    async def write(self, client: Client) -> None:
         """Write the maps of replicas that changed; then the stream before may go."""
         shared, keys = self._shared, self._keys
         position = self._carrier.last
@@ -120,30 +112,24 @@ class Keeper:
                 continue  # it left meanwhile
             room = shared.index.room(slot)
             mark = (room.order[-1].when if room.order else 0.0, room.blocks)
-            if self._written.get(name) == mark:
-                found = await self._call(connection, [("EXPIRE", keys.map(name), EXPIRY)])
-                if found[0]:
-                    continue
+            if self._written.get(name) == mark and await client.expire(keys.map(name), EXPIRY):
+                continue
             blocks = room.blocks
             data = await self._encoded(slot, position)
             about = f"{blocks} {len(data)} {int(time.time() * 1000)}"
-            await self._call(
-                connection,
-                [
-                    ("SET", keys.map(name), data, "EX", EXPIRY),
-                    ("HSET", keys.maps, name, about),
-                    ("PEXPIRE", keys.keeper, LEASE_MS),
-                ],
-            )
+            pipeline = client.pipeline(transaction=False)
+            pipeline.set(keys.map(name), data, ex=EXPIRY)
+            pipeline.hset(keys.maps, name, about)
+            pipeline.pexpire(keys.keeper, LEASE_MS)
+            await self._executed(pipeline)
             self._written[name] = mark
-        commands: list[tuple[Argument, ...]] = [
-            ("SET", keys.position, position_text(position), "EX", EXPIRY),
-            ("EXPIRE", keys.maps, EXPIRY),
-        ]
+        pipeline = client.pipeline(transaction=False)
+        pipeline.set(keys.position, position_text(position), ex=EXPIRY)
+        pipeline.expire(keys.maps, EXPIRY)
         if self._position > (0, 0):
             # One writing behind, for those who are loading the maps before these.
-            commands.append(("XTRIM", keys.facts, "MINID", "~", position_text(self._position)))
-        await self._call(connection, commands)
+            pipeline.xtrim(keys.facts, minid=position_text(self._position))
+        await self._executed(pipeline)
         self._position = position
 
     async def _encoded(self, slot: int, position: Position) -> bytes:
@@ -158,32 +144,19 @@ class Keeper:
                 until = time.monotonic() + SLICE
         raise AssertionError("encode ends with the map")
 
-    async def _sweep(self, connection: Connection) -> None:
+    async def _sweep(self, client: Client) -> None:
         """Take routers that are gone off the list, and replicas whose map expired."""
         keys = self._keys
-        routers, maps = await self._call(
-            connection, [("HGETALL", keys.routers), ("HKEYS", keys.maps)]
-        )
-        gone: list[tuple[Argument, ...]] = []
-        if isinstance(routers, list):
-            for router, info in zip(routers[::2], routers[1::2], strict=True):
-                assert isinstance(router, bytes)
-                assert isinstance(info, bytes)
-                try:
-                    old = not alive(msgspec.json.decode(info, type=RouterInfo), STALE)
-                except msgspec.DecodeError:
-                    old = True
-                if old:
-                    gone.append(("HDEL", keys.routers, router))
-        if isinstance(maps, list):
-            names = [name.decode() for name in maps if isinstance(name, bytes)]
-            there = await self._call(connection, [("EXISTS", keys.map(name)) for name in names])
-            gone += [
-                ("HDEL", keys.maps, name) for name, is_there in zip(names, there, strict=True)
-                if not is_there
-            ]  # fmt: skip
-        if gone:
-            await self._call(connection, gone)
+        for router, info in (await client.hgetall(keys.routers)).items():
+            try:
+                old = not alive(msgspec.json.decode(info, type=RouterInfo), STALE)
+            except msgspec.DecodeError:
+                old = True
+            if old:
+                await client.hdel(keys.routers, router)
+        for name in await client.hkeys(keys.maps):
+            if not await client.exists(keys.map(name.decode())):
+                await client.hdel(keys.maps, name)
 
     def _info(self) -> RouterInfo:
         shared = self._shared

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from router.config import Settings
-from router.state.address import parse
-from router.state.link import Link
+from router.config.state_url import parse
+from router.state.redis_client import RedisConnector
 from router.state.redis_transport import RedisCarrier
 
 
-def redis_link(settings: Settings) -> Link:
-    """Raises OSError, ssl.SSLError for a CA that does not load."""
-    return Link(parse(settings.state), settings.state_password, settings.state_ca, "warmroute")
+def redis_connector(settings: Settings) -> RedisConnector:
+    """Opens clients to the Redis of the setting `state`."""
+    return RedisConnector(
+        parse(settings.state), settings.state_password, settings.state_ca, "warmroute"
+    )
 
 
 def redis_carrier(settings: Settings) -> RedisCarrier:
-    """Raises like redis_link."""
-    return RedisCarrier(redis_link(settings), settings.state_prefix)
+    """Shares through the Redis of the setting `state`."""
+    return RedisCarrier(redis_connector(settings), settings.state_prefix)

@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 import xxhash
+from redis.asyncio import Connection
 
+from router.config.state_url import parse
 from router.fleet.fleet import Fleet
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
@@ -27,10 +29,8 @@ from router.index import ByteIndex
 from router.policies import load_policy
 from router.prompt.spans import SPANS
 from router.scheduling.placer import Placement, Placer
-from router.state.address import parse
-from router.state.link import Link
+from router.state.redis_client import RedisConnector
 from router.state.redis_transport import RedisCarrier
-from router.state.resp import Connection
 from router.state.sync import Carrier, Shared
 from router.types import Chain
 
@@ -105,14 +105,15 @@ class RedisServer:
 
     async def call(self, *command: str | bytes | int, password: str = "") -> object:
         """One command on a connection of its own."""
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(Connection, "127.0.0.1", self.port)
+        connection = Connection(
+            host="127.0.0.1", port=self.port, password=password or None, socket_timeout=5
+        )
+        await connection.connect()
         try:
-            if password:
-                await connection.call("AUTH", password)
-            return await connection.call(*command, within=5)
+            await connection.send_command(*command)
+            return await connection.read_response()
         finally:
-            connection.close()
+            await connection.disconnect()
 
 
 class _Membership(FleetListener):
@@ -200,7 +201,7 @@ class Node:
 
 
 def redis_carrier(url: str, password: str = "", prefix: str = "warmroute") -> RedisCarrier:
-    return RedisCarrier(Link(parse(url), password, "", "test"), prefix)
+    return RedisCarrier(RedisConnector(parse(url), password, "", "test"), prefix)
 
 
 _fresh = itertools.count(1)

@@ -21,9 +21,8 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("router.state.redis_transport.BLOCK", 0.3)
     monkeypatch.setattr("router.state.redis_transport.AGAIN", (0.02, 0.2))
     monkeypatch.setattr("router.state.redis_transport.RELOAD", 0.3)
-    monkeypatch.setattr("router.state.link.CONNECT", 0.5)
+    monkeypatch.setattr("router.state.redis_client.CONNECT_TIMEOUT_S", 0.5)
     monkeypatch.setattr("router.state.snapshot_writer.ROUND", 0.2)
-    monkeypatch.setattr("router.state.snapshot_writer.WITHIN", 0.5)
     monkeypatch.setattr("router.state.sync.TICK", 0.2)
 
 

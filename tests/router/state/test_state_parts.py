@@ -1,4 +1,4 @@
-"""Parts by themselves: replies, maps, what the outbox does when nobody listens, bounds."""
+"""Parts by themselves: maps, what the outbox does when nobody listens, bounds."""
 
 from __future__ import annotations
 
@@ -13,85 +13,6 @@ from router.prompt.spans import SPANS
 from router.state.cache_snapshots import adopt, decode, encode
 from router.state.chain_dictionary import Book
 from router.state.codec import BadBatchError, name_key
-from router.state.resp import Connection, LostError, Reply, ReplyError, packed
-
-
-class Wire(asyncio.Transport):
-    def __init__(self) -> None:
-        self.written = b""
-        self.aborted = False
-
-    def write(self, data: bytes) -> None:  # type: ignore[override]
-        self.written += data
-
-    def abort(self) -> None:
-        self.aborted = True
-
-
-REPLIES = (
-    (b"+OK\r\n", b"OK"),
-    (b":-12\r\n", -12),
-    (b"$-1\r\n", None),
-    (b"*-1\r\n", None),
-    (b"$0\r\n\r\n", b""),
-    (b"$7\r\na\r\nb\r\nc\r\n", b"a\r\nb\r\nc"),
-    (b"*2\r\n*1\r\n$1\r\nx\r\n:3\r\n", [[b"x"], 3]),
-)
-
-
-async def test_replies_in_pieces_of_any_size() -> None:
-    whole = b"".join(wire for wire, _ in REPLIES)
-    for step in range(1, len(whole)):
-        connection, wire = Connection(), Wire()
-        connection.connection_made(wire)
-        call = asyncio.create_task(connection.calls([("X",)] * len(REPLIES)))
-        await asyncio.sleep(0)
-        for at in range(0, len(whole), step):
-            connection.data_received(whole[at : at + step])
-        assert await call == [value for _, value in REPLIES]
-
-
-async def test_an_error_is_raised_for_one_command_and_listed_for_several() -> None:
-    connection = Connection()
-    connection.connection_made(Wire())
-    call = asyncio.create_task(connection.call("GET", "x"))
-    await asyncio.sleep(0)
-    connection.data_received(b"-WRONGTYPE no\r\n")
-    with pytest.raises(ReplyError, match="no") as caught:
-        await call
-    assert caught.value.code == "WRONGTYPE"
-    both = asyncio.create_task(connection.calls([("A",), ("B",)]))
-    await asyncio.sleep(0)
-    connection.data_received(b"-OOM\r\n:1\r\n")
-    replies: list[Reply] = await both
-    assert isinstance(replies[0], ReplyError)
-    assert replies[1] == 1
-
-
-async def test_a_late_answer_ends_the_connection() -> None:
-    connection, wire = Connection(), Wire()
-    connection.connection_made(wire)
-    with pytest.raises(LostError, match=r"no answer within 0\.01 s"):
-        await connection.call("PING", within=0.01)
-    assert wire.aborted
-    connection.data_received(b"+PONG\r\n")  # not taken for the next one's
-    with pytest.raises(LostError):
-        await connection.call("PING")
-
-
-async def test_what_is_not_resp_ends_the_connection() -> None:
-    connection, wire = Connection(), Wire()
-    connection.connection_made(wire)
-    call = asyncio.create_task(connection.call("PING"))
-    await asyncio.sleep(0)
-    connection.data_received(b"HTTP/1.1 400 Bad Request\r\n")
-    with pytest.raises(LostError, match="not RESP"):
-        await call
-    assert wire.aborted
-
-
-def test_commands_are_arrays_of_bulk_strings() -> None:
-    assert packed(("SET", b"\r\n", 12)) == b"*3\r\n$3\r\nSET\r\n$2\r\n\r\n\r\n$2\r\n12\r\n"
 
 
 def encoded(index: ByteIndex, slot: int, now: float) -> bytes:

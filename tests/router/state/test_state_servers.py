@@ -11,8 +11,8 @@ import pytest
 import trustme
 from state_world import Node, RedisServer, answers, chain, free_port, redis_carrier, until
 
-from router.state.address import StateAddress, parse
-from router.state.link import Link
+from router.config.state_url import StateURL, parse
+from router.state.redis_client import RedisConnector
 from router.state.redis_transport import RedisCarrier
 
 
@@ -121,8 +121,8 @@ async def test_tls(servers: contextlib.ExitStack, tmp_path: Path) -> None:
         raise
     address = parse(f"rediss://127.0.0.1:{port}")
     ca_file = str(tmp_path / "ca.pem")
-    await two_agree(lambda: RedisCarrier(Link(address, "", ca_file, "test"), "warmroute"))
-    untrusted = Node(RedisCarrier(Link(address, "", "", "test"), "warmroute"))
+    await two_agree(lambda: RedisCarrier(RedisConnector(address, "", ca_file, "test"), "warmroute"))
+    untrusted = Node(RedisCarrier(RedisConnector(address, "", "", "test"), "warmroute"))
     await until(lambda: untrusted.carrier.errors)
     assert not untrusted.carrier.up
     await untrusted.stop()
@@ -158,18 +158,18 @@ async def test_redis_6(servers: contextlib.ExitStack, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("url", "address"),
     [
-        ("redis://h", StateAddress((("h", 6379),))),
-        ("rediss://u@h:1/2", StateAddress((("h", 1),), tls=True, user="u", database=2)),
-        ("redis://a,b:7", StateAddress((("a", 6379), ("b", 7)))),
-        ("redis://[::1]:7", StateAddress((("::1", 7),))),
+        ("redis://h", StateURL((("h", 6379),))),
+        ("rediss://u@h:1/2", StateURL((("h", 1),), tls=True, user="u", database=2)),
+        ("redis://a,b:7", StateURL((("a", 6379), ("b", 7)))),
+        ("redis://[::1]:7", StateURL((("::1", 7),))),
         (
             "redis+sentinel://a,b:7/m/3",
-            StateAddress((("a", 26379), ("b", 7)), service="m", database=3),
+            StateURL((("a", 26379), ("b", 7)), service="m", database=3),
         ),
-        ("unix:///run/r.sock", StateAddress((), path="/run/r.sock")),
+        ("unix:///run/r.sock", StateURL((), path="/run/r.sock")),
     ],
 )  # fmt: skip
-def test_urls(url: str, address: StateAddress) -> None:
+def test_urls(url: str, address: StateURL) -> None:
     assert parse(url) == address
 
 

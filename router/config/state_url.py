@@ -1,4 +1,4 @@
-"""Where the shared state is: the URL of the setting `state`, taken apart."""
+"""The URL of the setting `state`, taken apart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORM = (
 _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::(?P<port>[0-9]{1,5}))?")
 
 
-class StateAddress(msgspec.Struct, frozen=True):
+class StateURL(msgspec.Struct, frozen=True):
     """Servers to try in turn, and what to say to them."""
 
     servers: tuple[tuple[str, int], ...]
@@ -29,7 +29,7 @@ class StateAddress(msgspec.Struct, frozen=True):
     user: str = ""
 
 
-def parse(url: str) -> StateAddress:
+def parse(url: str) -> StateURL:
     """Raises ValueError(what is wrong, the fix); the text never holds what may be a password."""
     scheme, separator, rest = url.strip().partition("://")
     scheme = scheme.lower()
@@ -48,7 +48,7 @@ def parse(url: str) -> StateAddress:
     if scheme == "unix":
         if not hosts.startswith("/"):
             raise ValueError("has no absolute path", "write three slashes: unix:///run/redis.sock")
-        return StateAddress((), path=unquote(hosts), user=unquote(user))
+        return StateURL((), path=unquote(hosts), user=unquote(user))
     hosts, _, path = hosts.partition("/")
     sentinel = scheme.endswith("+sentinel")
     servers = tuple(_server(text, 26379 if sentinel else 6379) for text in hosts.split(","))
@@ -64,7 +64,7 @@ def parse(url: str) -> StateAddress:
         raise ValueError(
             f"has {path!r} for a database", "give its number, such as /0, or leave it out"
         )
-    return StateAddress(
+    return StateURL(
         servers,
         tls=scheme.startswith("rediss"),
         service=unquote(service),
