@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 from router import cli_state, preflight
 from router.config import TABLE, ConfigError, Loaded, load
 from router.config.kinds import Replicas, Switch
-from router.config.settings import GROUPS, Row
+from router.config.settings import GROUPS
 from router.config.sources import CONFIG_ENV, nearest
+from router.config.table import Row
 
 OK, BAD_SETTINGS, USAGE = 0, 1, 2
 SUPERVISED = "SUPERVISED_WARMROUTE"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from router.config.settings import GROUPS, TABLE, Row
+from router.config.settings import GROUPS
+from router.config.table import TABLE, Row
 
 EXAMPLE = """\
 replicas:

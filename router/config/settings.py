@@ -6,8 +6,7 @@ docs/configuration.md are made from it. Durations are seconds and sizes bytes.
 
 from __future__ import annotations
 
-import typing
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
@@ -558,45 +557,3 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout: Annotated[
         float, Is(STOP, duration(0), "Then wait so long for requests in flight to finish.")
     ] = 60.0
-
-
-class Row(msgspec.Struct, frozen=True):
-    """One setting, with its names and default."""
-
-    name: str
-    env: str
-    flag: str
-    """Refused where the kind is secret."""
-    group: str
-    kind: Kind
-    help: str
-    default: Any
-
-    def show(self, value: Any) -> str:
-        """The value as text, secrets as stars, nothing set as empty text."""
-        return self.kind.format(value)
-
-
-ENV_PREFIX = "WARMROUTE_"
-
-
-def _rows() -> dict[str, Row]:
-    defaults = Settings()
-    rows = {}
-    for name, hint in typing.get_type_hints(Settings, include_extras=True).items():
-        about: Is = hint.__metadata__[0]
-        flag = about.flag or "--" + name.replace("_", "-")
-        rows[name] = Row(
-            name=name,
-            env=ENV_PREFIX + name.upper(),
-            flag=flag,
-            group=about.group,
-            kind=about.kind,
-            help=about.help,
-            default=getattr(defaults, name),
-        )
-    return rows
-
-
-TABLE = _rows()
-"""Every setting by name, in the order of Settings."""

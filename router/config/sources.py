@@ -15,7 +15,8 @@ import yaml
 from router.config.checks import cross_check
 from router.config.errors import BadValueError, ConfigError, Fault, Problem
 from router.config.kinds import Names, Replicas
-from router.config.settings import ENV_PREFIX, TABLE, Settings
+from router.config.settings import Settings
+from router.config.table import ENV_PREFIX, TABLE
 
 CONFIG_ENV = f"{ENV_PREFIX}CONFIG"
 """Names the file where --config does not."""
