@@ -289,8 +289,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "All request bodies held at once, together; beyond it, 503.",
         ),
     ] = 1 * GIB
+    body_rate: Annotated[
+        int,
+        Is(
+            LIMITS,
+            size(0, 1 * GIB),
+            "Slowest arrival of a request's body, bytes a second, over each `head_timeout` or "
+            "`idle_timeout`, whichever is shorter; below it, 408. 0: any, while something comes.",
+        ),
+    ] = 1 * KIB
     max_connections: Annotated[
-        int, Is(LIMITS, whole(1, 10_000_000), "Client connections open at once; beyond it, 503.")
+        int,
+        Is(
+            LIMITS,
+            whole(1, 10_000_000),
+            "Client connections open at once; beyond it, 503. Fewer where the system's limit of "
+            "open files allows fewer.",
+        ),
     ] = 20_000
 
     head_timeout: Annotated[
@@ -308,6 +323,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     chunk_timeout: Annotated[
         float, Is(TIMES, duration(), "Longest silence within a replica's answer.")
     ] = 120.0
+    tunnel_idle_timeout: Annotated[
+        float,
+        Is(
+            TIMES,
+            duration(),
+            "A WebSocket on which nothing has passed either way for so long is closed.",
+        ),
+    ] = 1800.0
     replica_idle_timeout: Annotated[
         float,
         Is(

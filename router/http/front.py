@@ -10,6 +10,7 @@ from typing import Any
 
 from router.config import server_context
 from router.http.gateway import Gateway
+from router.http.keepalive import keep_alive
 from router.http.server import ClientConnection
 from router.http.sweep import Sweep
 
@@ -47,6 +48,8 @@ class Front:
         self._server = await gateway.loop.create_server(
             lambda: ClientConnection(gateway), backlog=_BACKLOG, **options
         )
+        for listening in self._server.sockets:
+            keep_alive(listening)
         self.port = self._server.sockets[0].getsockname()[1]
         self._sweep = gateway.loop.create_task(Sweep(gateway).run(), name="sweep")
 

@@ -23,6 +23,7 @@ from router.http.paths import OTHER
 from router.http.refusal import (
     BadRequest,
     body_too_large,
+    gone_in_a_circle,
     head_too_large,
     linger,
     malformed,
@@ -30,6 +31,7 @@ from router.http.refusal import (
 )
 from router.http.request import Request, request_id
 from router.http.upgrade import Early, without_upgrade
+from router.identity import PSEUDONYM
 
 if TYPE_CHECKING:
     from router.http.gateway import Gateway
@@ -44,7 +46,12 @@ _PIPELINE_MAX = 1000
 # SO_LINGER: on, no time.
 _RESET = struct.pack("ii", 1, 0)
 
+# Connections beyond the limit that are told so before they are closed; further ones are not, since
+# each takes an open file until its client has read that.
+_TOLD = 16
+
 _TRAILERS: frozenset[bytes] = frozenset()
+_NAME = PSEUDONYM.encode()
 
 
 class ClientConnection(asyncio.Protocol):
@@ -58,13 +65,16 @@ class ClientConnection(asyncio.Protocol):
         "_gateway",
         "_head_size",
         "_headers",
+        "_mark",
         "_parser",
         "_refusal",
         "_request",
+        "_shed",
         "_special",
         "_waiting",
         "exchange",
         "idle_ticks",
+        "in_body",
         "in_head",
         "in_request",
         "paused",
@@ -79,7 +89,9 @@ class ClientConnection(asyncio.Protocol):
         self._refusal = b""
         self._special = gateway.special_headers
         self._request = Request()
-        self._body: list[bytes] = []
+        self._body: bytes | bytearray = b""
+        self._mark = 0
+        self._shed = False
         self._downgrade = False
         self._feeding = 0
         self._head_size = 0
@@ -87,11 +99,13 @@ class ClientConnection(asyncio.Protocol):
         self.in_head = False
         """In a head, or between a chunk's size and its first byte, where trailers may be."""
         self.in_request = False
+        self.in_body = False
+        """The request's head is whole, its body is not."""
         self.paused = False
         self.idle_ticks = 0
-        """Sweeps since the client last sent or took something."""
+        """Sweeps since a request was here, or the client took something."""
         self.request_ticks = 0
-        """Sweeps since the current head began to arrive."""
+        """Sweeps since the current head began to arrive, or the body was last measured."""
         self._parser = httptools.HttpRequestParser(self)
 
     # -- transport
@@ -102,34 +116,29 @@ class ClientConnection(asyncio.Protocol):
         self.transport = transport = cast(asyncio.Transport, transport)
         gateway = self._gateway
         transport.set_write_buffer_limits(gateway.write_high, gateway.write_low)
-        if len(gateway.clients) >= gateway.settings.max_connections:
-            why = "the router has as many connections as max_connections allows"
-            self._refuse(BadRequest(503, why, "overloaded"))
+        if not gateway.has_room(transport.get_extra_info("socket").fileno()):
+            self._turn_away()
             return
         gateway.clients.add(self)
         gateway.live.connections += 1
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
-        self.idle_ticks = 0
-        if self._close_after:
-            return
-        self._feeding = len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as exc:
-            rest = data[exc.args[0] :]
-        except httptools.HttpParserCallbackError as exc:
-            self._refuse(self._cause(exc))
-            return
-        except httptools.HttpParserError as exc:
-            self._refuse(malformed(str(exc)))
-            return
-        else:
-            if self.in_head:
-                self._count_head(len(data))
-            return
-        self._upgraded(rest)
+        # More than once only where a request to switch protocols was an ordinary one after all.
+        while data and not self._close_after:
+            self._feeding = len(data)
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as exc:
+                data = self._upgraded(data[exc.args[0] :])
+            except httptools.HttpParserCallbackError as exc:
+                self._refuse(self._cause(exc))
+            except httptools.HttpParserError as exc:
+                self._refuse(malformed(str(exc)))
+            else:
+                if self.in_head:
+                    self._count_head(len(data))
+                return
 
     def eof_received(self) -> bool:
         """The client closed its side: nobody is there to read an answer."""
@@ -141,6 +150,8 @@ class ClientConnection(asyncio.Protocol):
         if self in gateway.clients:
             gateway.clients.discard(self)
             gateway.live.connections -= 1
+        elif self._shed:
+            gateway.shed -= 1
         gateway.live.body_bytes -= sum(request.body_size for request in self._waiting)
         if self.in_request:
             gateway.live.body_bytes -= self._request.body_size
@@ -174,6 +185,7 @@ class ClientConnection(asyncio.Protocol):
         self._request = Request()
         self._head_size = 0
         self.in_head = self.in_request = True
+        self.in_body = False
         self.request_ticks = 0
 
     def on_url(self, url: bytes) -> None:
@@ -212,6 +224,10 @@ class ClientConnection(asyncio.Protocol):
             request.upgrade = value.strip()
         elif low == b"x-warmroute-explain":
             request.explain = self._gateway.settings.explain_headers
+        elif low == b"via":
+            if _NAME in value:
+                raise gone_in_a_circle()
+            request.headers += (name, value)
         elif low == self._gateway.session_header:
             request.session = value
             request.headers += (name, value)
@@ -219,6 +235,8 @@ class ClientConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """The head is whole: refuse here what must not go further."""
         self.in_head = False
+        self.in_body = True
+        self.request_ticks = self._mark = 0
         request = self._request
         settings = self._gateway.settings
         if (
@@ -255,7 +273,6 @@ class ClientConnection(asyncio.Protocol):
         """A chunk begins, or trailers do."""
         self.in_head = True
         self._head_size = 0
-        self.request_ticks = 0
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
@@ -271,7 +288,13 @@ class ClientConnection(asyncio.Protocol):
             raise BadRequest(
                 503, "the router holds as many request bodies as body_memory allows", "overloaded"
             )
-        self._body.append(body)
+        if not self._body:
+            self._body = body
+        else:
+            # One buffer that grows: many small pieces would take many times what is counted.
+            if type(self._body) is bytes:
+                self._body = bytearray(self._body)
+            self._body += body
 
     def on_message_complete(self) -> None:
         """A whole request has arrived."""
@@ -291,8 +314,8 @@ class ClientConnection(asyncio.Protocol):
                 raise BadRequest(400, "the request's target is no path and no http URL") from None
         request.rule = classify(target)
         if body:
-            request.body = body[0] if len(body) == 1 else b"".join(body)
-            self._body = []
+            request.body = bytes(body)
+            self._body = b""
         if request.transfer:
             request.headers = self._headers
             self._special = self._gateway.special_headers
@@ -398,7 +421,7 @@ class ClientConnection(asyncio.Protocol):
             gateway.live.body_bytes -= request.body_size
             self.in_request = False
         self.in_head = False
-        self._body = []
+        self._body = b""
         rule = classify(request.target) if request.target[:1] == b"/" else OTHER
         request.request_id = request_id(request.request_id)
         gateway.bad_request(rule, why.status, request.request_id)
@@ -409,6 +432,31 @@ class ClientConnection(asyncio.Protocol):
         else:
             # Read on, to hear the client leave.
             self.transport.resume_reading()
+
+    def _turn_away(self) -> None:
+        """There is no room for this client."""
+        gateway = self._gateway
+        if gateway.shed >= _TOLD:
+            self._close_after = True
+            gateway.bad_request(OTHER, 503, request_id(b""))
+            self.transport.abort()
+            return
+        gateway.shed += 1
+        self._shed = True
+        why = "the router has as many connections as max_connections, or its open files, allow"
+        self._refuse(BadRequest(503, why, "overloaded"))
+
+    @property
+    def held_back(self) -> bool:
+        """The request cannot arrive: the router does not read, or has not asked for it yet."""
+        return not self.transport.is_reading() or (
+            self._request.expect and (self.exchange is not None or bool(self._waiting))
+        )
+
+    def grew(self, least: int) -> bool:
+        """Whether the body has grown by this much since it was last asked, and by anything."""
+        before, self._mark = self._mark, self._request.body_size
+        return self._mark - before >= max(1, least)
 
     def refuse_slow(self) -> None:
         """The request did not arrive in time."""
@@ -441,15 +489,15 @@ class ClientConnection(asyncio.Protocol):
         elif request.transfer or request.content_length.strip(b" 0"):
             raise BadRequest(400, "a request to switch to WebSocket has no body")
 
-    def _upgraded(self, rest: bytes) -> None:
-        """The parser has stopped at a request to switch protocols."""
+    def _upgraded(self, rest: bytes) -> bytes:
+        """The parser has stopped at a request to switch protocols. Returns what to read on with."""
         if not self._downgrade:
             self._parser = Early(self.transport, rest)  # type: ignore[assignment]
-            return
+            return b""
         self._downgrade = self.in_request = False
         head = without_upgrade(self._request, self._parser.get_method())
         self._parser = httptools.HttpRequestParser(self)
-        self.data_received(head + rest)
+        return head + rest
 
     def early(self) -> bytes:
         """What the client sent before its switch of protocols was confirmed."""

@@ -97,7 +97,7 @@ async def test_requests(
     got = world.replica.received[-1]
     assert got.body == body
     assert (got.method, got.target) == ("POST", "/x/y?a=%20b&c")
-    rebuilt = {"host", "content-length", "x-request-id"}
+    rebuilt = {"host", "via", "content-length", "x-request-id"}
     kept = [pair for pair in got.headers if pair[0] not in rebuilt]
     assert kept == [(name, value.strip()) for name, value in headers]
 
@@ -155,7 +155,7 @@ async def test_hop_by_hop_headers(
         get("/x", *hop, "Connection: keep-alive, X-Mine,x-other", "X-Mine: 1", "X-OTHER: 2", "A: b")
     )
     names = [name.lower() for name, _ in replica.received[0].headers]
-    assert names == ["host", "a", "x-request-id"]
+    assert names == ["host", "a", "via", "x-request-id"]
     replica.reply(
         b"HTTP/1.1 200 OK\r\nKeep-Alive: x\r\nConnection: keep-alive, X-Mine\r\nX-Mine: 1\r\n"
         b"Proxy-Authenticate: x\r\nUpgrade: h2c\r\nTrailer: T\r\nA: b\r\nContent-Length: 2\r\n\r\nok"

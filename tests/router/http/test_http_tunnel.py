@@ -151,7 +151,7 @@ async def test_h2c_is_ignored(replicas: MakeReplica, router: MakeRouter, connect
     request = replica.received[-1]
     assert request.body == CHAT
     assert {name.lower() for name, _ in request.headers} == {
-        *("host", "a", "content-length", "x-request-id")
+        *("host", "a", "via", "content-length", "x-request-id")
     }
     # In pieces, chunked, waiting for 100, and the connection's last.
     head = (
