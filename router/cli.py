@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from router import cli_state, preflight
+from router import cli_state, descriptors, preflight
 from router.config import TABLE, ConfigError, Loaded, load
 from router.config.kinds import Replicas, Switch
 from router.config.settings import GROUPS
@@ -24,6 +24,7 @@ SUPERVISED = "SUPERVISED_WARMROUTE"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit status: 0 fine, 1 bad settings, 2 bad usage."""
+    descriptors.hold_standard()
     parser = _parser()
     parsed, left = parser.parse_known_args(arguments)
     if left:
@@ -32,10 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return USAGE
     flags = {name: vars(parsed)[name] for name in TABLE if name in vars(parsed)}
+
+    def read() -> Loaded:
+        return load(flags, os.environ, parsed.config, preflight.check_all)
+
     try:
         if parsed.command == "state":
             return cli_state.run(parsed)
-        loaded = load(flags, os.environ, parsed.config, preflight.check_all)
+        loaded = read()
     except ConfigError as error:
         _print_problems(error)
         return BAD_SETTINGS
@@ -48,10 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if loaded.settings.workers > 1 and not os.environ.get(SUPERVISED):
         from router.workers import supervisor
 
-        return supervisor.run(loaded.settings, sys.argv[1:] if arguments is None else arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        return supervisor.run(loaded.settings, given, lambda: read().settings)
     from router import app  # checks need none of it
 
-    return app.run(loaded.settings)
+    return app.run(loaded.settings, lambda: read().settings)
 
 
 def _print_problems(error: ConfigError) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import resource
 from typing import Final
 
@@ -42,6 +43,12 @@ def limit() -> int:
     return _ENDLESS if soft == resource.RLIM_INFINITY else soft
 
 
+def hard_limit() -> int:
+    """How many it may have once it has raised the limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _ENDLESS if hard == resource.RLIM_INFINITY else hard
+
+
 def raise_limit() -> int:
     """Take as many as the system grants. Returns how many that is."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -49,6 +56,20 @@ def raise_limit() -> int:
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return limit()
+
+
+def hold_standard() -> None:
+    """Have standard input, output and error open, if only to nowhere.
+
+    Where one is closed, the next file or connection would get its number, and what is written to
+    the log would go there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def kept_back(replicas: int, most: int) -> int:

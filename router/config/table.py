@@ -22,6 +22,8 @@ class Row(msgspec.Struct, frozen=True):
     kind: Kind
     help: str
     default: Any
+    live: bool
+    """SIGHUP changes it without a restart."""
 
     def show(self, value: Any) -> str:
         """The value as text, secrets as stars, nothing set as empty text."""
@@ -45,6 +47,7 @@ def _rows() -> dict[str, Row]:
             kind=about.kind,
             help=about.help,
             default=getattr(defaults, name),
+            live=about.live,
         )
     return rows
 

@@ -119,6 +119,11 @@ class Gateway(FleetListener):
         """A replica restarted: connections to what it was are dead."""
         self.pools[replica.slot].clear()
 
+    def adopt(self, settings: Settings) -> None:
+        """Settings that may change while it serves are others now."""
+        self.settings = settings
+        self._divide_files()
+
     # -- room
 
     def _divide_files(self) -> None:

@@ -46,4 +46,7 @@ class Row(msgspec.Struct):
 
 def escape(value: str) -> str:
     """A label value for the Prometheus text format."""
+    if not value.isascii():
+        # A client's JSON may hold half a character, which UTF-8 does not have.
+        value = value.encode("utf-8", "backslashreplace").decode()
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
