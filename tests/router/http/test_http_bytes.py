@@ -305,3 +305,34 @@ async def test_usage_asked_and_no_stream_answered(
     replica.reply(sized(error, "400 Bad Request"))
     status, _, got = await client.ask(post(PATH, STREAM))
     assert (status, got) == (400, error)
+
+
+NOT_FOR_ONE_HOP = "Content-Length, Transfer-Encoding, Content-Type, Content-Encoding, Host, x-mine"
+
+
+async def test_what_frames_a_message_is_not_for_one_hop(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect
+) -> None:
+    replica = await replicas()
+    app = await router(replica)
+    client = await connect(app)
+    named = f"Connection: {NOT_FOR_ONE_HOP}"
+    mine = ("Content-Type: text/x", "Content-Encoding: br", "X-Mine: 1")
+    for _ in range(2):
+        status, _, _ = await client.ask(post("/x", b"abc", named, *mine))
+        assert status == 200
+    for got in replica.received:
+        assert got.body == b"abc"
+        assert (got.header("content-type"), got.header("content-encoding")) == ("text/x", "br")
+        assert got.header("x-mine") is None
+    about = f"{named}\r\nContent-Type: text/x\r\nContent-Encoding: br\r\nX-Mine: 1\r\n".encode()
+    framed = {
+        b"Content-Length: 2\r\n\r\nok": b"ok",
+        b"Transfer-Encoding: chunked\r\n\r\n" + chunk(b"ok") + END: chunk(b"ok") + END,
+    }
+    for raw, body in framed.items():
+        replica.reply(b"HTTP/1.1 200 OK\r\n" + about + raw)
+        status, headers, found = await client.ask(get("/x"))
+        assert (status, found) == (200, body)
+        assert (headers["content-type"], headers["content-encoding"]) == ("text/x", "br")
+        assert "x-mine" not in headers
