@@ -35,7 +35,7 @@ from router.malloc import keep_freed_memory
 from router.placement import INDEX_ROOM, Placer
 from router.policies import load_policy
 from router.reload import Reloader, Reread
-from router.signals import attend, hold
+from router.signals import attend
 from router.spans import SPANS
 from router.state.carriers import redis_carrier
 from router.state.shared import Carrier, Shared
@@ -381,7 +381,6 @@ async def _serve(settings: Settings, worker: Worker | None, reread: Reread) -> i
 
 def run(settings: Settings, reread: Reread) -> int:
     """Run a router until SIGTERM or SIGINT. Returns the process's exit status."""
-    hold()
     descriptors.raise_limit()
     logs.setup(settings.log_level, settings.log_format)
     keep_freed_memory()

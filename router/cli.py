@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from router import cli_state, descriptors, preflight
+from router import cli_state, descriptors, preflight, signals
 from router.config import TABLE, ConfigError, Loaded, load
 from router.config.kinds import Replicas, Switch
 from router.config.settings import GROUPS
@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not parsed.command:
         parser.print_help()
         return USAGE
+    if parsed.command == "serve":
+        signals.hold()
     flags = {name: vars(parsed)[name] for name in TABLE if name in vars(parsed)}
 
     def read() -> Loaded:

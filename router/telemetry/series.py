@@ -46,7 +46,8 @@ class Row(msgspec.Struct):
 
 def escape(value: str) -> str:
     """A label value for the Prometheus text format."""
-    if not value.isascii():
-        # A client's JSON may hold half a character, which UTF-8 does not have.
-        value = value.encode("utf-8", "backslashreplace").decode()
+    if not value.isprintable():
+        # Many readers take U+2028 and others for the end of a line; half a character, which a
+        # client's JSON may hold, is none in UTF-8.
+        value = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in value)
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')

@@ -26,7 +26,7 @@ from router.admin.gathered import GatheredServer
 from router.config import Settings
 from router.identity import GIVEN, PSEUDONYM
 from router.reload import Reloader, Reread
-from router.signals import attend, hold
+from router.signals import attend
 from router.state.codec import BYE, Writer
 from router.telemetry import logs
 from router.workers.frames import BATCH, BEAT, LOAD, LOADED, MAP, READY, Frames, Ready
@@ -69,6 +69,8 @@ class Supervisor:
         self._arguments = arguments
         self._members = [_Member(number) for number in range(settings.workers)]
         self._stopping = asyncio.Event()
+        self._reloaded = 0.0
+        """When SIGHUP came last."""
         self._served = False
         """Some worker was ready once: what fails from now on is tried again."""
         self.status = 0
@@ -131,16 +133,18 @@ class Supervisor:
     def _stop(self, number: int) -> None:
         """Pass the signal on: the first lets workers settle, later ones hurry them."""
         self._stopping.set()
-        self._pass_signal(number)
+        self._pass_signal(number, self._members)
 
-    def _pass_signal(self, number: int) -> None:
-        for member in self._members:
+    def _pass_signal(self, number: int, members: Sequence[_Member]) -> None:
+        for member in members:
             if member.process is not None and member.process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     member.process.send_signal(number)
 
     async def _reload(self) -> None:
-        self._pass_signal(signal.SIGHUP)
+        self._reloaded = time.monotonic()
+        # One that starts could be ended by the signal; it is told once it is ready.
+        self._pass_signal(signal.SIGHUP, [m for m in self._members if m.ready is not None])
         await self._reloader.supervisor()
 
     async def _watch(self) -> None:
@@ -246,6 +250,8 @@ class Supervisor:
         elif kind == READY:
             member.ready = msgspec.json.decode(data, type=Ready)
             self._served = True
+            if member.started < self._reloaded:
+                self._pass_signal(signal.SIGHUP, [member])
         elif kind == LOAD:
             elders = [m for m in self._members if m.ready is not None and m is not member]
             elder = min(elders, key=lambda m: m.started, default=None)
@@ -278,7 +284,6 @@ async def _supervise(settings: Settings, arguments: Sequence[str], reread: Rerea
 
 def run(settings: Settings, arguments: Sequence[str], reread: Reread) -> int:
     """Run the workers until SIGTERM or SIGINT. Returns the process's exit status."""
-    hold()
     descriptors.raise_limit()
     logs.setup(settings.log_level, settings.log_format)
     try:

@@ -17,5 +17,7 @@ def test_odd_characters_in_a_label_end_no_line() -> None:
     text = merged([(0, line), (1, line)])
     [family] = text_string_to_metric_families(text)
     assert [sample.labels["worker"] for sample in family.samples] == ["0", "1"]
-    told = ODD.replace("\ud800", "\\ud800")
+    told = r"a\u2028b\u2029\x85\x0b\x0c\x1c\r" + '\n\\"' + r"\ud800"
     assert {sample.labels["model"] for sample in family.samples} == {told}
+    # Nor does it for those that know more ends of lines.
+    assert len(text.splitlines()) == 3
