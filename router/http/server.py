@@ -43,6 +43,10 @@ log = logging.getLogger(__name__)
 _PIPELINE = 16
 _PIPELINE_MAX = 1000
 
+# Pieces of a body that are smaller go into one buffer, which grows: as objects of their own they
+# would take many times what is counted.
+_LARGE = 4096
+
 # SO_LINGER: on, no time.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -89,7 +93,7 @@ class ClientConnection(asyncio.Protocol):
         self._refusal = b""
         self._special = gateway.special_headers
         self._request = Request()
-        self._body: bytes | bytearray = b""
+        self._body: list[bytes | bytearray] = []
         self._mark = 0
         self._shed = False
         self._downgrade = False
@@ -288,13 +292,13 @@ class ClientConnection(asyncio.Protocol):
             raise BadRequest(
                 503, "the router holds as many request bodies as body_memory allows", "overloaded"
             )
-        if not self._body:
-            self._body = body
+        pieces = self._body
+        if not pieces or size >= _LARGE:
+            pieces.append(body)
+        elif type(pieces[-1]) is bytearray:
+            pieces[-1] += body
         else:
-            # One buffer that grows: many small pieces would take many times what is counted.
-            if type(self._body) is bytes:
-                self._body = bytearray(self._body)
-            self._body += body
+            pieces.append(bytearray(body))
 
     def on_message_complete(self) -> None:
         """A whole request has arrived."""
@@ -314,8 +318,8 @@ class ClientConnection(asyncio.Protocol):
                 raise BadRequest(400, "the request's target is no path and no http URL") from None
         request.rule = classify(target)
         if body:
-            request.body = bytes(body)
-            self._body = b""
+            request.body = b"".join(body) if len(body) > 1 else bytes(body[0])
+            self._body = []
         if request.transfer:
             request.headers = self._headers
             self._special = self._gateway.special_headers
@@ -421,7 +425,7 @@ class ClientConnection(asyncio.Protocol):
             gateway.live.body_bytes -= request.body_size
             self.in_request = False
         self.in_head = False
-        self._body = b""
+        self._body = []
         rule = classify(request.target) if request.target[:1] == b"/" else OTHER
         request.request_id = request_id(request.request_id)
         gateway.bad_request(rule, why.status, request.request_id)
@@ -449,8 +453,9 @@ class ClientConnection(asyncio.Protocol):
     @property
     def held_back(self) -> bool:
         """The request cannot arrive: the router does not read, or has not asked for it yet."""
-        return not self.transport.is_reading() or (
-            self._request.expect and (self.exchange is not None or bool(self._waiting))
+        waiting = len(self._waiting)
+        return waiting >= _PIPELINE or (
+            self._request.expect and (self.exchange is not None or waiting > 0)
         )
 
     def grew(self, least: int) -> bool:
