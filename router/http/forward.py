@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from router.descriptors import is_local
 from router.http.heads import header_lines
 from router.identity import VIA
-from router.insight.record import Outcome
+from router.telemetry.record import Outcome
 
 if TYPE_CHECKING:
     from router.http.exchange import Exchange

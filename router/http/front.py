@@ -13,7 +13,7 @@ from router.config import server_context
 from router.http.gateway import Gateway
 from router.http.keepalive import keep_alive
 from router.http.server import ClientConnection
-from router.http.sweep import Sweep
+from router.http.timeouts import Sweep
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from typing import Final
 
 import numpy as np
 
-from router.insight.record import Finished, Outcome
 from router.telemetry.lines import MOST_LINES, Lines
 from router.telemetry.logs import clock, printable
+from router.telemetry.record import Finished, Outcome
 from router.types import Chain
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = (sys.executable, "-m", "router.cli")
+PROGRAM = (sys.executable, "-m", "router.cli.main")
 
 
 class Process:
