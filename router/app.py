@@ -13,8 +13,10 @@ import signal
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+import msgspec
 import uvloop
 
+from router import descriptors, preflight
 from router.admin.engines import EngineCalls, Operation
 from router.admin.parts import AdminParts, Phase
 from router.admin.server import AdminServer
@@ -30,11 +32,13 @@ from router.index import ByteIndex
 from router.malloc import keep_freed_memory
 from router.policies import load_policy
 from router.prompt.spans import SPANS
+from router.reload import Reloader, Reread
 from router.scheduling.placer import INDEX_ROOM, Placer
+from router.signals import attend
 from router.state.sync import Carrier, Shared
 from router.state.transports import redis_carrier
 from router.telemetry import logs
-from router.telemetry.access_log import AccessLog
+from router.telemetry.access_log import STANDARD_OUTPUT, AccessLog
 from router.telemetry.explain import Explain
 from router.telemetry.exposition import Exposition
 from router.telemetry.recent import Recent
@@ -115,7 +119,11 @@ class App:
         self.settings = settings
         self.telemetry = Telemetry()
         self.explain = Explain(settings.explain_requests)
-        self.access_log = AccessLog(settings.access_log, blocks=settings.access_log_blocks)
+        self.access_log = AccessLog(
+            settings.access_log,
+            blocks=settings.access_log_blocks,
+            people=logs.for_people(settings.log_format, STANDARD_OUTPUT),
+        )
         self.index = ByteIndex(SPANS)
         self.fleet = Fleet(
             FleetSettings(
@@ -279,6 +287,19 @@ class App:
         if self.phase is Phase.STARTING:
             self.phase = Phase.SERVING
 
+    def adopt(self, live: dict[str, object]) -> None:
+        """Take up settings that may change while it serves, and read the certificate anew.
+
+        Raises OSError, ssl.SSLError where that does not load; everything stays as it was then.
+        """
+        settings = msgspec.structs.replace(self.settings, **live)
+        self.front.reload_certificate()
+        self.settings = settings
+        self.gateway.adopt(settings)
+        logs.set_level(settings.log_level)
+        self.access_log.share = settings.access_log
+        self.access_log.start()
+
     def settle(self) -> None:
         """Stopping begins: not ready any more, still serving."""
         self.phase = Phase.DRAINING
@@ -300,7 +321,8 @@ class App:
         await asyncio.to_thread(self.access_log.close)
 
 
-async def _serve(settings: Settings, worker: Worker | None) -> int:
+async def _serve(settings: Settings, worker: Worker | None, reread: Reread) -> int:
+    reloader = Reloader(settings, reread)
     if worker is None:
         app = App(settings)
     else:
@@ -311,6 +333,9 @@ async def _serve(settings: Settings, worker: Worker | None) -> int:
     asked_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop.set)
+    warning = preflight.file_limit_warning(settings)
+    if warning:
+        log.warning("%s", warning)
     try:
         await app.start()
     except OSError as exc:
@@ -319,6 +344,7 @@ async def _serve(settings: Settings, worker: Worker | None) -> int:
     except DiscoveryError as exc:
         log.error("%s", exc)
         return 1
+    attend(loop, lambda: reloader.router(app))
     where = f"[{settings.host}]" if ":" in settings.host else settings.host
     scheme = "https" if settings.tls_cert else "http"
     log.info(
@@ -353,8 +379,12 @@ async def _serve(settings: Settings, worker: Worker | None) -> int:
     return 0
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, reread: Reread) -> int:
     """Run a router until SIGTERM or SIGINT. Returns the process's exit status."""
-    logs.setup(settings.log_level)
+    descriptors.raise_limit()
+    logs.setup(settings.log_level, settings.log_format)
     keep_freed_memory()
-    return uvloop.run(_serve(settings, from_environment(os.environ, settings)))
+    try:
+        return uvloop.run(_serve(settings, from_environment(os.environ, settings), reread))
+    finally:
+        logs.close()

@@ -11,7 +11,7 @@ from typing import Any
 
 from router.config import TABLE
 from router.config.kinds import Kind, Names, Quantity, Replicas, Switch, Text, Word
-from router.config.settings import Row
+from router.config.table import Row
 
 PATH = Path(__file__).parent / "warmroute" / "values.schema.json"
 

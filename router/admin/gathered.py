@@ -181,7 +181,8 @@ def merged(texts: list[tuple[int, str]]) -> str:
     heads: dict[str, list[str]] = {}
     for worker, text in texts:
         family = ""
-        for line in text.splitlines():
+        # Not splitlines(): a label may hold other characters that end lines.
+        for line in text.split("\n"):
             if line.startswith("# "):
                 family = line.split(" ", 3)[2]
                 known = heads.setdefault(family, [])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 import httpx
 
+from router import descriptors
 from router.config import Fault, Settings, replica_context
 
 _CALLS_AT_ONCE = 32
@@ -56,13 +56,17 @@ def check_all(settings: Settings) -> Iterator[Fault]:
 
 def file_limit_warning(settings: Settings) -> str:
     """A warning where open files run out before connections do; empty where they do not."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    need = 2 * settings.max_connections  # one to the client, one to the replica
-    if hard == resource.RLIM_INFINITY or hard >= need:
+    replicas = len(settings.replicas)
+    hard = descriptors.hard_limit()
+    allowed = descriptors.clients_allowed(replicas, hard)
+    if allowed >= settings.max_connections:
         return ""
+    # One for the client and one for the replica.
+    need = 2 * settings.max_connections + descriptors.kept_back(replicas, hard)
     return (
         f"max_connections={settings.max_connections} may need {need} open files and the limit is "
-        f"{hard}: raise it (ulimit -Hn, LimitNOFILE= in systemd) or lower max_connections"
+        f"{hard}, enough for {allowed} clients; beyond them, 503. Raise it (ulimit -Hn, "
+        "LimitNOFILE= in systemd) or lower max_connections"
     )
 
 

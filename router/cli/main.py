@@ -10,11 +10,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from router.cli import check, state
+from router import cli_state, descriptors, preflight, signals
 from router.config import TABLE, ConfigError, Loaded, load
 from router.config.kinds import Replicas, Switch
-from router.config.settings import GROUPS, Row
+from router.config.settings import GROUPS
 from router.config.sources import CONFIG_ENV, nearest
+from router.config.table import Row
 
 OK, BAD_SETTINGS, USAGE = 0, 1, 2
 SUPERVISED = "SUPERVISED_WARMROUTE"
@@ -23,6 +24,7 @@ SUPERVISED = "SUPERVISED_WARMROUTE"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit status: 0 fine, 1 bad settings, 2 bad usage."""
+    descriptors.hold_standard()
     parser = _parser()
     parsed, left = parser.parse_known_args(arguments)
     if left:
@@ -30,11 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not parsed.command:
         parser.print_help()
         return USAGE
+    if parsed.command == "serve":
+        signals.hold()
     flags = {name: vars(parsed)[name] for name in TABLE if name in vars(parsed)}
+
+    def read() -> Loaded:
+        return load(flags, os.environ, parsed.config, check.check_all)
+
     try:
         if parsed.command == "state":
             return state.run(parsed)
-        loaded = load(flags, os.environ, parsed.config, check.check_all)
+        loaded = read()
     except ConfigError as error:
         _print_problems(error)
         return BAD_SETTINGS
@@ -47,10 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if loaded.settings.workers > 1 and not os.environ.get(SUPERVISED):
         from router.workers import supervisor
 
-        return supervisor.run(loaded.settings, sys.argv[1:] if arguments is None else arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        return supervisor.run(loaded.settings, given, lambda: read().settings)
     from router import app  # checks need none of it
 
-    return app.run(loaded.settings)
+    return app.run(loaded.settings, lambda: read().settings)
 
 
 def _print_problems(error: ConfigError) -> None:

@@ -2,8 +2,9 @@
 
 from router.config.checks import replica_context, server_context
 from router.config.errors import ConfigError, Fault, Problem
-from router.config.settings import TABLE, Settings
+from router.config.settings import Settings
 from router.config.sources import Loaded, load
+from router.config.table import TABLE
 
 __all__ = [
     "TABLE",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from router.config.settings import GROUPS, TABLE, Row
+from router.config.settings import GROUPS
+from router.config.table import TABLE, Row
 
 EXAMPLE = """\
 replicas:
@@ -37,8 +38,13 @@ A file is YAML, one `name: value` on each line:
 Durations are written `500ms`, `2s`, `1m30s`, `1h`, or as plain seconds; sizes `64KiB`, `10MB`, or
 as plain bytes; shares `0.2` or `20%`. True and false are also `yes`, `no`, `on`, `off`, `1` and
 `0`; as flags, `--stream-usage` and `--no-stream-usage`. An empty environment variable counts as not
-set. An unknown name, in any of the three places, is an error; variables that Kubernetes sets for a
-Service called `warmroute` (such as `WARMROUTE_PORT=tcp://10.0.0.1:80`) are passed over.
+set; but a secret that is set and empty, there or in the file, is an error. An unknown name, in any
+of the three places, is an error; variables that Kubernetes sets for a Service called `warmroute`
+(such as `WARMROUTE_PORT=tcp://10.0.0.1:80`) are passed over.
+
+SIGHUP has a router that serves read the file again. Settings marked *Live* change, and the files of
+`tls_cert` and `tls_key` are read anew for new connections; of others that have changed the log says
+that they need a restart. Where something is wrong, everything stays as it was.
 
 `warmroute check` takes the same flags as `warmroute serve`. It lists everything that is wrong, each
 with its place and its fix, or else what differs from the defaults. With `--connect` it also asks
@@ -58,5 +64,6 @@ def configuration_page() -> str:
 
 def _row(row: Row) -> str:
     default = row.show(row.default)
-    cells = [f"`{row.name}`", f"`{default}`" if default else "none", row.kind.brief(), row.help]
+    meaning = row.help + (" *Live.*" if row.live else "")
+    cells = [f"`{row.name}`", f"`{default}`" if default else "none", row.kind.brief(), meaning]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

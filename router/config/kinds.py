@@ -204,7 +204,10 @@ class Secret(Kind):
 
     def parse(self, text: str) -> Masked:
         text = text.strip()
-        if not re.fullmatch(r"[!-~]*", text):
+        if not text:
+            # Taken for "none", it would leave open what somebody meant to lock.
+            raise BadValueError(("it is set but empty", "give a value, or do not set it at all"))
+        if not re.fullmatch(r"[!-~]+", text):
             raise self.refuse(text, "not a token that fits into a header")
         return Masked(text)
 

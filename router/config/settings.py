@@ -6,8 +6,7 @@ docs/configuration.md are made from it. Durations are seconds and sizes bytes.
 
 from __future__ import annotations
 
-import typing
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
@@ -79,6 +78,8 @@ class Is(msgspec.Struct, frozen=True):
     """One sentence or two, Markdown, beginning with a capital and ending with a full stop."""
     flag: str = ""
     """The flag where it is not the name with dashes."""
+    live: bool = False
+    """SIGHUP changes it without a restart."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,7 +221,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             DISCOVERY,
             File(),
             "With `file`: a YAML or JSON list of URLs, or of mappings with `url`, `models` and "
-            "`id`. A file that is wrong or missing leaves the fleet as it was.",
+            "`id`. A file that is wrong, empty or missing leaves the fleet as it was.",
         ),
     ] = ""
     discovery_interval: Annotated[
@@ -269,7 +270,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ()
     tls_cert: Annotated[
         str,
-        Is(LISTEN, File(), "Certificate chain (PEM) to serve clients over TLS; with `tls_key`."),
+        Is(
+            LISTEN,
+            File(),
+            "Certificate chain (PEM) to serve clients over TLS; with `tls_key`. SIGHUP reads both "
+            "files anew.",
+        ),
     ] = ""
     tls_key: Annotated[
         str, Is(LISTEN, File(), "The certificate's private key (PEM, no passphrase).")
@@ -277,10 +283,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     max_head: Annotated[
         int,
-        Is(LIMITS, size(1 * KIB, 16 * MIB), "Longest request line and headers; beyond it, 431."),
+        Is(
+            LIMITS,
+            size(1 * KIB, 16 * MIB),
+            "Longest request line and headers; beyond it, 431.",
+            live=True,
+        ),
     ] = 64 * KIB
     max_body: Annotated[
-        int, Is(LIMITS, size(1 * KIB, 4 * GIB), "Longest request body; beyond it, 413.")
+        int, Is(LIMITS, size(1 * KIB, 4 * GIB), "Longest request body; beyond it, 413.", live=True)
     ] = 64 * MIB
     body_memory: Annotated[
         int,
@@ -288,10 +299,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             LIMITS,
             size(1 * MIB, 1024 * GIB),
             "All request bodies held at once, together; beyond it, 503.",
+            live=True,
         ),
     ] = 1 * GIB
+    body_rate: Annotated[
+        int,
+        Is(
+            LIMITS,
+            size(0, 1 * GIB),
+            "Slowest arrival of a request's body, bytes a second, over each `head_timeout` or "
+            "`idle_timeout`, whichever is shorter; below it, 408. 0: any, while something comes.",
+        ),
+    ] = 1 * KIB
     max_connections: Annotated[
-        int, Is(LIMITS, whole(1, 10_000_000), "Client connections open at once; beyond it, 503.")
+        int,
+        Is(
+            LIMITS,
+            whole(1, 10_000_000),
+            "Client connections open at once; beyond it, 503. Fewer where the system's limit of "
+            "open files allows fewer.",
+            live=True,
+        ),
     ] = 20_000
 
     head_timeout: Annotated[
@@ -301,7 +329,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout: Annotated[
         float, Is(TIMES, duration(), "A client connection without a request is closed after this.")
     ] = 75.0
-    connect_timeout: Annotated[float, Is(TIMES, duration(), "To connect to a replica.")] = 2.0
+    connect_timeout: Annotated[
+        float, Is(TIMES, duration(), "To connect to a replica.", live=True)
+    ] = 2.0
     first_byte_timeout: Annotated[
         float,
         Is(TIMES, duration(), "From a request sent to the first byte of the replica's answer."),
@@ -309,6 +339,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     chunk_timeout: Annotated[
         float, Is(TIMES, duration(), "Longest silence within a replica's answer.")
     ] = 120.0
+    tunnel_idle_timeout: Annotated[
+        float,
+        Is(
+            TIMES,
+            duration(),
+            "A WebSocket on which nothing has passed either way for so long is closed.",
+        ),
+    ] = 1800.0
     replica_idle_timeout: Annotated[
         float,
         Is(
@@ -325,6 +363,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             RETRY,
             whole(0, 10),
             "Further replicas tried before the first byte has gone to the client.",
+            live=True,
         ),
     ] = 2
     retry_budget: Annotated[
@@ -529,13 +568,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             Switch(),
             "Let a request with `x-warmroute-explain: 1` have response headers that name the "
             "replica and the tokens predicted.",
+            live=True,
         ),
     ] = False
     explain_requests: Annotated[
         int, Is(INSIGHT, whole(0, 1_000_000), "Latest requests kept for `/explain`.")
     ] = 1000
     access_log: Annotated[
-        float, Is(INSIGHT, share(), "Share of the requests logged; 0 logs none.")
+        float, Is(INSIGHT, share(), "Share of the requests logged; 0 logs none.", live=True)
     ] = 1.0
     access_log_blocks: Annotated[
         bool,
@@ -543,8 +583,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = False
     log_level: Annotated[
         str,
-        Is(INSIGHT, Word(("debug", "info", "warning", "error")), "Least severe messages logged."),
+        Is(
+            INSIGHT,
+            Word(("debug", "info", "warning", "error")),
+            "Least severe messages logged.",
+            live=True,
+        ),
     ] = "info"
+    log_format: Annotated[
+        str,
+        Is(
+            INSIGHT,
+            Word(("auto", "json", "text")),
+            "How both logs are written: `text` for people, `json`, or `auto`, which is text at a "
+            "terminal and JSON elsewhere.",
+        ),
+    ] = "auto"
 
     settle_time: Annotated[
         float,
@@ -558,45 +612,3 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout: Annotated[
         float, Is(STOP, duration(0), "Then wait so long for requests in flight to finish.")
     ] = 60.0
-
-
-class Row(msgspec.Struct, frozen=True):
-    """One setting, with its names and default."""
-
-    name: str
-    env: str
-    flag: str
-    """Refused where the kind is secret."""
-    group: str
-    kind: Kind
-    help: str
-    default: Any
-
-    def show(self, value: Any) -> str:
-        """The value as text, secrets as stars, nothing set as empty text."""
-        return self.kind.format(value)
-
-
-ENV_PREFIX = "WARMROUTE_"
-
-
-def _rows() -> dict[str, Row]:
-    defaults = Settings()
-    rows = {}
-    for name, hint in typing.get_type_hints(Settings, include_extras=True).items():
-        about: Is = hint.__metadata__[0]
-        flag = about.flag or "--" + name.replace("_", "-")
-        rows[name] = Row(
-            name=name,
-            env=ENV_PREFIX + name.upper(),
-            flag=flag,
-            group=about.group,
-            kind=about.kind,
-            help=about.help,
-            default=getattr(defaults, name),
-        )
-    return rows
-
-
-TABLE = _rows()
-"""Every setting by name, in the order of Settings."""

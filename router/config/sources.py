@@ -15,7 +15,8 @@ import yaml
 from router.config.checks import cross_check
 from router.config.errors import BadValueError, ConfigError, Fault, Problem
 from router.config.kinds import Names, Replicas
-from router.config.settings import ENV_PREFIX, TABLE, Settings
+from router.config.settings import Settings
+from router.config.table import ENV_PREFIX, TABLE
 
 CONFIG_ENV = f"{ENV_PREFIX}CONFIG"
 """Names the file where --config does not."""
@@ -127,7 +128,10 @@ _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://.+:[0-9]+")
 def _read_environment(environ: Mapping[str, str], found: _Found) -> None:
     by_env = {row.env: name for name, row in TABLE.items()}
     for env, text in environ.items():
-        if not env.startswith(ENV_PREFIX) or env == CONFIG_ENV or not text.strip():
+        if not env.startswith(ENV_PREFIX) or env == CONFIG_ENV:
+            continue
+        secret = env in by_env and TABLE[by_env[env]].kind.secret
+        if not text.strip() and not secret:
             continue
         if _SERVICE_LINK.fullmatch(env):
             continue
@@ -169,9 +173,10 @@ def _read_mapping(path: str, root: yaml.MappingNode, found: _Found) -> None:
             found.unknown(name, place, names)
         elif name in seen:
             found.problem(name, place, f"is already set at {seen[name]}", "keep one")
-        elif node.tag != _NULL:
+        elif node.tag != _NULL or TABLE[name].kind.secret:
             kind = TABLE[name].kind
-            text = _node_text(node, wants_list=isinstance(kind, Names | Replicas))
+            wants_list = isinstance(kind, Names | Replicas)
+            text = "" if node.tag == _NULL else _node_text(node, wants_list=wants_list)
             if text is None:
                 found.problem(name, place, "is a list or mapping", f"give {kind.describe()}")
             else:

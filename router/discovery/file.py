@@ -5,8 +5,8 @@
       models: [llama]        # optional: otherwise /v1/models is asked
       id: host-7-boot-3      # optional: another id behind the same URL is a new replica
 
-A file that is missing or wrong changes nothing: the last list stays, and the log says what is
-wrong.
+A file that is missing, empty or wrong changes nothing: the last list stays, and the log says what
+is wrong. `[]` is a list, of nobody.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def parse_targets(text: bytes) -> list[Target]:
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
     if root is None:
-        return []
+        # Half written, or a mount that is not there yet: nobody means it.
+        raise ValueError("it is empty; write [] where there are to be no replicas")
     if not isinstance(root, list):
         raise ValueError("not a list; write one `- http://10.0.0.1:8000` on each line")
     targets: dict[str, Target] = {}

@@ -15,6 +15,8 @@ HURRIED = 0.2
 """Seconds until a probe that live traffic asks for."""
 HURRIES = 3
 """Probes after an outage that live traffic may hasten; a flapping replica gets no more of them."""
+LOOP = 508
+"""What a router answers to a request that has passed through it before."""
 LONGEST_ANSWER = 64 * 1024
 """Bytes of an answer to /health that are read; the engine's is empty."""
 
@@ -132,5 +134,10 @@ class Health:
 async def probe(reader: Reader, within: float) -> None:
     """Ask a replica for its health. Raises ReadError with the reason when it is not well."""
     answer = await reader.get("/health", LONGEST_ANSWER, within)
+    if answer.status == LOOP:
+        raise ReadError(
+            "it leads back to this router itself: take it out of replicas, or out of what "
+            "discovery finds"
+        )
     if not 200 <= answer.status < 300:
         raise ReadError(f"/health answered {answer.status}")

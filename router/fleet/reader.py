@@ -16,7 +16,9 @@ from enum import IntEnum
 import httpx
 import msgspec
 
+from router.descriptors import is_local
 from router.fleet.settings import FleetSettings
+from router.identity import VIA
 
 CONNECTIONS = 4
 """Health, models and metrics at once, and one to spare."""
@@ -27,6 +29,8 @@ IDLE_SECONDS = 4.0
 class Failure(IntEnum):
     """Ways a read can fail, the more telling ones greater."""
 
+    LOCAL = 0
+    """The router could not ask, for a lack of its own: it says nothing about the replica."""
     SLOW = 1
     """No answer in time: frozen, cut off, or with too much to do."""
     BAD = 2
@@ -68,6 +72,7 @@ class Reader:
     def __init__(self, url: str, api_key: str, tls: ssl.SSLContext) -> None:
         self._url = url
         self._headers = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "warmroute"}
+        self._headers["via"] = VIA
         if api_key:
             self._headers["authorization"] = f"Bearer {api_key}"
         self._requests: dict[str, httpx.Request] = {}
@@ -94,10 +99,13 @@ class Reader:
                 return await self._read(request, limit)
         except TimeoutError:
             raise ReadError(f"{path} was not answered within {within:g} s", Failure.SLOW) from None
-        except httpx.ConnectError as error:
-            raise ReadError(f"cannot connect: {_cause(error)}", Failure.REFUSED) from None
         except (httpx.HTTPError, httpx.StreamError) as error:
-            raise ReadError(f"{path}: {_cause(error)}") from None
+            cause = _cause(error)
+            if is_local(error):
+                raise ReadError(f"{path} could not be asked: {cause}", Failure.LOCAL) from None
+            if isinstance(error, httpx.ConnectError):
+                raise ReadError(f"cannot connect: {cause}", Failure.REFUSED) from None
+            raise ReadError(f"{path}: {cause}") from None
 
     async def _read(self, request: httpx.Request, limit: int) -> Answer:
         response = await self._transport.handle_async_request(request)

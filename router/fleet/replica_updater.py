@@ -10,13 +10,16 @@ from router.fleet.engine_metrics import EngineMetrics
 from router.fleet.health import HealthState
 from router.fleet.listener import FleetListener
 from router.fleet.models import Catalog, ModelCard
-from router.fleet.reader import ReadError
+from router.fleet.reader import Failure, ReadError
 from router.fleet.replica import Replica
 from router.fleet.restarts import restarted
 from router.fleet.settings import FleetSettings
 from router.fleet.slow_start import SlowStart
 
 log = logging.getLogger(__name__)
+
+LACK_AGAIN = 10.0
+"""Seconds between two log lines about a lack of the router's own."""
 
 
 class Findings:
@@ -40,6 +43,7 @@ class Findings:
         self._listeners = listeners
         self._refresh = refresh
         self._said: set[str] = set()
+        self._told_lack = float("-inf")
         self.untried = 0
         """Mask of the replicas of the first round that were not tried yet. Only these start at
         their full share: with nobody else to take the load, slowness would help nobody."""
@@ -66,6 +70,9 @@ class Findings:
 
     def probe_failed(self, replica: Replica, failure: ReadError) -> None:
         """It is unwell, or cannot be asked."""
+        if failure.failure is Failure.LOCAL:
+            self._lacks(failure)
+            return
         self.bad(replica, failure, self._clock())
         self._was_tried(replica)
 
@@ -82,6 +89,13 @@ class Findings:
         self._slow_start.drop(replica)
         self._refresh(replica)
         return True
+
+    def _lacks(self, failure: ReadError) -> None:
+        """The router could not ask: every replica stays what it was."""
+        now = self._clock()
+        if now - self._told_lack >= LACK_AGAIN:
+            self._told_lack = now
+            log.error("replicas cannot be probed, and stay as they were: %s", failure)
 
     def _was_tried(self, replica: Replica) -> None:
         if not replica.tried:

@@ -12,6 +12,7 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from router.descriptors import is_local
 from router.http.errors import error_body
 from router.http.forward import connect, send
 from router.http.heads import answer
@@ -284,12 +285,17 @@ class Exchange:
         elif self.relay is not None:
             if upstream.until_close and exc is None:
                 self._complete()
+            elif is_local(exc):
+                what = f"could not be read ({exc})"
+                self._cut_off(Outcome.OVERLOADED, None, what, upstream.in_chunk)
             else:
                 what = "closed its connection mid-answer"
                 self._cut_off(Outcome.DIED_MID_STREAM, "died", what, upstream.in_chunk)
         elif upstream.reused and not upstream.touched:
             # It was closed while idle, which crossed with our request: no fault of the replica's.
             connect(self)
+        elif is_local(exc):
+            self.attempt_failed(503, Outcome.OVERLOADED, None, f"could not be read ({exc})")
         else:
             what = "closed its connection without an answer"
             self.attempt_failed(502, Outcome.DIED_BEFORE_HEAD, "died", what)
@@ -337,9 +343,18 @@ class Exchange:
             self.refuse(500, "the router failed on this request", Outcome.INTERNAL)
 
     def attempt_failed(
-        self, status: int, outcome: str, reason: FaultReason, what: str, *, retry: bool = True
+        self,
+        status: int,
+        outcome: str,
+        reason: FaultReason | None,
+        what: str,
+        *,
+        retry: bool = True,
     ) -> None:
-        """The replica chosen will not answer; nothing has been sent to the client yet."""
+        """The replica chosen will not answer; nothing has been sent to the client yet.
+
+        reason: None where the router is to blame, and no replica.
+        """
         assert self.replica is not None
         self._failure = Failure(status, outcome, f"replica {self.replica.name} {what}")
         self._lost_one(outcome, reason)
@@ -349,15 +364,18 @@ class Exchange:
         else:
             self._give_up(self._failure)
 
-    def _lost_one(self, outcome: str, reason: FaultReason) -> None:
+    def _lost_one(self, outcome: str, reason: FaultReason | None) -> None:
         """Take the attempt out of the books and tell the fleet."""
         gateway, replica, placement = self.gateway, self.replica, self.placement
         assert replica is not None
         assert placement is not None
         now = monotonic()
         gateway.placer.failed(placement, now)
-        gateway.fleet.failed(placement.slot, reason, now)
-        gateway.telemetry.attempt_failed(replica.name, outcome)
+        if reason is None:
+            gateway.fleet.withdrawn(placement.slot)
+        else:
+            gateway.fleet.failed(placement.slot, reason, now)
+            gateway.telemetry.attempt_failed(replica.name, outcome)
         self._drop_upstream()
 
     def _may_retry(self) -> bool:
@@ -370,9 +388,10 @@ class Exchange:
         return gateway.retry_budget.take()
 
     def _give_up(self, failure: Failure) -> None:
-        self.refuse(failure.status, failure.message, failure.outcome, code="replica_failed")
+        code = "overloaded" if failure.outcome == Outcome.OVERLOADED else "replica_failed"
+        self.refuse(failure.status, failure.message, failure.outcome, code=code)
 
-    def _cut_off(self, outcome: str, reason: FaultReason, what: str, in_chunk: bool) -> None:
+    def _cut_off(self, outcome: str, reason: FaultReason | None, what: str, in_chunk: bool) -> None:
         """The client has a part of the answer: say that no more will come, never as a normal
         end."""
         replica, relay = self.replica, self.relay

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from router.descriptors import is_local
 from router.http.heads import header_lines
+from router.identity import VIA
 from router.telemetry.record import Outcome
 
 if TYPE_CHECKING:
     from router.http.exchange import Exchange
+    from router.http.gateway import Gateway
     from router.http.upstream import UpstreamConnection
 
 ASK_USAGE = b'"stream_options":{"include_usage":true},'
+_VIA = f"via: {VIA}\r\n".encode()
 # Bodies up to this size go out in one piece with their head: copying them costs less than a second
 # buffer.
 _ONE_PIECE = 16_384
+# Turns of the event loop after which a connection that was closed has given up its file.
+_CLOSED_AFTER = 3
 
 
 def connect(exchange: Exchange) -> None:
@@ -31,7 +38,7 @@ async def _connect_and_send(exchange: Exchange) -> None:
     assert placement is not None
     try:
         try:
-            upstream = await exchange.gateway.pools[placement.slot].connect()
+            upstream = await _connected(exchange.gateway, placement.slot)
         finally:
             exchange.connecting = None
     except TimeoutError:
@@ -39,11 +46,30 @@ async def _connect_and_send(exchange: Exchange) -> None:
         exchange.attempt_failed(504, Outcome.TIMEOUT_CONNECT, "timeout", said)
     except OSError as exc:
         said = f"could not be connected to ({exc})"
-        exchange.attempt_failed(502, Outcome.CONNECT, "connect", said)
+        if is_local(exc):
+            exchange.gateway.lacks(exc)
+            exchange.attempt_failed(503, Outcome.OVERLOADED, None, said)
+        else:
+            exchange.attempt_failed(502, Outcome.CONNECT, "connect", said)
     except Exception as exc:
         exchange.crashed(exc)
     else:
         send(exchange, upstream)
+
+
+async def _connected(gateway: Gateway, slot: int) -> UpstreamConnection:
+    pool = gateway.pools[slot]
+    try:
+        return await pool.connect()
+    except OSError as exc:
+        if not is_local(exc):
+            raise
+    # Idle connections hold what is lacking: give them up, and try again once they are closed.
+    for other in gateway.pools:
+        other.clear()
+    for _ in range(_CLOSED_AFTER):
+        await asyncio.sleep(0)
+    return await pool.connect()
 
 
 def send(exchange: Exchange, upstream: UpstreamConnection) -> None:
@@ -60,12 +86,13 @@ def send(exchange: Exchange, upstream: UpstreamConnection) -> None:
         length = b"content-length: %d\r\n" % len(body)
     else:
         length = b""
-    head = b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%b%b%bx-request-id: %b\r\n\r\n" % (
+    head = b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%b%b%b%bx-request-id: %b\r\n\r\n" % (
         request.method,
         replica.prefix.encode(),
         request.target,
         replica.host_header,
         header_lines(request.headers),
+        _VIA,
         length,
         b"connection: upgrade\r\nupgrade: %b\r\n" % request.upgrade if request.upgrade else b"",
         request.request_id,

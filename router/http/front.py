@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from typing import Any
 
 from router.config import server_context
 from router.http.gateway import Gateway
+from router.http.keepalive import keep_alive
 from router.http.server import ClientConnection
 from router.http.timeouts import Sweep
 
@@ -26,6 +28,7 @@ class Front:
         self._gateway = gateway
         self._server: asyncio.Server | None = None
         self._sweep: asyncio.Task[None] | None = None
+        self._tls: ssl.SSLContext | None = None
         self.port = 0
         """Listened on, once started."""
         self.hurry = asyncio.Event()
@@ -42,13 +45,27 @@ class Front:
         elif settings.workers > 1:
             options["reuse_port"] = True
         if settings.tls_cert:
-            options["ssl"] = server_context(settings.tls_cert, settings.tls_key)
+            self._tls = server_context(settings.tls_cert, settings.tls_key)
+            options["ssl"] = self._tls
             options["ssl_handshake_timeout"] = settings.head_timeout
         self._server = await gateway.loop.create_server(
             lambda: ClientConnection(gateway), backlog=_BACKLOG, **options
         )
+        for listening in self._server.sockets:
+            keep_alive(listening)
         self.port = self._server.sockets[0].getsockname()[1]
         self._sweep = gateway.loop.create_task(Sweep(gateway).run(), name="sweep")
+
+    def reload_certificate(self) -> None:
+        """Serve new connections with the certificate and key that the files hold now.
+
+        Raises OSError, ssl.SSLError where they do not load.
+        """
+        if self._tls is not None:
+            settings = self._gateway.settings
+            # Tried first: a pair that does not belong together must not be loaded half.
+            server_context(settings.tls_cert, settings.tls_key)
+            self._tls.load_cert_chain(settings.tls_cert, settings.tls_key)
 
     def settle(self) -> None:
         """Go on serving, but let every answer from now on be its connection's last, so that

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from time import monotonic, time
 from typing import TYPE_CHECKING
 
+from router import descriptors
 from router.config import Settings
 from router.fleet.fleet import Fleet
 from router.fleet.listener import FleetListener
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
     from router.http.exchange import Exchange
     from router.http.paths import PathRule
     from router.http.server import ClientConnection
+
+log = logging.getLogger(__name__)
+
+# Seconds between two log lines about a lack of the router's own.
+_LACK_AGAIN = 10.0
 
 # Modelled caches fuller than this evict, so that a missing block was probably evicted.
 _NEARLY_FULL = 0.95
@@ -81,6 +88,12 @@ class Gateway(FleetListener):
         self.tasks: set[asyncio.Task[None]] = set()
         self.pools: list[Pool] = []
         """By slot."""
+        self.shed = 0
+        """Connections there was no room for that are open still."""
+        self.files = descriptors.limit()
+        """Open files this process may have."""
+        self.most_clients = self.files_for_clients = 0
+        self._told_lack = float("-inf")
         self.closing = False
         """Shutting down: every answer is its connection's last."""
         self.write_high, self.write_low = _WRITE_HIGH, _WRITE_LOW
@@ -90,6 +103,7 @@ class Gateway(FleetListener):
 
     def on_added(self, replica: Replica) -> None:
         """A replica came: give its slot a pool."""
+        self._divide_files()
         pool = Pool(self, replica)
         if replica.slot == len(self.pools):
             self.pools.append(pool)
@@ -98,11 +112,43 @@ class Gateway(FleetListener):
 
     def on_removed(self, replica: Replica) -> None:
         """A replica left: its idle connections go; those in use end with their exchanges."""
+        self._divide_files()
         self.pools[replica.slot].retire()
 
     def on_emptied(self, replica: Replica) -> None:
         """A replica restarted: connections to what it was are dead."""
         self.pools[replica.slot].clear()
+
+    def adopt(self, settings: Settings) -> None:
+        """Settings that may change while it serves are others now."""
+        self.settings = settings
+        self._divide_files()
+
+    # -- room
+
+    def _divide_files(self) -> None:
+        """What is kept back depends on how many replicas there are."""
+        replicas = sum(replica is not None for replica in self.fleet.replicas)
+        self.most_clients = min(
+            self.settings.max_connections, descriptors.clients_allowed(replicas, self.files)
+        )
+        self.files_for_clients = self.files - descriptors.kept_back(replicas, self.files)
+
+    def has_room(self, number: int) -> bool:
+        """Whether one more client may be served; number: its descriptor, which the system makes the
+        lowest that is free, so that it tells how many are not."""
+        return len(self.clients) < self.most_clients and number < self.files_for_clients
+
+    def lacks(self, error: OSError) -> None:
+        """A connection to a replica could not be made for a lack of the router's own."""
+        now = monotonic()
+        if now - self._told_lack >= _LACK_AGAIN:
+            self._told_lack = now
+            log.error(
+                "the router itself cannot open connections: %s; no replica is blamed for it "
+                "(raise the limit of open files, or of local ports, or lower max_connections)",
+                error,
+            )
 
     # -- a request's end
 

@@ -20,12 +20,28 @@ HOP_BY_HOP = frozenset(
     }
 )
 
+# Headers that belong to the message itself. RFC 9110, 7.6.1, forbids to name them in Connection:
+# without them the other side could not read what it gets.
+END_TO_END = frozenset(
+    {
+        b"authorization",
+        b"cache-control",
+        b"content-encoding",
+        b"content-length",
+        b"content-range",
+        b"content-type",
+        b"host",
+        b"via",
+    }
+)
+
 # Headers of a request that are looked at, or not passed on as they are, since its head is rebuilt
 # from what was parsed; the session header comes to them.
 SPECIAL_HEADERS = HOP_BY_HOP | {
     b"host",
     b"content-length",
     b"expect",
+    b"via",
     b"x-request-id",
     b"x-warmroute-explain",
 }

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from router.http.request import Request
 
 
+_METHODS = (b"GET", b"HEAD", b"OPTIONS")
+# Platforms that host models probe so, and the engine takes it.
+_PING = (b"POST", "/ping")
+
+
 def answer_locally(exchange: Exchange, gateway: Gateway, request: Request) -> None:
     """Answer /v1/models, /health and the paths that are refused on the front port."""
     rule = request.rule
@@ -24,7 +29,7 @@ def answer_locally(exchange: Exchange, gateway: Gateway, request: Request) -> No
             Outcome.REFUSED_PATH,
             code="refused_path",
         )
-    elif request.method not in (b"GET", b"HEAD", b"OPTIONS"):
+    elif request.method not in _METHODS and (request.method, rule.path) != _PING:
         exchange.refuse(405, "only GET and HEAD are served here", Outcome.BAD_REQUEST)
     elif request.method == b"OPTIONS":
         exchange.reply(204, b"", extra=b"allow: GET, HEAD, OPTIONS\r\n")
@@ -35,6 +40,9 @@ def answer_locally(exchange: Exchange, gateway: Gateway, request: Request) -> No
             exchange.refuse(
                 503, "no replica has told its models yet; try again", Outcome.NO_REPLICA
             )
+    elif gateway.closing:
+        # Load balancers that probe the serving port must look elsewhere from now on.
+        exchange.refuse(503, "the router is stopping", Outcome.DRAINING)
     elif gateway.fleet.usable:
         exchange.reply(200, b"{}")
     else:

@@ -58,6 +58,15 @@ def head_too_large(limit: int) -> BadRequest:
     return BadRequest(431, message, "head_too_large")
 
 
+def gone_in_a_circle() -> BadRequest:
+    """The router's own name is among those that have passed the request on."""
+    message = (
+        "the request has passed through this router before: one of its replicas leads back to it. "
+        "Take that address out of replicas, or out of what discovery finds"
+    )
+    return BadRequest(508, message, "loop_detected")
+
+
 def body_too_large(limit: int) -> BadRequest:
     """Said by Content-Length, or found out."""
     message = f"the request's body is larger than max_body allows ({limit} bytes)"

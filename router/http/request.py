@@ -8,7 +8,7 @@ import re
 
 import msgspec
 
-from router.http.heads import HOP_BY_HOP
+from router.http.heads import END_TO_END, HOP_BY_HOP
 from router.http.paths import OTHER, PathRule
 
 _boot = os.urandom(5).hex().encode()
@@ -17,7 +17,8 @@ _good_id = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}\Z").match
 
 # Values of Connection that name no header.
 _PLAIN = frozenset((b",keep-alive", b",close", b",upgrade"))
-_OPTIONS = frozenset((b"close", b"keep-alive", b"upgrade", b""))
+# Words in Connection that take no header out.
+_NOT_NAMES = HOP_BY_HOP | END_TO_END | {b"close", b"keep-alive", b"upgrade", b""}
 
 
 def request_id(given: bytes) -> bytes:
@@ -80,8 +81,9 @@ class Request(msgspec.Struct, gc=False):
 
 
 def without_nominated(headers: list[bytes], connection: bytes) -> list[bytes]:
-    """Headers without those that a Connection header names. connection is lower case."""
-    nominated = {token.strip() for token in connection.split(b",")} - _OPTIONS - HOP_BY_HOP
+    """Headers without those that a Connection header names, save what it may not name. connection
+    is lower case."""
+    nominated = {token.strip() for token in connection.split(b",")} - _NOT_NAMES
     if not nominated:
         return headers
     pairs = zip(headers[::2], headers[1::2], strict=True)

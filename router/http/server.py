@@ -23,6 +23,7 @@ from router.http.paths import OTHER
 from router.http.refusal import (
     BadRequest,
     body_too_large,
+    gone_in_a_circle,
     head_too_large,
     linger,
     malformed,
@@ -30,6 +31,7 @@ from router.http.refusal import (
 )
 from router.http.request import Request, request_id
 from router.http.upgrade import Early, without_upgrade
+from router.identity import PSEUDONYM
 
 if TYPE_CHECKING:
     from router.http.gateway import Gateway
@@ -41,10 +43,19 @@ log = logging.getLogger(__name__)
 _PIPELINE = 16
 _PIPELINE_MAX = 1000
 
+# Pieces of a body that are smaller go into one buffer, which grows: as objects of their own they
+# would take many times what is counted.
+_LARGE = 4096
+
 # SO_LINGER: on, no time.
 _RESET = struct.pack("ii", 1, 0)
 
+# Connections beyond the limit that are told so before they are closed; further ones are not, since
+# each takes an open file until its client has read that.
+_TOLD = 16
+
 _TRAILERS: frozenset[bytes] = frozenset()
+_NAME = PSEUDONYM.encode()
 
 
 class ClientConnection(asyncio.Protocol):
@@ -58,13 +69,16 @@ class ClientConnection(asyncio.Protocol):
         "_gateway",
         "_head_size",
         "_headers",
+        "_mark",
         "_parser",
         "_refusal",
         "_request",
+        "_shed",
         "_special",
         "_waiting",
         "exchange",
         "idle_ticks",
+        "in_body",
         "in_head",
         "in_request",
         "paused",
@@ -79,7 +93,9 @@ class ClientConnection(asyncio.Protocol):
         self._refusal = b""
         self._special = gateway.special_headers
         self._request = Request()
-        self._body: list[bytes] = []
+        self._body: list[bytes | bytearray] = []
+        self._mark = 0
+        self._shed = False
         self._downgrade = False
         self._feeding = 0
         self._head_size = 0
@@ -87,11 +103,13 @@ class ClientConnection(asyncio.Protocol):
         self.in_head = False
         """In a head, or between a chunk's size and its first byte, where trailers may be."""
         self.in_request = False
+        self.in_body = False
+        """The request's head is whole, its body is not."""
         self.paused = False
         self.idle_ticks = 0
-        """Sweeps since the client last sent or took something."""
+        """Sweeps since a request was here, or the client took something."""
         self.request_ticks = 0
-        """Sweeps since the current head began to arrive."""
+        """Sweeps since the current head began to arrive, or the body was last measured."""
         self._parser = httptools.HttpRequestParser(self)
 
     # -- transport
@@ -102,34 +120,29 @@ class ClientConnection(asyncio.Protocol):
         self.transport = transport = cast(asyncio.Transport, transport)
         gateway = self._gateway
         transport.set_write_buffer_limits(gateway.write_high, gateway.write_low)
-        if len(gateway.clients) >= gateway.settings.max_connections:
-            why = "the router has as many connections as max_connections allows"
-            self._refuse(BadRequest(503, why, "overloaded"))
+        if not gateway.has_room(transport.get_extra_info("socket").fileno()):
+            self._turn_away()
             return
         gateway.clients.add(self)
         gateway.live.connections += 1
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
-        self.idle_ticks = 0
-        if self._close_after:
-            return
-        self._feeding = len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as exc:
-            rest = data[exc.args[0] :]
-        except httptools.HttpParserCallbackError as exc:
-            self._refuse(self._cause(exc))
-            return
-        except httptools.HttpParserError as exc:
-            self._refuse(malformed(str(exc)))
-            return
-        else:
-            if self.in_head:
-                self._count_head(len(data))
-            return
-        self._upgraded(rest)
+        # More than once only where a request to switch protocols was an ordinary one after all.
+        while data and not self._close_after:
+            self._feeding = len(data)
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as exc:
+                data = self._upgraded(data[exc.args[0] :])
+            except httptools.HttpParserCallbackError as exc:
+                self._refuse(self._cause(exc))
+            except httptools.HttpParserError as exc:
+                self._refuse(malformed(str(exc)))
+            else:
+                if self.in_head:
+                    self._count_head(len(data))
+                return
 
     def eof_received(self) -> bool:
         """The client closed its side: nobody is there to read an answer."""
@@ -141,6 +154,8 @@ class ClientConnection(asyncio.Protocol):
         if self in gateway.clients:
             gateway.clients.discard(self)
             gateway.live.connections -= 1
+        elif self._shed:
+            gateway.shed -= 1
         gateway.live.body_bytes -= sum(request.body_size for request in self._waiting)
         if self.in_request:
             gateway.live.body_bytes -= self._request.body_size
@@ -174,6 +189,7 @@ class ClientConnection(asyncio.Protocol):
         self._request = Request()
         self._head_size = 0
         self.in_head = self.in_request = True
+        self.in_body = False
         self.request_ticks = 0
 
     def on_url(self, url: bytes) -> None:
@@ -212,6 +228,10 @@ class ClientConnection(asyncio.Protocol):
             request.upgrade = value.strip()
         elif low == b"x-warmroute-explain":
             request.explain = self._gateway.settings.explain_headers
+        elif low == b"via":
+            if _NAME in value:
+                raise gone_in_a_circle()
+            request.headers += (name, value)
         elif low == self._gateway.session_header:
             request.session = value
             request.headers += (name, value)
@@ -219,6 +239,8 @@ class ClientConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """The head is whole: refuse here what must not go further."""
         self.in_head = False
+        self.in_body = True
+        self.request_ticks = self._mark = 0
         request = self._request
         settings = self._gateway.settings
         if (
@@ -255,7 +277,6 @@ class ClientConnection(asyncio.Protocol):
         """A chunk begins, or trailers do."""
         self.in_head = True
         self._head_size = 0
-        self.request_ticks = 0
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
@@ -271,7 +292,13 @@ class ClientConnection(asyncio.Protocol):
             raise BadRequest(
                 503, "the router holds as many request bodies as body_memory allows", "overloaded"
             )
-        self._body.append(body)
+        pieces = self._body
+        if not pieces or size >= _LARGE:
+            pieces.append(body)
+        elif type(pieces[-1]) is bytearray:
+            pieces[-1] += body
+        else:
+            pieces.append(bytearray(body))
 
     def on_message_complete(self) -> None:
         """A whole request has arrived."""
@@ -291,7 +318,7 @@ class ClientConnection(asyncio.Protocol):
                 raise BadRequest(400, "the request's target is no path and no http URL") from None
         request.rule = classify(target)
         if body:
-            request.body = body[0] if len(body) == 1 else b"".join(body)
+            request.body = b"".join(body) if len(body) > 1 else bytes(body[0])
             self._body = []
         if request.transfer:
             request.headers = self._headers
@@ -410,6 +437,32 @@ class ClientConnection(asyncio.Protocol):
             # Read on, to hear the client leave.
             self.transport.resume_reading()
 
+    def _turn_away(self) -> None:
+        """There is no room for this client."""
+        gateway = self._gateway
+        if gateway.shed >= _TOLD:
+            self._close_after = True
+            gateway.bad_request(OTHER, 503, request_id(b""))
+            self.transport.abort()
+            return
+        gateway.shed += 1
+        self._shed = True
+        why = "the router has as many connections as max_connections, or its open files, allow"
+        self._refuse(BadRequest(503, why, "overloaded"))
+
+    @property
+    def held_back(self) -> bool:
+        """The request cannot arrive: the router does not read, or has not asked for it yet."""
+        waiting = len(self._waiting)
+        return waiting >= _PIPELINE or (
+            self._request.expect and (self.exchange is not None or waiting > 0)
+        )
+
+    def grew(self, least: int) -> bool:
+        """Whether the body has grown by this much since it was last asked, and by anything."""
+        before, self._mark = self._mark, self._request.body_size
+        return self._mark - before >= max(1, least)
+
     def refuse_slow(self) -> None:
         """The request did not arrive in time."""
         self._refuse(BadRequest(408, "the request did not arrive in time", "timeout"))
@@ -441,15 +494,15 @@ class ClientConnection(asyncio.Protocol):
         elif request.transfer or request.content_length.strip(b" 0"):
             raise BadRequest(400, "a request to switch to WebSocket has no body")
 
-    def _upgraded(self, rest: bytes) -> None:
-        """The parser has stopped at a request to switch protocols."""
+    def _upgraded(self, rest: bytes) -> bytes:
+        """The parser has stopped at a request to switch protocols. Returns what to read on with."""
         if not self._downgrade:
             self._parser = Early(self.transport, rest)  # type: ignore[assignment]
-            return
+            return b""
         self._downgrade = self.in_request = False
         head = without_upgrade(self._request, self._parser.get_method())
         self._parser = httptools.HttpRequestParser(self)
-        self.data_received(head + rest)
+        return head + rest
 
     def early(self) -> bytes:
         """What the client sent before its switch of protocols was confirmed."""

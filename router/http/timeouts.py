@@ -27,6 +27,10 @@ class Sweep:
         self._gateway = gateway
         self._head = _ticks(settings.head_timeout)
         self._idle = _ticks(settings.idle_timeout)
+        window = min(settings.head_timeout, settings.idle_timeout)
+        self._body = _ticks(window)
+        self._body_least = int(settings.body_rate * window)
+        self._tunnel_idle = _ticks(settings.tunnel_idle_timeout)
         self._first = _ticks(settings.first_byte_timeout)
         self._silence = _ticks(settings.chunk_timeout)
         self._pool_idle = settings.replica_idle_timeout
@@ -65,9 +69,12 @@ class Sweep:
             return
         exchange.idle_ticks += 1
         if exchange.tunnel:
-            if not exchange.client.transport.is_closing():
-                exchange.idle_ticks = 0
-            elif exchange.idle_ticks > _FLUSH:
+            if exchange.client.transport.is_closing():
+                if exchange.idle_ticks > _FLUSH:
+                    upstream.transport.abort()
+            elif exchange.idle_ticks > self._tunnel_idle:
+                # Ends the tunnel; what the client has not taken by now it is not owed.
+                exchange.client.transport.abort()
                 upstream.transport.abort()
         elif exchange.paused:
             unsent = exchange.client.transport.get_write_buffer_size()
@@ -80,23 +87,33 @@ class Sweep:
             exchange.timed_out()
 
     def _look_at_client(self, client: ClientConnection) -> None:
-        if client.exchange is not None:
+        if client.in_request:
+            client.idle_ticks = 0
+            if not client.held_back:
+                self._look_at_request(client)
+        elif client.exchange is not None:
             client.idle_ticks = 0
         else:
             client.idle_ticks += 1
-        if client.in_head:
-            client.request_ticks += 1
-            if client.request_ticks > self._head:
-                client.refuse_slow()
-        elif client.idle_ticks > self._idle:
+            if client.idle_ticks <= self._idle:
+                return
             if client.transport.is_closing():
                 # It does not take what it is still owed.
                 client.transport.abort()
-            elif client.in_request:
-                client.refuse_slow()
             else:
                 client.idle_ticks = 0
                 client.close()
+
+    def _look_at_request(self, client: ClientConnection) -> None:
+        """One that arrives: its head has one deadline, its body has to keep growing."""
+        client.request_ticks += 1
+        if not client.in_body:
+            if client.request_ticks > self._head:
+                client.refuse_slow()
+        elif client.request_ticks > self._body:
+            client.request_ticks = 0
+            if not client.grew(self._body_least):
+                client.refuse_slow()
 
 
 def _ticks(seconds: float) -> int:

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 class TunnelEnd(asyncio.Protocol):
     """One side. Takes the place of the HTTP protocol, which is told when the connection ends."""
 
-    __slots__ = ("_before", "peer", "transport")
+    __slots__ = ("_before", "_exchange", "peer", "transport")
 
-    def __init__(self, transport: asyncio.Transport, before: asyncio.Protocol) -> None:
+    def __init__(
+        self, exchange: Exchange, transport: asyncio.Transport, before: asyncio.Protocol
+    ) -> None:
+        self._exchange: Exchange | None = exchange
         self.transport = transport
         self.peer = transport
         self._before = before
@@ -26,6 +29,8 @@ class TunnelEnd(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Bytes for the other side."""
         self.peer.write(data)
+        if self._exchange is not None and not self.peer.is_closing():
+            self._exchange.idle_ticks = 0
 
     def eof_received(self) -> bool:
         """This side has closed."""
@@ -33,6 +38,7 @@ class TunnelEnd(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """This side is gone; the other gets what is still on its way, then ends too."""
+        self._exchange = None
         self.peer.close()
         self._before.connection_lost(exc)
 
@@ -53,8 +59,8 @@ def switch(exchange: Exchange, upstream: UpstreamConnection, rest: bytes) -> Non
     client = exchange.client
     headers = [*upstream.headers, b"connection", b"upgrade", b"upgrade", exchange.request.upgrade]
     head = b"HTTP/1.1 101 Switching Protocols\r\n%b\r\n" % header_lines(headers)
-    near = TunnelEnd(client.transport, client)
-    far = TunnelEnd(upstream.transport, upstream)
+    near = TunnelEnd(exchange, client.transport, client)
+    far = TunnelEnd(exchange, upstream.transport, upstream)
     near.peer, far.peer = far.transport, near.transport
     client.transport.set_protocol(near)
     upstream.transport.set_protocol(far)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from router.http.heads import HOP_BY_HOP
+from router.http.keepalive import keep_alive
 from router.http.request import without_nominated
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Connected."""
         # uvloop's transports are none of asyncio's classes.
         self.transport = cast(asyncio.Transport, transport)
+        keep_alive(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the replica."""

@@ -1,12 +1,9 @@
-"""The access log: one JSON line for each finished request.
+"""The access log: one JSON line for each finished request, or a short one for people at a terminal.
 
-A line is made at once, which takes a few microseconds, and appended to a list; a thread that does
-nothing but write takes what has gathered a few times a second. Were the thread to make the lines,
-it
-would hold the interpreter while requests wait. A reader that stops reading fills the pipe, then the
-list, and then lines are dropped and counted; requests never wait. Prompts, keys and headers are
-not in
-the log; the session's key is hashed. docs/access-log.md describes the fields.
+A line is made at once, which takes a few microseconds, and queued for a thread that does nothing
+but write (`router.telemetry.lines`). Were the thread to make the lines, it would hold the
+interpreter while requests wait. Prompts, keys and headers are not in the log; the session's key is
+hashed. docs/access-log.md describes the fields.
 """
 
 from __future__ import annotations
@@ -16,24 +13,19 @@ import json
 import logging
 import os
 import random
-import select
-import sys
-import threading
 from array import array
-from collections import deque
 from typing import Final
 
 import numpy as np
 
-from router.telemetry.record import Finished
+from router.telemetry.lines import MOST_LINES, Lines
+from router.telemetry.logs import clock, printable
+from router.telemetry.record import Finished, Outcome
 from router.types import Chain
 
 log = logging.getLogger(__name__)
 
-PAUSE: Final = 0.2
-"""Seconds between two batches."""
-EXIT_SECONDS: Final = 2.0
-"""How long close() waits for a reader that does not read."""
+STANDARD_OUTPUT: Final = 1
 _MOST_QUOTED: Final = 4096
 
 
@@ -45,38 +37,32 @@ class AccessLog:
         share: float = 1.0,
         *,
         blocks: bool = False,
-        fd: int | None = None,
-        most_waiting: int = 20_000,
+        fd: int = STANDARD_OUTPUT,
+        most_waiting: int = MOST_LINES,
+        people: bool = False,
     ) -> None:
-        """share of the requests logged, 0 for none; fd: where to, standard output by default."""
+        """share of the requests logged, 0 for none; people: text rather than JSON."""
         self.share = share
         self.blocks = blocks
         """Whether lines carry block ids; callers may then pass chains."""
-        # Counted apart, since each is written by one thread: the caller's, and the log's own.
-        self._refused = 0
-        self._lost = 0
-        self._fd = sys.stdout.fileno() if fd is None and share > 0 else fd
-        self._most = most_waiting
-        self._waiting: deque[str] = deque()
+        self._people = people
+        self._lines = Lines(fd, "access-log", most=most_waiting, failed=_complain)
+        self._started = False
         self._quoted: dict[str, str] = {}
-        self._stop = threading.Event()
-        self._abandon = threading.Event()
-        self._complained = False
         self._secret = os.urandom(16)
         # An odd factor permutes the 64-bit numbers: equal blocks stay equal, others stay different.
         self._factor = int.from_bytes(os.urandom(8), "little") | 1
-        self._thread: threading.Thread | None = None
 
     @property
     def dropped(self) -> int:
         """Lines given up."""
-        return self._refused + self._lost
+        return self._lines.dropped
 
     def start(self) -> None:
-        """Start the thread, unless the share is 0."""
-        if self.share > 0:
-            self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
-            self._thread.start()
+        """Start the thread, unless the share is 0 or it runs."""
+        if self.share > 0 and not self._started:
+            self._started = True
+            self._lines.start()
 
     def add(self, done: Finished, chain: Chain | None = None, size: int = 0) -> None:
         """Log a request, or not, as the share has it.
@@ -86,49 +72,17 @@ class AccessLog:
         share = self.share
         if share < 1.0 and random.random() >= share:
             return
-        if len(self._waiting) >= self._most:
-            self._refused += 1
+        if self._lines.full():
             return
-        self._waiting.append(self._line(done, chain if self.blocks else None, size))
+        if self._people:
+            self._lines.add(_text(done))
+        else:
+            self._lines.add(self._line(done, chain if self.blocks else None, size))
 
     def close(self) -> None:
-        """Write what is waiting and stop. Blocks for `EXIT_SECONDS` at most."""
-        thread = self._thread
-        if thread is None:
-            return
-        self._stop.set()
-        thread.join(EXIT_SECONDS)
-        self._abandon.set()
-        thread.join(2 * PAUSE)
-        self._thread = None
-        self._refused += len(self._waiting)
-        self._waiting.clear()
-
-    def _run(self) -> None:
-        stopping = False
-        while not stopping:
-            stopping = self._stop.wait(PAUSE)
-            take = self._waiting.popleft
-            if lines := [take() for _ in range(len(self._waiting))]:
-                self._write("".join(lines).encode("utf-8", "replace"))
-
-    def _write(self, lines: bytes) -> None:
-        """Write it all, waiting for a slow reader, or count what was given up."""
-        assert self._fd is not None
-        # Not just write(): standard output may be non-blocking, and close() must get through.
-        ready = select.poll()
-        ready.register(self._fd, select.POLLOUT)
-        rest = memoryview(lines)
-        try:
-            while rest and not self._abandon.is_set():
-                if ready.poll(PAUSE * 1000):
-                    # A pipe that is writable takes this much without blocking (pipe(7), PIPE_BUF).
-                    rest = rest[os.write(self._fd, rest[: select.PIPE_BUF]) :]
-        except OSError as error:
-            if not self._complained:
-                self._complained = True
-                log.error("cannot write the access log: %s", error)
-        self._lost += bytes(rest).count(b"\n")
+        """Write what is waiting and stop. Blocks for a while at most, where nobody reads."""
+        self._lines.close()
+        self._started = False
 
     def _line(self, done: Finished, chain: Chain | None, size: int) -> str:
         """Fields that are zero, empty, false or not known are left out."""
@@ -193,3 +147,23 @@ class AccessLog:
         ids = np.frombuffer(chain, dtype=np.uint64) * np.uint64(self._factor)
         found: list[int] = (ids >> np.uint64(11)).tolist()
         return found
+
+
+def _complain(error: OSError) -> None:
+    log.error("cannot write the access log: %s", error)
+
+
+def _text(done: Finished) -> str:
+    """A line for people: what was asked, what came of it, how long it took, who answered."""
+    line = f"{clock(done.started)} {done.status or '---'} {done.method} {done.path}"
+    if done.model:
+        line += f" {done.model}"
+    if done.outcome != Outcome.OK:
+        line += f", {done.outcome}"
+    line += f", {done.duration:.3f} s"
+    if done.slot >= 0:
+        line += f", by {done.replica}"
+    if done.prompt_tokens:
+        cached = f", {done.delivered:,} of them cached" if done.delivered >= 0 else ""
+        line += f", {done.prompt_tokens:,} tokens in{cached}, {done.output_tokens:,} out"
+    return printable(line) + "\n"

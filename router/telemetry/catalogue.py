@@ -241,6 +241,12 @@ LOG_DROPPED = Metric(
     "lines",
     "Access log lines given up: the reader was too slow, or writing failed.",
 )
+OWN_LOG_DROPPED = Metric(
+    "warmroute_log_dropped_total",
+    "counter",
+    "lines",
+    "Lines of the router's own log given up: the reader of standard error was too slow.",
+)
 STATE_UP = Metric(
     "warmroute_state_up",
     "gauge",
@@ -327,6 +333,7 @@ OWN = (
     GAP, SURPLUS, UNREPORTED, IN_FLIGHT, QUEUED, USABLE, STATE, BREAKER, DISCOVERY,
     INDEX_BLOCKS, INDEX_BYTES, INDEX_SHARE, CONNECTIONS, STREAMS, BODY_BYTES,
     EXACT_CONFIDENCE, EXACT_PROMPTS, EXACT_EVENTS, EXACT_BYTES, EXACT_TOKENS, LOG_DROPPED,
+    OWN_LOG_DROPPED,
     STATE_UP, STATE_LAG, STATE_ROUTERS, STATE_FACTS_SENT, STATE_FACTS_RECEIVED,
     STATE_FACTS_DROPPED, STATE_BATCHES_SENT, STATE_BATCHES_RECEIVED, STATE_BYTES_SENT,
     STATE_BYTES_RECEIVED, STATE_SKIPPED, STATE_ERRORS, BUILD,

@@ -17,7 +17,7 @@ from typing import Final
 from prometheus_client.exposition import generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
-from router.telemetry import catalogue
+from router.telemetry import catalogue, logs
 from router.telemetry.catalogue import Metric
 from router.telemetry.histogram import Histogram
 from router.telemetry.ledger import GAPS
@@ -187,6 +187,7 @@ class Exposition:
         yield _single(catalogue.BODY_BYTES, live.body_bytes)
         yield from _exact(self._exact, [(labels, replica.slot) for labels, replica in named])
         yield _single(catalogue.LOG_DROPPED, self._log.dropped)
+        yield _single(catalogue.OWN_LOG_DROPPED, logs.dropped())
         yield from _shared(self._shared)
         build = ",".join(f'{name}="{escape(self._build[name])}"' for name in catalogue.BUILD.labels)
         yield _head(catalogue.BUILD) + _line(catalogue.BUILD, build, 1)

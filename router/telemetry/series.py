@@ -46,4 +46,8 @@ class Row(msgspec.Struct):
 
 def escape(value: str) -> str:
     """A label value for the Prometheus text format."""
+    if not value.isprintable():
+        # Many readers take U+2028 and others for the end of a line; half a character, which a
+        # client's JSON may hold, is none in UTF-8.
+        value = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in value)
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')

@@ -14,10 +14,13 @@ _HEAD: Final = Struct("<IBI")
 MOST_WAITING: Final = 16 << 20
 """Bytes for a worker that does not read, after which it is told nothing more until it does."""
 
-READY, BATCH, LOAD, MAP, LOADED = range(1, 6)
+BEAT: Final = 1.0
+"""Seconds between two signs of life of a worker."""
+
+READY, BATCH, LOAD, MAP, LOADED, ALIVE = range(1, 7)
 """READY: a worker says who it is (Ready). BATCH: facts for all others. LOAD: a worker asks for
 maps, and the supervisor another one for them. MAP: a replica's, for the worker numbered. LOADED:
-that was all."""
+that was all. ALIVE: a worker's event loop turns."""
 
 
 class Ready(msgspec.Struct):

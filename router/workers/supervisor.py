@@ -21,11 +21,15 @@ from typing import Final
 import msgspec
 import uvloop
 
+from router import descriptors, preflight
 from router.admin.gathered import GatheredServer
 from router.config import Settings
+from router.identity import GIVEN, PSEUDONYM
+from router.reload import Reloader, Reread
+from router.signals import attend
 from router.state.codec import BYE, Writer
 from router.telemetry import logs
-from router.workers.frames import BATCH, LOAD, LOADED, MAP, READY, Frames, Ready
+from router.workers.frames import BATCH, BEAT, LOAD, LOADED, MAP, READY, Frames, Ready
 from router.workers.worker import ENV
 
 log = logging.getLogger(__name__)
@@ -34,6 +38,10 @@ SOON: Final = 5.0
 """A worker that lived shorter than this is not replaced at once."""
 PAUSES: Final = (0.1, 5.0)
 """Seconds before it is: first, and at most."""
+FROZEN: Final = 10
+"""Signs of life a worker may owe before it is killed and replaced."""
+STARTING: Final = 120
+"""The same for one that has not served yet: what it loads may hold up its event loop."""
 LAST: Final = (1 << 63) - 1
 """Number of the batch that says goodbye for a worker that died."""
 
@@ -47,17 +55,22 @@ class _Member:
         self.frames: Frames | None = None
         self.ready: Ready | None = None
         self.started = 0.0
+        self.owed = 0
+        """Signs of life that were due since the last one."""
 
 
 class Supervisor:
     """The parent process."""
 
-    def __init__(self, settings: Settings, arguments: Sequence[str]) -> None:
+    def __init__(self, settings: Settings, arguments: Sequence[str], reread: Reread) -> None:
         """arguments: those of the command line, without the program."""
         self._settings = settings
+        self._reloader = Reloader(settings, reread)
         self._arguments = arguments
         self._members = [_Member(number) for number in range(settings.workers)]
         self._stopping = asyncio.Event()
+        self._reloaded = 0.0
+        """When SIGHUP came last."""
         self._served = False
         """Some worker was ready once: what fails from now on is tried again."""
         self.status = 0
@@ -74,6 +87,10 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
         settings = self._settings
+        attend(loop, self._reload)
+        warning = preflight.file_limit_warning(settings)
+        if warning:
+            log.warning("%s, for each worker", warning)
         self._reserve()
         admin = GatheredServer(settings, self.admin_ports)
         await admin.start()
@@ -84,7 +101,9 @@ class Supervisor:
             settings.admin_host,
             admin.port,
         )
+        watching = loop.create_task(self._watch(), name="frozen workers")
         await asyncio.gather(*(self._keep(member) for member in self._members))
+        watching.cancel()
         await admin.stop()
         if self._reserved is not None:
             self._reserved.close()
@@ -93,34 +112,65 @@ class Supervisor:
     def _reserve(self) -> None:
         """Hold the port without listening: its number stays the same while workers come and go.
 
-        Raises OSError when another program has it.
+        Raises OSError when another program has it, another supervisor among them: bound to be
+        shared from the beginning, both would get it, and each about half of the connections.
         """
         settings = self._settings
         family, kind, _, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        self._reserved = socket.socket(family, kind)
-        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._reserved = reserved = socket.socket(family, kind)
         if settings.host == "::":
-            self._reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        self._reserved.bind(address)
-        self.port = self._reserved.getsockname()[1]
+            reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # As a server binds that means to be alone, connections that are closing left aside.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(address)
+        # It is ours: from here on the workers may share it.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self.port = reserved.getsockname()[1]
 
     def _stop(self, number: int) -> None:
         """Pass the signal on: the first lets workers settle, later ones hurry them."""
         self._stopping.set()
-        for member in self._members:
+        self._pass_signal(number, self._members)
+
+    def _pass_signal(self, number: int, members: Sequence[_Member]) -> None:
+        for member in members:
             if member.process is not None and member.process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     member.process.send_signal(number)
+
+    async def _reload(self) -> None:
+        self._reloaded = time.monotonic()
+        # One that starts could be ended by the signal; it is told once it is ready.
+        self._pass_signal(signal.SIGHUP, [m for m in self._members if m.ready is not None])
+        await self._reloader.supervisor()
+
+    async def _watch(self) -> None:
+        """Kill workers that show no sign of life: their connections wait for nobody.
+
+        What is counted are signs, not seconds: when the whole machine has stood still, nobody owes
+        more than one.
+        """
+        while True:
+            await asyncio.sleep(BEAT)
+            for member in self._members:
+                process = member.process
+                if process is None or process.returncode is not None:
+                    continue
+                member.owed += 1
+                if member.owed > (STARTING if member.ready is None else FROZEN):
+                    log.error("worker %d is frozen, killing it", member.number)
+                    member.owed = 0
+                    with contextlib.suppress(ProcessLookupError):
+                        process.kill()
 
     async def _keep(self, member: _Member) -> None:
         """Have a worker in this place until it is time to stop."""
         pause = PAUSES[0]
         while not self._stopping.is_set():
-            await self._start(member)
-            assert member.process is not None
-            status = await member.process.wait()
+            status = await self._life(member)
             self._died(member)
             if self._stopping.is_set():
                 self.status = self.status or max(status, 0)
@@ -143,7 +193,19 @@ class Supervisor:
                 async with asyncio.timeout(pause):
                     await self._stopping.wait()
 
+    async def _life(self, member: _Member) -> int:
+        """Start a worker and wait for its end. Returns its exit status."""
+        try:
+            await self._start(member)
+        except OSError as error:
+            log.error("worker %d cannot be started: %s", member.number, error)
+            return 1
+        assert member.process is not None
+        return await member.process.wait()
+
     async def _start(self, member: _Member) -> None:
+        member.started = time.monotonic()
+        member.owed = 0
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
 
@@ -154,18 +216,17 @@ class Supervisor:
         await asyncio.get_running_loop().create_unix_connection(
             lambda: frames_of(member), sock=ours
         )
-        member.started = time.monotonic()
-        member.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "router.cli.main",
-            *self._arguments,
-            env=os.environ | {ENV: f"{theirs.fileno()},{self.port}"},
-            pass_fds=(theirs.fileno(),),
-            # A Ctrl-C in the terminal is passed on once, not told to all by the terminal too.
-            start_new_session=True,
-        )
-        theirs.close()
+        with theirs:
+            member.process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "router.cli.main",
+                *self._arguments,
+                env=os.environ | {ENV: f"{theirs.fileno()},{self.port}", GIVEN: PSEUDONYM},
+                pass_fds=(theirs.fileno(),),
+                # A Ctrl-C in the terminal is passed on once, not told to all by the terminal too.
+                start_new_session=True,
+            )
 
     def _died(self, member: _Member) -> None:
         ready, member.ready = member.ready, None
@@ -183,11 +244,14 @@ class Supervisor:
                 member.frames.tell(BATCH, data)
 
     def _heard(self, member: _Member, kind: int, worker: int, data: bytes) -> None:
+        member.owed = 0
         if kind == BATCH:
             self._pass_on(member, data)
         elif kind == READY:
             member.ready = msgspec.json.decode(data, type=Ready)
             self._served = True
+            if member.started < self._reloaded:
+                self._pass_signal(signal.SIGHUP, [member])
         elif kind == LOAD:
             elders = [m for m in self._members if m.ready is not None and m is not member]
             elder = min(elders, key=lambda m: m.started, default=None)
@@ -210,15 +274,19 @@ def frames_of(member: _Member) -> Frames:
     return member.frames
 
 
-async def _supervise(settings: Settings, arguments: Sequence[str]) -> int:
+async def _supervise(settings: Settings, arguments: Sequence[str], reread: Reread) -> int:
     try:
-        return await Supervisor(settings, arguments).run()
+        return await Supervisor(settings, arguments, reread).run()
     except OSError as error:
         log.error("cannot listen: %s", error)
         return 1
 
 
-def run(settings: Settings, arguments: Sequence[str]) -> int:
+def run(settings: Settings, arguments: Sequence[str], reread: Reread) -> int:
     """Run the workers until SIGTERM or SIGINT. Returns the process's exit status."""
-    logs.setup(settings.log_level)
-    return uvloop.run(_supervise(settings, arguments))
+    descriptors.raise_limit()
+    logs.setup(settings.log_level, settings.log_format)
+    try:
+        return uvloop.run(_supervise(settings, arguments, reread))
+    finally:
+        logs.close()

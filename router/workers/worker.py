@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from router.config import Settings
-from router.workers.frames import READY, Frames, Ready
+from router.workers.frames import ALIVE, BEAT, READY, Frames, Ready
 from router.workers.transport import LocalCarrier
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,11 @@ class Worker:
         )
         if self.carrier is not None:
             self.carrier.attach(self._frames)
+        self._beat()
+
+    def _beat(self) -> None:
+        self._frames.tell(ALIVE)
+        asyncio.get_running_loop().call_later(BEAT, self._beat)
 
     def ready(self, router: int, admin_port: int) -> None:
         """Tell that this worker serves."""

@@ -3,120 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import re
 import signal
 import socket
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from router_process import Serve
 
 from loadgen.replicas import SimulatedFleet
 from loadgen.replicas.replica import Replica
 
-ROOT = Path(__file__).parents[2]
 LONG = {"model": "sim", "prompt": "hello", "max_tokens": 400, "stream": True}
 SHORT = {"model": "sim", "prompt": "hello", "max_tokens": 2}
-
-
-class Process:
-    """One `warmroute serve`."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.log = ""
-        self.port = self.admin_port = 0
-        self._heard = asyncio.Event()
-        self._reading = asyncio.create_task(self._read())
-
-    async def _read(self) -> None:
-        assert self.process.stderr is not None
-        while line := await self.process.stderr.readline():
-            self.log += line.decode()
-            self._heard.set()
-            self._heard.clear()
-
-    async def says(self, pattern: str) -> re.Match[str]:
-        """Wait for a line of its log."""
-        async with asyncio.timeout(30):
-            while not (found := re.search(pattern, self.log)):
-                heard = asyncio.create_task(self._heard.wait())
-                await asyncio.wait({heard, self._reading}, return_when=asyncio.FIRST_COMPLETED)
-                heard.cancel()
-                if self._reading.done() and not re.search(pattern, self.log):
-                    pytest.fail(f"ended without {pattern!r}: {self.log}")
-        return found
-
-    async def listening(self) -> Process:
-        found = await self.says(r"listens on \S+:(\d+), admin on \S+:(\d+)")
-        self.port, self.admin_port = int(found[1]), int(found[2])
-        return self
-
-    async def ready(self) -> Process:
-        await self.listening()
-        async with asyncio.timeout(30), httpx.AsyncClient() as client:
-            while (await client.get(f"{self.admin}/readyz")).status_code != 200:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-        return self
-
-    @property
-    def front(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def admin(self) -> str:
-        return f"http://127.0.0.1:{self.admin_port}"
-
-    def signal(self, number: int = signal.SIGTERM) -> None:
-        self.process.send_signal(number)
-
-    async def exit(self) -> int:
-        async with asyncio.timeout(30):
-            await self._reading
-            return await self.process.wait()
-
-
-Serve = Callable[..., Awaitable[Process]]
-
-
-@pytest.fixture
-async def serve() -> AsyncIterator[Serve]:
-    made: list[Process] = []
-
-    async def make(*urls: str, **settings: object) -> Process:
-        options = {"port": 0, "admin_port": 0, "access_log": 0, "health_interval": 0.2, **settings}
-        flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("WARMROUTE_")}
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "router.cli.main", "serve"),
-            *(f"--replica={url}" for url in urls),
-            *flags,
-            cwd=ROOT,
-            env={**clean, "PYTHONPATH": str(ROOT)},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        made.append(Process(process))
-        return made[-1]
-
-    yield make
-    for process in made:
-        with contextlib.suppress(ProcessLookupError):
-            process.process.kill()
-        await process.process.wait()
-
-
-@pytest.fixture
-async def fleet() -> AsyncIterator[SimulatedFleet]:
-    async with SimulatedFleet(2) as made:
-        yield made
 
 
 def posted(replica: Replica) -> bool:
@@ -136,7 +36,7 @@ async def stream(client: httpx.AsyncClient, begun: asyncio.Event, body: Any = LO
 
 
 async def test_stopping_under_load_loses_nothing(fleet: SimulatedFleet, serve: Serve) -> None:
-    router = await (await serve(*fleet.urls, settle_time=0.7)).ready()
+    router = await (await serve(*fleet.urls, settle_time=3)).ready()
     async with httpx.AsyncClient(base_url=router.front, timeout=30) as client:
         begun = [asyncio.Event() for _ in range(20)]
         streams = [asyncio.create_task(stream(client, event)) for event in begun]

@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
+import msgspec
 import pytest
 
 from router import app
@@ -119,15 +120,18 @@ def test_version() -> None:
 def test_serve_runs_the_gateway_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[Settings] = []
 
-    def run(settings: Settings) -> int:
+    def run(settings: Settings, reread: Callable[[], Settings]) -> int:
         ran.append(settings)
+        monkeypatch.setenv("WARMROUTE_RETRIES", "3")
+        ran.append(reread())
         return 7
 
     monkeypatch.setattr(app, "run", run)
     monkeypatch.setenv("WARMROUTE_RETRIES", "1")
     status = cli.main(["serve", "--replica", "http://a:1", "--replica", "http://b:1", "--port=0"])
     assert status == 7
-    assert ran == [Settings(replicas=("http://a:1", "http://b:1"), port=0, retries=1)]
+    both = Settings(replicas=("http://a:1", "http://b:1"), port=0, retries=1)
+    assert ran == [both, msgspec.structs.replace(both, retries=3)]
 
 
 class Engine(BaseHTTPRequestHandler):

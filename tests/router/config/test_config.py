@@ -466,3 +466,17 @@ def test_loaded_keeps_where_each_setting_came_from() -> None:
         Settings(replicas=("http://a:8000",), retries=1),
         {"replicas": "--replica", "retries": "WARMROUTE_RETRIES"},
     )
+
+
+@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.kind.secret])
+def test_a_secret_that_is_set_but_empty_is_no_secret(tmp_path: Path, name: str) -> None:
+    env = TABLE[name].env
+    for text in ("", ' ""', " null", ' "  "'):
+        path = written(tmp_path, f"{name}:{text}\n")
+        [problem] = problems(ONE, {}, path)
+        assert (problem.setting, problem.source) == (name, f"{path}:1")
+        assert problem.wrong == "it is set but empty"
+    for value in ("", " "):
+        [problem] = problems(ONE, {env: value})
+        assert (problem.setting, problem.source) == (name, env)
+        assert "do not set it at all" in problem.fix

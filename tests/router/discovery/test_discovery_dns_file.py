@@ -93,6 +93,12 @@ async def test_a_file_is_watched_and_its_faults_change_nothing(
     path.write_text("- http://10.0.0.1:8000\n- nonsense\n")
     await until_problem("entry 2")
     assert len(fleet.members()) == 2
+    for nothing in ("", "\n", "# soon\n", "---\n"):
+        path.write_text("- nonsense\n")
+        await until_problem("entry 1")
+        path.write_text(nothing)
+        await until_problem("it is empty")
+        assert [member.draining for member in fleet.members()] == [False, False]
     path.write_text("- {url: 'http://10.0.0.2:8000', models: [m2], id: b}\n")
     await until_names(fleet, ["10.0.0.2:8000"])
     after = fleet.find("http://10.0.0.2:8000")
@@ -116,5 +122,5 @@ def test_what_is_wrong_with_a_file_is_told(text: str, wrong: str) -> None:
         parse_targets(text.encode())
 
 
-def test_an_empty_file_is_an_empty_fleet() -> None:
-    assert parse_targets(b"# none\n") == []
+def test_an_empty_list_is_an_empty_fleet() -> None:
+    assert parse_targets(b"[] # none\n") == []

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import os
+import resource
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trustme
-from fleet_engines import StartEngine
+from fleet_engines import StartEngine, StartFleet
 
 from router.fleet.reader import Answer, Failure, Reader, ReadError, tls_context
 from router.fleet.settings import FleetSettings
@@ -122,3 +127,44 @@ def test_a_ca_file_that_is_none_is_named(tmp_path: Path) -> None:
     for path in (bad, tmp_path / "absent.pem"):
         with pytest.raises(ValueError, match=r"CA file .*pem"):
             tls_context(FleetSettings(ca=str(path)))
+
+
+@contextlib.contextmanager
+def no_files_left() -> Iterator[None]:
+    """This process cannot open anything more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_what_the_router_lacks_is_no_refusal(engine: StartEngine) -> None:
+    server = await engine()
+    reader = Reader(server.url, "", TLS)
+    with no_files_left():
+        error = await failure(reader)
+    assert error.failure is Failure.LOCAL
+    assert "/metrics could not be asked: Too many open files" in str(error)
+
+
+async def test_a_router_out_of_files_changes_no_replica(
+    engine: StartEngine, fleet: StartFleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Without metrics that tell its start, a refused connection would mean a restart.
+    server = await engine(metrics=b"", metrics_status=404)
+    running = await fleet(server, unhealthy_after=1, health_interval=0.02)
+    [replica] = running.members()
+    with no_files_left(), caplog.at_level(logging.ERROR):
+        for task in list(server._tasks):
+            task.cancel()
+        async with asyncio.timeout(20):
+            while "cannot be probed" not in caplog.text:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert running.usable == 1
+    await server.asked_again("/health", 2)
+    assert (replica.restarts, running.usable) == (0, 1)
+    assert caplog.text.count("cannot be probed") == 1

@@ -97,7 +97,7 @@ async def test_requests(
     got = world.replica.received[-1]
     assert got.body == body
     assert (got.method, got.target) == ("POST", "/x/y?a=%20b&c")
-    rebuilt = {"host", "content-length", "x-request-id"}
+    rebuilt = {"host", "via", "content-length", "x-request-id"}
     kept = [pair for pair in got.headers if pair[0] not in rebuilt]
     assert kept == [(name, value.strip()) for name, value in headers]
 
@@ -155,7 +155,7 @@ async def test_hop_by_hop_headers(
         get("/x", *hop, "Connection: keep-alive, X-Mine,x-other", "X-Mine: 1", "X-OTHER: 2", "A: b")
     )
     names = [name.lower() for name, _ in replica.received[0].headers]
-    assert names == ["host", "a", "x-request-id"]
+    assert names == ["host", "a", "via", "x-request-id"]
     replica.reply(
         b"HTTP/1.1 200 OK\r\nKeep-Alive: x\r\nConnection: keep-alive, X-Mine\r\nX-Mine: 1\r\n"
         b"Proxy-Authenticate: x\r\nUpgrade: h2c\r\nTrailer: T\r\nA: b\r\nContent-Length: 2\r\n\r\nok"
@@ -305,3 +305,34 @@ async def test_usage_asked_and_no_stream_answered(
     replica.reply(sized(error, "400 Bad Request"))
     status, _, got = await client.ask(post(PATH, STREAM))
     assert (status, got) == (400, error)
+
+
+NOT_FOR_ONE_HOP = "Content-Length, Transfer-Encoding, Content-Type, Content-Encoding, Host, x-mine"
+
+
+async def test_what_frames_a_message_is_not_for_one_hop(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect
+) -> None:
+    replica = await replicas()
+    app = await router(replica)
+    client = await connect(app)
+    named = f"Connection: {NOT_FOR_ONE_HOP}"
+    mine = ("Content-Type: text/x", "Content-Encoding: br", "X-Mine: 1")
+    for _ in range(2):
+        status, _, _ = await client.ask(post("/x", b"abc", named, *mine))
+        assert status == 200
+    for got in replica.received:
+        assert got.body == b"abc"
+        assert (got.header("content-type"), got.header("content-encoding")) == ("text/x", "br")
+        assert got.header("x-mine") is None
+    about = f"{named}\r\nContent-Type: text/x\r\nContent-Encoding: br\r\nX-Mine: 1\r\n".encode()
+    framed = {
+        b"Content-Length: 2\r\n\r\nok": b"ok",
+        b"Transfer-Encoding: chunked\r\n\r\n" + chunk(b"ok") + END: chunk(b"ok") + END,
+    }
+    for raw, body in framed.items():
+        replica.reply(b"HTTP/1.1 200 OK\r\n" + about + raw)
+        status, headers, found = await client.ask(get("/x"))
+        assert (status, found) == (200, body)
+        assert (headers["content-type"], headers["content-encoding"]) == ("text/x", "br")
+        assert "x-mine" not in headers

@@ -124,3 +124,20 @@ async def test_a_port_that_is_taken(replicas: MakeReplica, router: MakeRouter) -
     app = await router(replica)
     with pytest.raises(OSError, match=str(app.port)):
         await router(replica, port=app.port)
+
+
+async def test_health_while_it_serves_and_while_it_stops(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect
+) -> None:
+    app = await router(await replicas())
+    probes = [get("/health"), get("/ping"), post("/ping", b""), post("/ping", b"{}")]
+    for probe in probes:
+        status, _, _ = await (await connect(app)).ask(probe)
+        assert status == 200
+    assert (await (await connect(app)).ask(post("/health", b"")))[0] == 405
+    app.settle()
+    for probe in probes:
+        status, headers, _ = await (await connect(app)).ask(probe)
+        assert (status, headers["retry-after"]) == (503, "2")
+    # Only probes are told: who comes all the same is served.
+    assert (await (await connect(app)).ask(post(PATH, CHAT)))[0] == 200

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
 
 import pytest
 from http_world import (
     CHAT,
+    END,
     Connect,
     MakeReplica,
     MakeRouter,
@@ -186,3 +188,151 @@ async def test_a_client_that_never_reads_its_answer_is_let_go(
     client.send(get("/x") * 500)
     # What the kernels hold and what waits in the router: then nothing moves any more.
     await until(lambda: not app.gateway.clients)
+
+
+CHUNKED = P + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.usefixtures("quick_sweep")
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (P + b"Content-Length: 100000\r\n\r\n", b"x"),
+        (CHUNKED, b"1\r\nx\r\n"),
+        (CHUNKED + b"ffff;", b"x"),
+        (CHUNKED + b"0\r\n", b"T: x\r\n"),
+        (P, b"T: x\r\n"),
+    ],
+    ids=["sized", "chunked", "in a chunk's extension", "in trailers", "in the head"],
+)
+async def test_a_request_that_trickles_ends(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect, head: bytes, piece: bytes
+) -> None:
+    app = await router(await replicas(), head_timeout=0.3, idle_timeout=30.0)
+    client = await connect(app)
+    client.send(head)
+
+    async def trickle() -> None:
+        while True:
+            client.send(piece)
+            await asyncio.sleep(0.02)
+
+    trickling = asyncio.create_task(trickle())
+    status, headers, _ = await client.answer()
+    trickling.cancel()
+    assert (status, headers["connection"]) == (408, "close")
+    assert app.gateway.live.body_bytes == 0
+
+
+@pytest.mark.usefixtures("quick_sweep")
+async def test_a_body_that_keeps_coming_is_waited_for(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect
+) -> None:
+    replica = await replicas()
+    # 100 bytes in each 0.3 s.
+    app = await router(replica, head_timeout=0.3, idle_timeout=0.5, body_rate=333)
+    client = await connect(app)
+    client.send(P.replace(PATH.encode(), b"/x") + b"Content-Length: 15000\r\n\r\n")
+    [connection] = app.gateway.clients
+    measured = 0
+    before = connection._mark
+    for _ in range(50):
+        client.send(b"x" * 300)
+        for _ in range(2):
+            await asyncio.sleep(0.02)
+            measured += connection._mark != before
+            before = connection._mark
+    status, _, _ = await client.answer()
+    assert status == 200
+    assert measured >= 2
+    assert replica.received[0].body == b"x" * 15_000
+
+
+@pytest.mark.usefixtures("quick_sweep")
+async def test_a_body_that_is_not_asked_for_yet_is_not_late(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect
+) -> None:
+    replica = await replicas()
+    replica.reply_in_steps(sized(b"first")[:-1], b"t")
+    app = await router(replica, head_timeout=0.1, idle_timeout=0.1)
+    client = await connect(app)
+    client.send(get("/slow"), post("/x", b"abc", "Expect: 100-continue")[:-3])
+    await client.head()
+    [connection] = app.gateway.clients
+    await until(lambda: connection.in_body)
+    for _ in range(20):
+        await asyncio.sleep(0.02)
+        assert connection.in_request
+    replica.step()
+    assert await client.reader.readexactly(5) == b"first"
+    assert (await client.head())[0] == 100
+    replica.handler = None
+    assert (await client.ask(b"abc"))[0] == 200
+
+
+@pytest.mark.usefixtures("quick_sweep")
+async def test_bytes_that_begin_no_request_keep_nothing_open(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect
+) -> None:
+    app = await router(await replicas(), idle_timeout=0.3)
+    client = await connect(app)
+
+    async def trickle() -> None:
+        while True:
+            client.send(b"\r\n")
+            await asyncio.sleep(0.02)
+
+    trickling = asyncio.create_task(trickle())
+    await until(lambda: app.gateway.clients)
+    await until(lambda: not app.gateway.clients)
+    trickling.cancel()
+
+
+async def test_a_body_in_small_chunks_takes_what_is_counted(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect
+) -> None:
+    replica = await replicas()
+    app = await router(replica)
+    client = await connect(app)
+    count = 100_000
+    tracemalloc.start()
+    try:
+        client.send(CHUNKED.replace(PATH.encode(), b"/x"))
+        await until(lambda: app.gateway.clients)
+        before, _ = tracemalloc.get_traced_memory()
+        client.send(b"2\r\nab\r\n" * count)
+        await until(lambda: app.gateway.live.body_bytes == 2 * count)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 2 * (2 * count)
+    assert (await client.ask(END))[0] == 200
+    assert replica.received[0].body == b"ab" * count
+
+
+async def test_too_few_open_files_for_more_clients(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.descriptors.limit", lambda: 80)
+    replica = await replicas()
+    app = await router(replica)
+    # Half of them is kept back, and each client may need a connection to a replica.
+    assert app.gateway.most_clients == 20
+    # By their numbers, those that this test has open are too many already.
+    app.gateway.files_for_clients = 1000
+    kept = [await connect(app) for _ in range(20)]
+    await until(lambda: len(app.gateway.clients) == 20)
+    more = [await connect(app) for _ in range(40)]
+    told = [(await client.rest())[:12] for client in more]
+    # What is over takes no files: some are told, the others are closed at once.
+    assert sorted(told) == [b""] * 24 + [b"HTTP/1.1 503"] * 16
+    for client in more:
+        client.close()
+    await until(lambda: app.gateway.shed == 0)
+    assert (await kept[0].ask(get("/x")))[0] == 200
+    kept[1].close()
+    await until(lambda: len(app.gateway.clients) == 19)
+    app.gateway.files_for_clients = 3
+    assert (await (await connect(app)).ask(get("/x")))[0] == 503
+    app.gateway.files_for_clients = 1000
+    assert (await (await connect(app)).ask(get("/x")))[0] == 200

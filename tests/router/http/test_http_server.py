@@ -187,9 +187,9 @@ async def test_chunked_request_body(
     for request in replica.received[:2]:
         assert request.body == CHAT
         assert [name for name, _ in request.headers] == [
-            *("host", "A", "content-length", "x-request-id")
+            *("host", "A", "via", "content-length", "x-request-id")
         ]
-    assert [name for name, _ in replica.received[2].headers] == ["host", "x-request-id"]
+    assert [name for name, _ in replica.received[2].headers] == ["host", "via", "x-request-id"]
 
 
 async def test_continue(replicas: MakeReplica, router: MakeRouter, connect: Connect) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 
 import pytest
 import websockets
@@ -151,7 +153,7 @@ async def test_h2c_is_ignored(replicas: MakeReplica, router: MakeRouter, connect
     request = replica.received[-1]
     assert request.body == CHAT
     assert {name.lower() for name, _ in request.headers} == {
-        *("host", "a", "content-length", "x-request-id")
+        *("host", "a", "via", "content-length", "x-request-id")
     }
     # In pieces, chunked, waiting for 100, and the connection's last.
     head = (
@@ -282,3 +284,69 @@ async def test_the_replica_dies(
     client.send(ASK)
     assert (await client.head())[0] == 101
     assert await client.rest() == b"last words"
+
+
+@pytest.mark.parametrize("count", [493, 900])
+async def test_many_ignored_upgrades_in_one_read(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect, count: int
+) -> None:
+    app = await router(await replicas())
+    client = await connect(app)
+    one = get("/health", "Connection: upgrade", "Upgrade: h2c")
+    client.send(one * count + get("/v1/models"))
+    for _ in range(count):
+        status, _, _ = await client.answer()
+        assert status == 200
+    status, _, body = await client.answer()
+    assert (status, json.loads(body)["object"]) == (200, "list")
+
+
+@pytest.mark.usefixtures("quick_sweep")
+async def test_a_silent_tunnel_is_closed(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect
+) -> None:
+    replica = await replicas()
+    left = asyncio.Event()
+
+    async def handler(
+        request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        writer.write(AGREED)
+        while data := await reader.read(1000):
+            writer.write(data)
+        left.set()
+        writer.close()
+        raise ConnectionAbortedError
+
+    replica.handler = handler
+    app = await router(replica, tunnel_idle_timeout=0.4)
+    client = await connect(app)
+    client.send(ASK)
+    assert (await client.head())[0] == 101
+    # What passes keeps it open, for longer than the limit.
+    for _ in range(20):
+        client.send(b"x")
+        assert await client.reader.readexactly(1) == b"x"
+        await asyncio.sleep(0.04)
+    # As a client or an engine that vanished, or a connection that a firewall has forgotten.
+    with contextlib.suppress(ConnectionError):
+        assert await client.rest() == b""
+    async with asyncio.timeout(5):
+        await left.wait()
+    await until(lambda: not app.gateway.exchanges)
+
+
+async def test_the_kernel_looks_after_connections(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect
+) -> None:
+    replica = await replicas()
+    app = await router(replica)
+    client = await connect(app)
+    client.send(ASK)
+    await replica.asked()
+    [connection] = app.gateway.clients
+    [exchange] = app.gateway.exchanges
+    assert exchange.upstream is not None
+    for transport in (connection.transport, exchange.upstream.transport):
+        assert transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    client.vanish()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from router.telemetry import access_log
+from router.telemetry import lines
 from router.telemetry.access_log import AccessLog
 from router.telemetry.record import Finished
 
@@ -121,14 +121,14 @@ def test_logging_can_be_off(capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_reader_that_does_not_read_costs_lines_not_time(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(access_log, "EXIT_SECONDS", 0.05)
-    monkeypatch.setattr(access_log, "PAUSE", 0.01)
+    monkeypatch.setattr(lines, "EXIT_SECONDS", 0.05)
+    monkeypatch.setattr(lines, "PAUSE", 0.01)
     reader, writer = pipe
     log = AccessLog(fd=writer, most_waiting=500)
     log.start()
     for number in range(20_000):  # some 6 MB, and a pipe takes 64 KB
         log.add(finished(f"r{number}"))
-    assert len(log._waiting) <= 500
+    assert len(log._lines.waiting) <= 500
     log.close()
     assert not any(thread.name == "access-log" for thread in threading.enumerate())
     os.close(writer)
@@ -142,7 +142,7 @@ def test_a_reader_that_does_not_read_costs_lines_not_time(
 def test_a_reader_that_is_gone_is_told_once(
     pipe: tuple[int, int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(access_log, "PAUSE", 0.01)
+    monkeypatch.setattr(lines, "PAUSE", 0.01)
     reader, writer = pipe
     os.close(reader)
     log = AccessLog(fd=writer)
@@ -177,3 +177,28 @@ def test_a_pipe_that_does_not_block_works_too(pipe: tuple[int, int]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), writer)
     assert log.dropped == 0
     assert b"".join(got).count(b"\n") == 2000
+
+
+def test_lines_for_people(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    with path.open("wb") as file:
+        log = AccessLog(fd=file.fileno(), people=True)
+        log.start()
+        log.add(finished(path="/v1/\x1b[31m", model="m\u2028n"))
+        log.add(Finished("r2", method="GET", path="/x", status=0, outcome="client_gone"))
+        log.close()
+    first, second = path.read_text().splitlines()
+    told = " 200 POST /v1/\\x1b[31m m\\u2028n, 1.500 s, by a:1, 100 tokens in, 64 of them cached, 20 out"
+    assert first[8:] == told
+    assert second[8:] == " --- GET /x, client_gone, 0.000 s"
+
+
+def test_long_lines_are_bounded_by_their_size(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "MOST_CHARACTERS", 100_000)
+    log = AccessLog(fd=pipe[1])  # not started: nothing is taken
+    for number in range(100):
+        log.add(finished(path="/" + "x" * 10_000 + str(number)))
+    assert len(log._lines.waiting) == 10
+    assert log.dropped == 90
