@@ -50,6 +50,7 @@ def _build(body: bytes) -> Prompt:
         session(head),
         number(head.max_tokens),
         usage_offset(body, stream, head.stream_options),
+        head.transfer,
     )
 
 
