@@ -7,7 +7,17 @@ from typing import Final
 
 import msgspec
 
-from router.prompt.canonical import ABSENT, BRACKET, NULL, QUOTE, is_plain, number, string, truth
+from router.prompt.canonical import (
+    ABSENT,
+    BRACKET,
+    NULL,
+    QUOTE,
+    crowded,
+    is_plain,
+    number,
+    string,
+    truth,
+)
 from router.prompt.chain import chain, seed
 from router.prompt.prompt import Api, Prompt, PromptError
 from router.prompt.reading import Head, arguments, parse, session, usage_offset
@@ -95,6 +105,8 @@ def _first(raw: msgspec.Raw, plain: bool) -> tuple[str, bytes, int]:
             raise PromptError("'prompt' must hold arrays of token ids.", "prompt")
         return _TOKENS, ids, len(inner) - 2 * inner.count(b"[") - inner.count(b"],[")
     prompts = _decode_list(raw)
+    if crowded(len(prompts), len(view)) and memoryview(prompts[0])[0] == QUOTE:
+        return _TEXT, _text(prompts[0], plain), len(view)
     if any(memoryview(each)[0] != QUOTE for each in prompts):
         raise PromptError("'prompt' must be a string, an array of strings, or token ids.", "prompt")
     texts = [_text(each, plain) for each in prompts]

@@ -19,7 +19,8 @@ _LEVELS: Final = 100
 """Arrays and objects within one another that are kept; no field that is read lies deeper."""
 _CHUNK: Final = 1 << 18
 _BOM: Final = b"\xef\xbb\xbf"
-_CONSTANT = re.compile(rb"\b(?:NaN|Infinity)\b")
+_NAN = re.compile(rb"(?<=[\[:,\s])NaN(?=[\],}\s])")
+_INFINITY = re.compile(rb"(?<=[\[:,\s-])Infinity(?=[\],}\s])")
 _ENCODED_HALF = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
 _HALF = re.compile(
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
@@ -57,7 +58,8 @@ def readable(text: bytes) -> bytes:
     """
     if text.startswith(_BOM):
         text = b"   " + text[3:]
-    text = _CONSTANT.sub(_number, text)
+    text = _NAN.sub(b"111", text)
+    text = _INFINITY.sub(b"11111111", text)
     text = _HALF.sub(rb"\\ufffd", text)
     text = _ENCODED_HALF.sub(b"???", text)
     try:
@@ -67,10 +69,6 @@ def readable(text: bytes) -> bytes:
     except msgspec.DecodeError:
         pass  # for the reader to tell
     return text
-
-
-def _number(found: re.Match[bytes]) -> bytes:
-    return b"1" * len(found[0])
 
 
 def _shallow(text: bytes) -> bytes:
