@@ -56,8 +56,10 @@ _LONG_BODY: Final = 131_072
 """Bytes; from here on looking strings up costs less than searching all of them."""
 _LONG_STRING: Final = 512
 """Bytes; from here on looking it up costs less than searching it."""
-LARGEST_VALUE: Final = 4 << 20
+LARGEST_VALUE: Final = 1 << 20
 """Bytes; a larger value is not decoded."""
+_MOST_AGAIN: Final = 1 << 18
+"""Bytes; a larger value of the wrong shape is not decoded a second time."""
 _SCAN_WITH_NUMPY: Final = 32_768
 """Bytes; from here on numpy is faster than a regular expression."""
 _U: Final = int.from_bytes(b"\\u", "little")
@@ -126,7 +128,9 @@ def compact(raw: msgspec.Raw) -> bytes:
 
 def members_once(raw: msgspec.Raw, decode: Callable[[bytes], T]) -> T | None:
     """A value decoded from its canonical form, which has the last of the members of one name; None
-    when it has another shape all the same."""
+    when it has another shape all the same, or is too large to be worth the attempt."""
+    if len(memoryview(raw)) > _MOST_AGAIN:
+        return None
     try:
         return decode(compact(raw))
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -240,7 +240,7 @@ def _canonical_calls(raw: msgspec.Raw) -> bytes:
     except msgspec.ValidationError:
         calls = members_once(raw, _decode_calls)
     if calls is None or crowded(len(calls), len(memoryview(raw))):
-        return OTHER + compact(raw)
+        return OTHER + bytes(raw)
     pieces: list[bytes | msgspec.Raw] = []
     add = pieces.append
     for call in calls:
