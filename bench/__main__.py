@@ -30,6 +30,7 @@ SUITES = {
     "state": Suite(tells_json=True),
     "index": Suite(tells_json=True),
     "prompt": Suite(),
+    "shapes": Suite(),
     "telemetry": Suite(),
     "replicas": Suite(("engine",)),
     "loadgen": Suite(),

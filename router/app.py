@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import uvloop
 
-from router import descriptors, preflight
+from router import descriptors
 from router.admin.engines import EngineCalls, Operation
 from router.admin.parts import AdminParts, Phase
 from router.admin.server import AdminServer
@@ -333,7 +333,7 @@ async def _serve(settings: Settings, worker: Worker | None, reread: Reread) -> i
     asked_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop.set)
-    warning = preflight.file_limit_warning(settings)
+    warning = descriptors.limit_warning(settings.max_connections, len(settings.replicas))
     if warning:
         log.warning("%s", warning)
     try:

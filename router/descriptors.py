@@ -81,3 +81,18 @@ def clients_allowed(replicas: int, most: int) -> int:
     """How many clients `most` open files are enough for: each may need a connection to a replica
     too."""
     return max(1, (most - kept_back(replicas, most)) // 2)
+
+
+def limit_warning(max_connections: int, replicas: int) -> str:
+    """A warning where open files run out before connections do; empty where they do not."""
+    hard = hard_limit()
+    allowed = clients_allowed(replicas, hard)
+    if allowed >= max_connections:
+        return ""
+    # One for the client and one for the replica.
+    need = 2 * max_connections + kept_back(replicas, hard)
+    return (
+        f"max_connections={max_connections} may need {need} open files and the limit is "
+        f"{hard}, enough for {allowed} clients; beyond them, 503. Raise it (ulimit -Hn, "
+        "LimitNOFILE= in systemd) or lower max_connections"
+    )

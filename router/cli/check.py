@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import httpx
 
-from router import descriptors
 from router.config import Fault, Settings, replica_context
 
 _CALLS_AT_ONCE = 32
@@ -52,22 +51,6 @@ def check_all(settings: Settings) -> Iterator[Fault]:
     """Everything that takes more than the settings to know."""
     yield from check_policy(settings)
     yield from check_exact(settings)
-
-
-def file_limit_warning(settings: Settings) -> str:
-    """A warning where open files run out before connections do; empty where they do not."""
-    replicas = len(settings.replicas)
-    hard = descriptors.hard_limit()
-    allowed = descriptors.clients_allowed(replicas, hard)
-    if allowed >= settings.max_connections:
-        return ""
-    # One for the client and one for the replica.
-    need = 2 * settings.max_connections + descriptors.kept_back(replicas, hard)
-    return (
-        f"max_connections={settings.max_connections} may need {need} open files and the limit is "
-        f"{hard}, enough for {allowed} clients; beyond them, 503. Raise it (ulimit -Hn, "
-        "LimitNOFILE= in systemd) or lower max_connections"
-    )
 
 
 async def ask_replicas(settings: Settings) -> list[Answer]:

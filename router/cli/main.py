@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from router import cli_state, descriptors, preflight, signals
+from router import descriptors, signals
+from router.cli import check, state
 from router.config import TABLE, ConfigError, Loaded, load
 from router.config.kinds import Replicas, Switch
 from router.config.settings import GROUPS
@@ -76,7 +77,7 @@ def _check(loaded: Loaded, *, connect: bool) -> int:
         value = getattr(settings, name)
         if value != row.default:
             print(f"  {name} = {row.show(value)}  (from {loaded.sources[name]})")
-    warning = check.file_limit_warning(settings)
+    warning = descriptors.limit_warning(settings.max_connections, len(settings.replicas))
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
     if connect:

@@ -303,6 +303,31 @@ class Names(Kind):
 
 
 @dataclass(frozen=True)
+class Paths(Kind):
+    """Paths of requests, separated by commas or white space, each with or without ``/*``."""
+
+    placeholder = "PATH"
+
+    def parse(self, text: str) -> tuple[str, ...]:
+        paths = tuple(path for path in re.split(r"[,\s]+", text) if path)
+        for path in paths:
+            if not re.fullmatch(r"(/[A-Za-z0-9._~!$&'()+:;=@-]+)+(/\*)?", path):
+                raise self.refuse(path, "not a path")
+            if re.search(r"/\.{1,2}(/|$)", path):
+                raise self.refuse(path, "a path with . or .. in it")
+        return paths
+
+    def format(self, value: Sequence[str]) -> str:
+        return ",".join(value)
+
+    def describe(self) -> str:
+        return "paths such as /v1/plugin or /plugin/*, separated by commas"
+
+    def brief(self) -> str:
+        return "list of paths"
+
+
+@dataclass(frozen=True)
 class Replicas(Kind):
     """URLs of replicas, separated by commas or white space, as a tuple in normal form:
 

@@ -16,6 +16,7 @@ from router.config.kinds import (
     Kind,
     Masked,
     Names,
+    Paths,
     Replicas,
     Secret,
     StateUrl,
@@ -120,6 +121,33 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "again on the way back. Off: bodies are never touched, less is learned.",
         ),
     ] = True
+    default_model: Annotated[
+        str,
+        Is(
+            FLEET,
+            Text("a model's name, at most 256 characters", r"\S{0,256}"),
+            "The model of requests that name none, where the replicas serve different ones. "
+            "Without it such requests are refused with 400.",
+        ),
+    ] = ""
+    extra_paths: Annotated[
+        tuple[str, ...],
+        Is(
+            FLEET,
+            Paths(),
+            "Paths to balance besides those of [paths.md](paths.md), for plugins of the engines. "
+            "`/*` at the end stands for all below a path.",
+        ),
+    ] = ()
+    trust_kv_transfer: Annotated[
+        bool,
+        Is(
+            FLEET,
+            Switch(),
+            "Pass on `kv_transfer_params` and the like from clients. Only where every client is a "
+            "router of your own: they tell an engine whose KV blocks to read, from where.",
+        ),
+    ] = False
     replica_api_key: Annotated[
         str,
         Is(

@@ -301,6 +301,15 @@ class Fleet:
         """Every model and adapter any replica serves, for the gateway's own /v1/models."""
         return self._catalog.union
 
+    def model_names(self) -> str:
+        """Their names, for people."""
+        return ", ".join(card.id for card in self._catalog.union) or "none"
+
+    @property
+    def mixed(self) -> bool:
+        """Whether there is no model that all replicas serve whose models are known."""
+        return self._catalog.mixed
+
     def models_body(self) -> bytes:
         """The same as an OpenAI list object in JSON."""
         cards = b",".join(card.raw for card in self._catalog.union)

@@ -64,6 +64,7 @@ class Catalog:
         """Mask of the replicas taken to serve every model: a part of every mask below."""
         self._masks: dict[str, int] = {ABSENT: 0}
         self._union: tuple[ModelCard, ...] | None = ()
+        self._mixed: bool | None = False
 
     def serving(self, model: str) -> int:
         """The mask of the replicas that serve it; 0 when nobody does."""
@@ -73,6 +74,18 @@ class Catalog:
     def known(self) -> bool:
         """Whether any replica's models are known: without, "no such model" cannot be said."""
         return bool(self._any or self._cards)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether there is no model that all replicas serve which have told theirs."""
+        if self._mixed is None:
+            told = self._any
+            for slot in self._cards:
+                told |= 1 << slot
+            self._mixed = bool(self._cards) and not any(
+                mask & told == told for name, mask in self._masks.items() if name != ABSENT
+            )
+        return self._mixed
 
     @property
     def union(self) -> tuple[ModelCard, ...]:
@@ -92,6 +105,7 @@ class Catalog:
     def tell(self, slot: int, cards: Iterable[ModelCard]) -> None:
         """A replica's models are these."""
         self._forget(slot)
+        self._mixed = None
         self._cards[slot] = told = tuple(cards)
         for card in told:
             self._masks[card.id] = self._masks.get(card.id, self._any) | 1 << slot
@@ -110,7 +124,7 @@ class Catalog:
 
     def _forget(self, slot: int) -> None:
         """Drop what a replica told; it stays one of those a request without a model may go to."""
-        self._union = None
+        self._union = self._mixed = None
         others = ~(1 << slot)
         for card in self._cards.pop(slot, ()):
             mask = self._masks[card.id] & others

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from hashlib import blake2b
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from router.http.model_name import model_of
 from router.http.paths import Treatment
 from router.http.relay import Relay
 from router.http.tunnel import switch
-from router.prompt import Prompt, PromptError
+from router.prompt import Prompt, PromptError, without_transfer
 from router.scheduling.placer import NO_CHAIN, Placement
 from router.telemetry.record import Outcome
 
@@ -37,7 +38,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _RETRY_STATUS = frozenset((502, 503, 504))
+_LONGEST_KEY = 128
+"""Characters of a session's key that is kept as it is."""
 _BODILESS = frozenset((204, 304))
+
+
+def short_key(key: str) -> str:
+    """What stands for a long key. Keys are remembered, and a client chooses them."""
+    return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 class Failure:
@@ -122,26 +130,55 @@ class Exchange:
         gateway.exchanges.add(self)
         gateway.retry_budget.earn()
         rule = request.rule
-        if rule.parse is not None and request.method == b"POST":
-            try:
+        prompt = None
+        try:
+            if rule.parse is not None and request.method == b"POST":
                 self.prompt = prompt = rule.parse(request.body)
-            except PromptError as exc:
-                self.refuse(400, exc.message, Outcome.BAD_REQUEST, param=exc.param)
+            if prompt is not None:
+                self.model = prompt.model
+                if prompt.transfer and not gateway.settings.trust_kv_transfer:
+                    request.body = without_transfer(request.body)
+            elif rule.treatment is Treatment.BALANCE or rule.treatment is Treatment.PREFIX:
+                if request.body:
+                    self.model = model_of(request, trust=gateway.settings.trust_kv_transfer)
+            else:
+                answer_locally(self, gateway, request)
                 return
-            self.model = prompt.model
-            self.key = request.session.decode("latin-1") if request.session else prompt.key
+        except PromptError as exc:
+            self.refuse(400, exc.message, Outcome.BAD_REQUEST, param=exc.param)
+            return
+        if not self.model and request.body and rule.names_model and not self._default_model():
+            return
+        if prompt is not None:
+            key = request.session.decode("latin-1") if request.session else prompt.key
+            self.key = key if len(key) <= _LONGEST_KEY else short_key(key)
             if prompt.usage_offset >= 0 and gateway.asks_usage and not request.old:
                 self.splice = prompt.usage_offset
             exact = gateway.exact
             if exact is not None and exact.prepare(rule.api, prompt, request.body, self._tokenised):
                 return  # it calls _tokenised
-        elif rule.treatment is Treatment.BALANCE or rule.treatment is Treatment.PREFIX:
-            if request.body:
-                self.model = model_of(request)
-        else:
-            answer_locally(self, gateway, request)
-            return
         self._place()
+
+    def _default_model(self) -> bool:
+        """Give a request that names no model the one to take; False when it was refused.
+
+        An engine takes such a request for its own model, so that it may go anywhere where all
+        replicas have the same.
+        """
+        fleet = self.gateway.fleet
+        if not fleet.mixed:
+            return True
+        self.model = self.gateway.settings.default_model
+        if self.model:
+            return True
+        self.refuse(
+            400,
+            "'model' is required: the replicas serve different models. "
+            f"Models served here: {fleet.model_names()}.",
+            Outcome.BAD_REQUEST,
+            param="model",
+        )
+        return False
 
     def _tokenised(self) -> None:
         """The prompt was tokenised beside the event loop, or not in time."""

@@ -13,7 +13,9 @@ from router.config import Settings
 from router.fleet.fleet import Fleet
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
+from router.http.classify import Paths
 from router.http.heads import SPECIAL_HEADERS
+from router.http.local_reply import shown_path
 from router.http.retry_budget import RetryBudget
 from router.http.upstream import Pool
 from router.scheduling.placer import INDEX_ROOM, Placer
@@ -77,6 +79,7 @@ class Gateway(FleetListener):
         self.explain = explain
         self.access_log = access_log
         self.loop = loop
+        self.paths = Paths(settings.extra_paths)
         self.session_header = settings.session_header.encode()
         self.special_headers = SPECIAL_HEADERS | {self.session_header}
         self.retry_after = b"retry-after: %d\r\n" % max(1, round(settings.retry_after))
@@ -163,7 +166,7 @@ class Gateway(FleetListener):
             request.request_id.decode(),
             rule.api,
             request.method.decode(),
-            rule.path or request.target.partition(b"?")[0].decode("latin-1"),
+            rule.path or shown_path(request.target),
             exchange.model,
         )
         done.status = exchange.status

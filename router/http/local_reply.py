@@ -16,16 +16,21 @@ if TYPE_CHECKING:
 _METHODS = (b"GET", b"HEAD", b"OPTIONS")
 # Platforms that host models probe so, and the engine takes it.
 _PING = (b"POST", "/ping")
+_LONGEST_SHOWN = 256
+
+
+def shown_path(target: bytes) -> str:
+    """The path as it is logged, kept and told: a client chooses it, so it is cut when long."""
+    return target.partition(b"?")[0][:_LONGEST_SHOWN].decode("latin-1")
 
 
 def answer_locally(exchange: Exchange, gateway: Gateway, request: Request) -> None:
     """Answer /v1/models, /health and the paths that are refused on the front port."""
     rule = request.rule
     if rule.treatment is Treatment.REFUSE:
-        path = request.target.split(b"?", 1)[0].decode("latin-1")
         exchange.refuse(
-            403,
-            f"{path} is not served on this port: {rule.why}",
+            rule.status,
+            f"{shown_path(request.target)} is not served on this port: {rule.why}",
             Outcome.REFUSED_PATH,
             code="refused_path",
         )
@@ -53,10 +58,9 @@ def answer_no_replica(exchange: Exchange, gateway: Gateway, serving: int) -> Non
     """No replica may be sent this. serving: the mask of those that serve its model at all."""
     fleet, model = gateway.fleet, exchange.model
     if not serving and model and fleet.models_known:
-        names = ", ".join(card.id for card in fleet.all_models()) or "none"
         exchange.refuse(
             404,
-            f"The model `{model}` does not exist. Models served here: {names}.",
+            f"The model `{model}` does not exist. Models served here: {fleet.model_names()}.",
             Outcome.UNKNOWN_MODEL,
             code="model_not_found",
             param="model",

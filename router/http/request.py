@@ -9,7 +9,7 @@ import re
 import msgspec
 
 from router.http.heads import END_TO_END, HOP_BY_HOP
-from router.http.paths import OTHER, PathRule
+from router.http.paths import UNKNOWN, PathRule
 
 _boot = os.urandom(5).hex().encode()
 _count = itertools.count(1)
@@ -35,7 +35,7 @@ class Request(msgspec.Struct, gc=False):
     method: bytes = b""
     target: bytes = b""
     """Path and query, in origin form."""
-    rule: PathRule = OTHER
+    rule: PathRule = UNKNOWN
     headers: list[bytes] = msgspec.field(default_factory=list)
     """End-to-end headers: name, value, name, value, ... with the client's spelling."""
     body: bytes = b""

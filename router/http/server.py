@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from router.http.classify import classify, origin_form
+from router.http.classify import origin_form
 from router.http.exchange import Exchange
-from router.http.paths import OTHER
+from router.http.paths import UNKNOWN
 from router.http.refusal import (
     BadRequest,
     body_too_large,
@@ -316,7 +316,7 @@ class ClientConnection(asyncio.Protocol):
                 request.target = target = origin_form(target, method)
             except ValueError:
                 raise BadRequest(400, "the request's target is no path and no http URL") from None
-        request.rule = classify(target)
+        request.rule = self._gateway.paths.rule(target)
         if body:
             request.body = b"".join(body) if len(body) > 1 else bytes(body[0])
             self._body = []
@@ -426,7 +426,7 @@ class ClientConnection(asyncio.Protocol):
             self.in_request = False
         self.in_head = False
         self._body = []
-        rule = classify(request.target) if request.target[:1] == b"/" else OTHER
+        rule = gateway.paths.rule(request.target) if request.target[:1] == b"/" else UNKNOWN
         request.request_id = request_id(request.request_id)
         gateway.bad_request(rule, why.status, request.request_id)
         self._refusal = refusal(why, rule, request.request_id, gateway.retry_after)
@@ -442,7 +442,7 @@ class ClientConnection(asyncio.Protocol):
         gateway = self._gateway
         if gateway.shed >= _TOLD:
             self._close_after = True
-            gateway.bad_request(OTHER, 503, request_id(b""))
+            gateway.bad_request(UNKNOWN, 503, request_id(b""))
             self.transport.abort()
             return
         gateway.shed += 1

@@ -7,16 +7,33 @@ from typing import Final
 
 from router.prompt.chat import parse_chat
 from router.prompt.completions import parse_completions
+from router.prompt.lenient import readable, utf8
 from router.prompt.messages import parse_messages
+from router.prompt.others import parse_generate, parse_invocations, parse_scoring
 from router.prompt.prompt import Api, Prompt, PromptError
+from router.prompt.reading import check_model
 from router.prompt.responses import parse_responses
+from router.prompt.transfer import Transfer, without_transfer
 
 PARSERS: Final[Mapping[str, Callable[[bytes], Prompt]]] = {
     "/v1/chat/completions": parse_chat,
     "/v1/completions": parse_completions,
     "/v1/responses": parse_responses,
     "/v1/messages": parse_messages,
+    "/inference/v1/generate": parse_generate,
+    "/generative_scoring": parse_scoring,
 }
 """Each API path's parser: body bytes to Prompt, or PromptError."""
 
-__all__ = ["PARSERS", "Api", "Prompt", "PromptError"]
+__all__ = [
+    "PARSERS",
+    "Api",
+    "Prompt",
+    "PromptError",
+    "Transfer",
+    "check_model",
+    "parse_invocations",
+    "readable",
+    "utf8",
+    "without_transfer",
+]

@@ -14,7 +14,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -22,6 +22,8 @@ import xxhash
 
 Add = Callable[["bytes | msgspec.Raw"], object]
 """Appends to the pieces that are joined to the canonical bytes."""
+
+T = TypeVar("T")
 
 ABSENT: Final = msgspec.Raw(b"")
 """Stands for a field the body does not have; compare with ``is``."""
@@ -54,6 +56,10 @@ _LONG_BODY: Final = 131_072
 """Bytes; from here on looking strings up costs less than searching all of them."""
 _LONG_STRING: Final = 512
 """Bytes; from here on looking it up costs less than searching it."""
+LARGEST_VALUE: Final = 1 << 20
+"""Bytes; a larger value is not decoded."""
+_MOST_AGAIN: Final = 1 << 18
+"""Bytes; a larger value of the wrong shape is not decoded a second time."""
 _SCAN_WITH_NUMPY: Final = 32_768
 """Bytes; from here on numpy is faster than a regular expression."""
 _U: Final = int.from_bytes(b"\\u", "little")
@@ -107,12 +113,28 @@ def value(raw: msgspec.Raw, plain: bool) -> bytes | msgspec.Raw:
 
 
 def compact(raw: msgspec.Raw) -> bytes:
-    """The canonical form of a JSON value that is not a string."""
+    """The canonical form of a JSON value that is not a string; of a very large one, its bytes.
+
+    Values take up to twenty times the memory of their bytes.
+    """
+    if len(memoryview(raw)) > LARGEST_VALUE:
+        return bytes(raw)
     try:
         return dump(_decode_any(raw))
     except (msgspec.MsgspecError, UnicodeDecodeError):
         # Numbers no machine type holds, or bytes that are not UTF-8: for the engine to decide.
         return bytes(raw)
+
+
+def members_once(raw: msgspec.Raw, decode: Callable[[bytes], T]) -> T | None:
+    """A value decoded from its canonical form, which has the last of the members of one name; None
+    when it has another shape all the same, or is too large to be worth the attempt."""
+    if len(memoryview(raw)) > _MOST_AGAIN:
+        return None
+    try:
+        return decode(compact(raw))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def dump(tree: Any) -> bytes:
@@ -121,6 +143,18 @@ def dump(tree: Any) -> bytes:
         return _encode(tree)
     except OverflowError:  # an integer of more than 64 bits
         return json.dumps(tree, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def crowded(count: int, size: int) -> bool:
+    """Whether a list of so many elements in so many bytes is none that a client has use for.
+
+    Elements cost time each, bytes next to none. Such a list is taken as the bytes it is.
+    """
+    return count > _MANY and size < count * _SMALL
+
+
+_MANY: Final = 512
+_SMALL: Final = 64
 
 
 def is_given(raw: msgspec.Raw) -> bool:
@@ -175,6 +209,8 @@ class Memo:
             found = self._old.get(key)
             if found is None:
                 found = self._make(raw)
+            if len(found) > self._limit // 8:
+                return found
             self._size += len(found) + _ENTRY_BYTES
             if self._size > self._limit:
                 self._old = self._new

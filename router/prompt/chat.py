@@ -8,7 +8,6 @@ from router.prompt.canonical import (
     ABSENT,
     CALL,
     DOCUMENTS,
-    ITEM,
     KEY,
     MESSAGE,
     NAME,
@@ -22,15 +21,17 @@ from router.prompt.canonical import (
     Add,
     Memo,
     compact,
+    crowded,
     dump,
     is_given,
     is_plain,
+    members_once,
     number,
     truth,
     value,
 )
 from router.prompt.chain import chain, plain_seed, seed
-from router.prompt.content import tools, write_arguments, write_content, write_system
+from router.prompt.content import tools, write_arguments, write_content, write_odd, write_system
 from router.prompt.prompt import Api, Prompt
 from router.prompt.reading import Head, arguments, parse, session, usage_offset
 
@@ -92,15 +93,15 @@ class Body(ChatHead, gc=False, kw_only=True):
 
 
 class OddBody(ChatHead, gc=False, kw_only=True):
-    """A body with some other value among its messages."""
+    """A body whose messages are not as expected: they are taken as the bytes they are."""
 
-    messages: list[msgspec.Raw]
+    messages: msgspec.Raw
 
 
 _decode = msgspec.json.Decoder(Body).decode
 _decode_odd = msgspec.json.Decoder(OddBody).decode
+_decode_messages = msgspec.json.Decoder(list[Message]).decode
 _decode_calls = msgspec.json.Decoder(list[Call]).decode
-_decode_message = msgspec.json.Decoder(Message).decode
 
 
 def parse_chat(body: bytes) -> Prompt:
@@ -113,16 +114,18 @@ def _build(body: bytes) -> Prompt:
     pieces: list[bytes | memoryview | msgspec.Raw] = []
     add = pieces.append
     head: ChatHead
+    messages: list[Message] | None
     try:
         head = typed = _decode(body)
+        messages = typed.messages
     except msgspec.ValidationError:
         head = odd = _decode_odd(body)
-        _write_head(add, head)
-        for raw in odd.messages:
-            _write_odd(add, raw, plain)
+        messages = members_once(odd.messages, _decode_messages)
+    _write_head(add, head)
+    if messages is None or crowded(len(messages), len(body)):
+        write_odd(add, _decode_odd(body).messages, "messages")
     else:
-        _write_head(add, head)
-        for message in typed.messages:
+        for message in messages:
             role = message.role
             if (
                 plain
@@ -151,6 +154,7 @@ def _build(body: bytes) -> Prompt:
         session(head),
         number(head.max_completion_tokens) or number(head.max_tokens),
         usage_offset(body, stream, head.stream_options),
+        head.transfer,
     )
 
 
@@ -230,14 +234,13 @@ def _canonical_calls(raw: msgspec.Raw) -> bytes:
     """Tool calls as vLLM reads them; of another shape, as JSON."""
     if raw == NULL:
         return b""
+    calls: list[Call] | None
     try:
         calls = _decode_calls(raw)
     except msgspec.ValidationError:
-        text = compact(raw)
-        try:
-            calls = _decode_calls(text)  # of a key given twice only the last is left
-        except msgspec.ValidationError:
-            return OTHER + text
+        calls = members_once(raw, _decode_calls)
+    if calls is None or crowded(len(calls), len(memoryview(raw))):
+        return OTHER + bytes(raw)
     pieces: list[bytes | msgspec.Raw] = []
     add = pieces.append
     for call in calls:
@@ -252,18 +255,3 @@ def _canonical_calls(raw: msgspec.Raw) -> bytes:
 
 
 _calls = Memo(_canonical_calls, 32 << 20)
-
-
-def _write_odd(add: Add, raw: msgspec.Raw, plain: bool) -> None:
-    """One message of a body that is not all as expected: as ever if it is, else as plain JSON."""
-    try:
-        message = _decode_message(raw)
-    except msgspec.ValidationError:
-        text = compact(raw)
-        try:
-            message = _decode_message(text)  # of a key given twice only the last is left
-        except msgspec.ValidationError:
-            add(ITEM)
-            add(text)
-            return
-    _write(add, message, plain)

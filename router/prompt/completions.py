@@ -7,7 +7,17 @@ from typing import Final
 
 import msgspec
 
-from router.prompt.canonical import ABSENT, BRACKET, NULL, QUOTE, is_plain, number, string, truth
+from router.prompt.canonical import (
+    ABSENT,
+    BRACKET,
+    NULL,
+    QUOTE,
+    crowded,
+    is_plain,
+    number,
+    string,
+    truth,
+)
 from router.prompt.chain import chain, seed
 from router.prompt.prompt import Api, Prompt, PromptError
 from router.prompt.reading import Head, arguments, parse, session, usage_offset
@@ -50,6 +60,7 @@ def _build(body: bytes) -> Prompt:
         session(head),
         number(head.max_tokens),
         usage_offset(body, stream, head.stream_options),
+        head.transfer,
     )
 
 
@@ -68,8 +79,20 @@ def _seed(head: Body, kind: str) -> int:
     )
 
 
-_TEXT: Final = Api.COMPLETIONS + " text"
-_TOKENS: Final = Api.COMPLETIONS + " tokens"
+TEXT: Final = Api.COMPLETIONS + " text"
+COMPLETION_TOKENS: Final = Api.COMPLETIONS + " tokens"
+
+
+def token_ids(raw: msgspec.Raw) -> bytes | None:
+    """An array of token ids without its brackets; None for another value.
+
+    It needs no decoding: an integer has one spelling, and no other byte may be there.
+    """
+    view = memoryview(raw)
+    if view[0] != BRACKET:
+        return None
+    inner = bytes(view[1:-1]).translate(None, _WHITESPACE)
+    return inner if _token_ids(inner) else None
 
 
 def _first(raw: msgspec.Raw, plain: bool) -> tuple[str, bytes, int]:
@@ -78,26 +101,28 @@ def _first(raw: msgspec.Raw, plain: bool) -> tuple[str, bytes, int]:
     first = view[0]
     if first == QUOTE:
         text = _text(raw, plain)
-        return _TEXT, text, len(text)
+        return TEXT, text, len(text)
     if first != BRACKET:
         if raw == NULL:
-            return _TEXT, b"", 0
+            return TEXT, b"", 0
         raise PromptError("'prompt' must be a string, an array of strings, or token ids.", "prompt")
     # Token ids need no decoding: an integer has one spelling, and no other byte may be there.
     inner = bytes(view[1:-1]).translate(None, _WHITESPACE)
     if _token_ids(inner):
-        return _TOKENS, inner, len(inner)
+        return COMPLETION_TOKENS, inner, len(inner)
     if inner[0] == BRACKET:
         end = inner.find(b"]")
         ids = inner[1:end]
         if end < 0 or not _token_ids(ids):
             raise PromptError("'prompt' must hold arrays of token ids.", "prompt")
-        return _TOKENS, ids, len(inner) - 2 * inner.count(b"[") - inner.count(b"],[")
+        return COMPLETION_TOKENS, ids, len(inner) - 2 * inner.count(b"[") - inner.count(b"],[")
     prompts = _decode_list(raw)
+    if crowded(len(prompts), len(view)) and memoryview(prompts[0])[0] == QUOTE:
+        return TEXT, _text(prompts[0], plain), len(view)
     if any(memoryview(each)[0] != QUOTE for each in prompts):
         raise PromptError("'prompt' must be a string, an array of strings, or token ids.", "prompt")
     texts = [_text(each, plain) for each in prompts]
-    return _TEXT, texts[0], sum(map(len, texts))
+    return TEXT, texts[0], sum(map(len, texts))
 
 
 def _text(raw: msgspec.Raw, plain: bool) -> bytes:

@@ -18,7 +18,9 @@ from router.prompt.canonical import (
     BRACKET,
     CALL,
     FIELD,
+    ITEM,
     KEY,
+    LARGEST_VALUE,
     MEDIA,
     NULL,
     OTHER,
@@ -31,12 +33,14 @@ from router.prompt.canonical import (
     Add,
     Memo,
     compact,
+    crowded,
     dump,
     is_plain,
     string,
     value,
     words,
 )
+from router.prompt.prompt import PromptError
 
 MEDIA_BYTES: Final = 2048
 """What an image, a sound or a film weighs in canonical bytes, so that blocks can tell it is there.
@@ -44,10 +48,12 @@ MEDIA_BYTES: Final = 2048
 Its tokens depend on model and resolution and are not known here; some hundred is usual.
 """
 
+MOST_FIELDS: Final = 64
+"""Fields of a part or an item that are looked at one by one."""
+
 Fields = dict[str, msgspec.Raw]
 
 _decode_parts = msgspec.json.Decoder(list[str | Fields]).decode
-_decode_values = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_fields = msgspec.json.Decoder(Fields).decode
 
 _TEXT_FIELD: Final = {
@@ -115,6 +121,9 @@ def write_system(add: Add, raw: msgspec.Raw, plain: bool) -> None:
     except (msgspec.ValidationError, UnicodeDecodeError):
         write_content(add, raw, plain)
         return
+    if crowded(len(parts), len(memoryview(raw))):
+        write_content(add, raw, plain)
+        return
     for part in parts:
         text = part if isinstance(part, str) else words(part.get("text", ABSENT))
         if text.startswith("x-anthropic-billing-header"):
@@ -124,6 +133,17 @@ def write_system(add: Add, raw: msgspec.Raw, plain: bool) -> None:
                 add(dump(text))
         else:
             _write_part(add, part, plain)
+
+
+def write_odd(add: Add, raw: msgspec.Raw, field: str) -> None:
+    """Messages or items of a shape that no engine takes, or too many to look at one by one.
+
+    Raises PromptError where they are no array.
+    """
+    if memoryview(raw)[0] != BRACKET:
+        raise PromptError(f"{field!r} has the wrong type: expected array.", field)
+    add(ITEM)
+    add(raw)
 
 
 def _canonical_parts(raw: msgspec.Raw) -> bytes:
@@ -139,14 +159,12 @@ _parts: Final = Memo(_canonical_parts, 64 << 20)
 def _write_parts(add: Add, raw: msgspec.Raw, plain: bool) -> None:
     try:
         parts = _decode_parts(raw)
+        usual = not crowded(len(parts), len(memoryview(raw)))
     except (msgspec.ValidationError, UnicodeDecodeError):
-        # A part that is no string or object, or not UTF-8: take it as it is, the others as ever.
-        for each in _decode_values(raw):
-            try:
-                _write_part(add, _decode_fields(each), plain)
-            except (msgspec.ValidationError, UnicodeDecodeError):
-                add(OTHER)
-                add(value(each, plain))
+        usual = False
+    if not usual:
+        add(OTHER)
+        add(raw)
         return
     for part in parts:
         _write_part(add, part, plain)
@@ -155,6 +173,10 @@ def _write_parts(add: Add, raw: msgspec.Raw, plain: bool) -> None:
 def _write_part(add: Add, part: str | Fields, plain: bool) -> None:
     if isinstance(part, str):
         add(TEXT)
+        add(dump(part))
+        return
+    if len(part) > MOST_FIELDS:
+        add(OTHER)
         add(dump(part))
         return
     kind = bytes(string(part.get("type", NULL), plain))
@@ -213,6 +235,9 @@ def _write_media(add: Add, part: Fields, plain: bool) -> None:
         hasher.update(KEY + dump(name))
         if memoryview(raw)[0] == BRACE:
             fields = _decode_fields(raw)
+            if len(fields) > MOST_FIELDS:
+                hasher.update(dump(fields))
+                continue
             for inner in sorted(fields):
                 if inner not in _UNSEEN and fields[inner] != NULL:
                     hasher.update(FIELD + dump(inner))
@@ -235,13 +260,15 @@ def write_arguments(add: Add, raw: msgspec.Raw) -> None:
 
 def _tools(raw: msgspec.Raw) -> bytes:
     """Tool definitions in canonical form; null is the same as nothing, and so is an empty array."""
+    if len(memoryview(raw)) > LARGEST_VALUE:
+        return TOOLS + bytes(raw)
     try:
         tools = msgspec.json.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return TOOLS + bytes(raw)
     if not tools:
         return b""
-    if isinstance(tools, list):
+    if isinstance(tools, list) and not crowded(len(tools), len(memoryview(raw))):
         for tool in tools:
             if isinstance(tool, dict):
                 for level in (tool, tool.get("function")):

@@ -6,20 +6,20 @@ import msgspec
 
 from router.prompt.canonical import (
     ABSENT,
-    ITEM,
     MESSAGE,
     NULL,
     Add,
-    compact,
+    crowded,
     dump,
     is_given,
     is_plain,
+    members_once,
     number,
     truth,
     words,
 )
 from router.prompt.chain import chain, seed
-from router.prompt.content import tools, write_content, write_system
+from router.prompt.content import tools, write_content, write_odd, write_system
 from router.prompt.prompt import Api, Prompt
 from router.prompt.reading import Head, arguments, parse, session
 
@@ -52,9 +52,9 @@ class Body(MessagesHead, gc=False, kw_only=True):
 
 
 class OddBody(MessagesHead, gc=False, kw_only=True):
-    """A body with some other value among its messages."""
+    """A body whose messages are not as expected: they are taken as the bytes they are."""
 
-    messages: list[msgspec.Raw]
+    messages: msgspec.Raw
 
 
 class Setting(msgspec.Struct, gc=False):
@@ -67,7 +67,7 @@ class Setting(msgspec.Struct, gc=False):
 
 _decode = msgspec.json.Decoder(Body).decode
 _decode_odd = msgspec.json.Decoder(OddBody).decode
-_decode_message = msgspec.json.Decoder(Message).decode
+_decode_messages = msgspec.json.Decoder(list[Message]).decode
 _decode_setting = msgspec.json.Decoder(Setting).decode
 
 
@@ -81,16 +81,18 @@ def _build(body: bytes) -> Prompt:
     pieces: list[bytes | msgspec.Raw] = []
     add = pieces.append
     head: MessagesHead
+    messages: list[Message] | None
     try:
         head = typed = _decode(body)
+        messages = typed.messages
     except msgspec.ValidationError:
         head = odd = _decode_odd(body)
-        _write_head(add, head, plain)
-        for raw in odd.messages:
-            _write_odd(add, raw, plain)
+        messages = members_once(odd.messages, _decode_messages)
+    _write_head(add, head, plain)
+    if messages is None or crowded(len(messages), len(body)):
+        write_odd(add, _decode_odd(body).messages, "messages")
     else:
-        _write_head(add, head, plain)
-        for message in typed.messages:
+        for message in messages:
             _write(add, message, plain)
     text = b"".join(pieces)
     return Prompt(
@@ -101,6 +103,7 @@ def _build(body: bytes) -> Prompt:
         session(head) or words(_setting(head.metadata).user_id),
         number(head.max_tokens),
         -1,  # the stream's first and last events have the usage anyway
+        head.transfer,
     )
 
 
@@ -146,18 +149,3 @@ def _write(add: Add, message: Message, plain: bool) -> None:
         write_system(add, message.content, plain)
     else:
         write_content(add, message.content, plain)
-
-
-def _write_odd(add: Add, raw: msgspec.Raw, plain: bool) -> None:
-    """One message of a body that is not all as expected: as ever if it is, else as plain JSON."""
-    try:
-        message = _decode_message(raw)
-    except msgspec.ValidationError:
-        text = compact(raw)
-        try:
-            message = _decode_message(text)  # of a key given twice only the last is left
-        except msgspec.ValidationError:
-            add(ITEM)
-            add(text)
-            return
-    _write(add, message, plain)

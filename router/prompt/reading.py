@@ -1,13 +1,12 @@
 """Body bytes → a typed body, and every way that can fail → PromptError.
 
-The engines read bodies with Python's ``json``, which takes more than JSON: NaN, a byte order mark,
-UTF-16, half a surrogate pair, a key given twice with the wrong type at first. What it takes is not
-refused here: such a body is rewritten as plain JSON and read again.
+The engines read bodies with Python's ``json``, which takes more than JSON (``lenient``), and of a
+key given twice the last, whatever the first was. What it takes is not refused here. The choice of
+how to read is made once for a body, so that no body costs much more than others of its size.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -15,7 +14,9 @@ from typing import Final, TypeVar
 import msgspec
 
 from router.prompt.canonical import ABSENT, compact, is_given, words
+from router.prompt.lenient import readable, utf8
 from router.prompt.prompt import Prompt, PromptError
+from router.prompt.transfer import Transfer
 
 Body = TypeVar("Body")
 
@@ -25,7 +26,14 @@ NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _where = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 
 
-class Head(msgspec.Struct, gc=False):
+LONGEST_MODEL: Final = 256
+"""Bytes of a model's name. Names are remembered and logged, and a client chooses them."""
+
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Head(Transfer, gc=False):
     """The fields all API families read the same way."""
 
     model: str | None = None
@@ -35,36 +43,45 @@ class Head(msgspec.Struct, gc=False):
     session_id: msgspec.Raw = ABSENT
     cache_salt: msgspec.Raw = ABSENT
 
+    def __post_init__(self) -> None:
+        if self.model is not None and len(self.model) * 4 > LONGEST_MODEL:
+            check_model(self.model)
+
+
+def check_model(name: str) -> None:
+    """Raises PromptError for a model's name that is too long to be one."""
+    if len(name.encode("utf-8", "surrogatepass")) > LONGEST_MODEL:
+        raise PromptError(f"'model' is longer than {LONGEST_MODEL} bytes.", "model")
+
 
 def parse(body: bytes, build: Callable[[bytes], Prompt]) -> Prompt:
-    """``build(body)``, or of the body rewritten as JSON.
+    """``build(body)``, or of the body as msgspec can read it.
 
     Raises:
         PromptError: the body is not a JSON object, or a field that must be read has the wrong type.
     """
     try:
         return build(body)
-    except NOT_JSON as error:
-        again = rewritten(body, error)
+    except msgspec.ValidationError:
+        again = body
+    except NOT_JSON:
+        try:
+            again = readable(utf8(body))
+        except UnicodeDecodeError as error:
+            raise PromptError(f"The request body is not valid JSON: {error}") from None
     try:
-        prompt = build(again)
+        prompt = build(_members_once(again))
     except msgspec.ValidationError as error:
         raise wrong_type(error) from None
     except NOT_JSON as error:
         raise PromptError(f"The request body is not valid JSON: {error}") from None
-    prompt.usage_offset = -1  # an offset into the rewritten body
+    prompt.usage_offset = -1  # an offset into another body
     return prompt
 
 
-def rewritten(body: bytes, error: Exception) -> bytes:
-    """A body that is JSON only to Python, as JSON: NaN as null, half surrogate pairs as ``?``."""
-    try:
-        tree = json.loads(body, parse_constant=lambda _: None)
-    except RecursionError:
-        raise PromptError("The request body is nested too deeply.") from None
-    except ValueError:
-        raise PromptError(f"The request body is not valid JSON: {error}") from None
-    return json.dumps(tree, ensure_ascii=False).encode("utf-8", "replace")
+def _members_once(body: bytes) -> bytes:
+    """The body with the last of the members that have the same name."""
+    return _encode(_decode_members(body))
 
 
 def wrong_type(error: msgspec.ValidationError) -> PromptError:

@@ -18,6 +18,7 @@ from router.prompt.canonical import (
     REASONING,
     RESULT,
     Add,
+    crowded,
     dump,
     is_given,
     is_plain,
@@ -27,7 +28,15 @@ from router.prompt.canonical import (
     value,
 )
 from router.prompt.chain import chain, seed
-from router.prompt.content import Fields, tools, write_arguments, write_content, write_system
+from router.prompt.content import (
+    MOST_FIELDS,
+    Fields,
+    tools,
+    write_arguments,
+    write_content,
+    write_odd,
+    write_system,
+)
 from router.prompt.prompt import Api, Prompt, PromptError
 from router.prompt.reading import Head, arguments, parse, session
 
@@ -58,8 +67,6 @@ class Reasoning(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(Body).decode
 _decode_reasoning = msgspec.json.Decoder(Reasoning).decode
 _decode_items = msgspec.json.Decoder(list[Fields]).decode
-_decode_values = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_decode_item = msgspec.json.Decoder(Fields).decode
 
 _SYSTEM: Final = b'"system"'
 _UNSEEN: Final = frozenset(("id", "status", "type", "encrypted_content"))
@@ -99,6 +106,7 @@ def _build(body: bytes) -> Prompt:
         session(head),
         number(head.max_output_tokens),
         -1,  # its last event has the usage anyway
+        head.transfer,
     )
 
 
@@ -129,13 +137,11 @@ def _seed(head: Body) -> int:
 def _write_items(add: Add, raw: msgspec.Raw, plain: bool) -> None:
     try:
         items = _decode_items(raw)
+        usual = not crowded(len(items), len(memoryview(raw)))
     except msgspec.ValidationError:
-        for each in _decode_values(raw):
-            try:
-                _write_item(add, _decode_item(each), plain)
-            except msgspec.ValidationError:
-                add(ITEM)
-                add(value(each, plain))
+        usual = False
+    if not usual:
+        write_odd(add, raw, "input")
         return
     for item in items:
         _write_item(add, item, plain)
@@ -143,7 +149,10 @@ def _write_items(add: Add, raw: msgspec.Raw, plain: bool) -> None:
 
 def _write_item(add: Add, item: Fields, plain: bool) -> None:
     kind = bytes(string(item.get("type", NULL), plain))
-    if kind == b'"message"' or (kind == b"null" and "role" in item):
+    if len(item) > MOST_FIELDS:
+        add(ITEM)
+        add(dump(item))
+    elif kind == b'"message"' or (kind == b"null" and "role" in item):
         role = bytes(value(item.get("role", NULL), plain))
         add(MESSAGE)
         add(role)

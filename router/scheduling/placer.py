@@ -43,6 +43,9 @@ of use
 finer than that decides nothing, and most of a short request's cost would be the second
 recording."""
 
+MOST_MODELS = 1024
+"""Models whose facts are kept."""
+
 SHARED_FROM = 512.0
 """Uncached tokens from which on a prefill is worth knowing to those who share it."""
 
@@ -128,6 +131,7 @@ class Placer:
         self.policy = policy
         self.loads = loads
         self.models: dict[str, ModelFacts] = {}
+        self._unknown = ModelFacts(bytes_per_token)
         self.listener: Listener | None = None
         """Who tells other routers."""
         self._speeds = Speeds(loads)
@@ -182,9 +186,7 @@ class Placer:
         now: float,
         output_limit: int,
     ) -> Ask:
-        facts = self.models.get(model)
-        if facts is None:
-            facts = self.models[model] = ModelFacts(self._bytes_per_token)
+        facts = self.models.get(model, self._unknown)
         scale = 1.0 / facts.bytes_per_token
         output = facts.output_tokens
         if 0 < output_limit < output:
@@ -298,11 +300,12 @@ class Placer:
         current = self.loads[slot] is load
         if placement.chain and current and now - placement.sent_at > RETOUCH_AFTER:
             self._record(slot, load, placement.chain, now, placement.tokens / placement.weight)
-        facts = self.models[placement.model]
-        if prompt_tokens:
-            facts.saw_prompt(placement.weight, prompt_tokens)
-        if output_tokens:
-            facts.saw_answer(output_tokens)
+        if prompt_tokens or output_tokens:
+            facts = self._facts(placement.model)
+            if prompt_tokens:
+                facts.saw_prompt(placement.weight, prompt_tokens)
+            if output_tokens:
+                facts.saw_answer(output_tokens)
         if (
             placement.alone
             and placement.first_seconds
@@ -314,6 +317,18 @@ class Placer:
             if prompt_tokens and cached_tokens >= 0:
                 uncached = float(prompt_tokens - cached_tokens)
             self._speeds.saw(slot, uncached, placement.first_seconds)
+
+    def _facts(self, model: str) -> ModelFacts:
+        """What is known of a model that an engine has answered for.
+
+        Where engines answer for any name, the model known for longest makes room.
+        """
+        facts = self.models.get(model)
+        if facts is None:
+            if len(self.models) >= MOST_MODELS:
+                del self.models[next(iter(self.models))]
+            facts = self.models[model] = ModelFacts(self._bytes_per_token)
+        return facts
 
     def failed(self, placement: Placement, now: float) -> None:
         """Nothing was answered: take the charges back, so that it can be placed elsewhere."""

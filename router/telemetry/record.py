@@ -20,6 +20,7 @@ APIS: Final = frozenset(
         "responses",
         "messages",
         "embeddings",
+        "generate",
         "rerank",
         "score",
         "classify",

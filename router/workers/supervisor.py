@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 import uvloop
 
-from router import descriptors, preflight
+from router import descriptors
 from router.admin.gathered import GatheredServer
 from router.config import Settings
 from router.identity import GIVEN, PSEUDONYM
@@ -88,7 +88,7 @@ class Supervisor:
             loop.add_signal_handler(number, self._stop, number)
         settings = self._settings
         attend(loop, self._reload)
-        warning = preflight.file_limit_warning(settings)
+        warning = descriptors.limit_warning(settings.max_connections, len(settings.replicas))
         if warning:
             log.warning("%s, for each worker", warning)
         self._reserve()

@@ -239,6 +239,8 @@ def settings_for(*urls: str, **settings: object) -> Settings:
         "access_log": 0.0,
         "drain_timeout": 0.0,
         "policy": "round_robin",
+        # Most tests are about bytes, whatever the path; test_http_paths has the list as it is.
+        "extra_paths": ("/*",),
         **settings,
     }
     return Settings(**fields)  # type: ignore[arg-type]

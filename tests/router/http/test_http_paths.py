@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from http_world import CHAT, Connect, MakeReplica, MakeRouter, get, post, sized
 
-from router.http.classify import classify, origin_form
-from router.http.model_name import model_of
-from router.http.paths import OTHER, RULES, Treatment
-from router.http.request import Request
+from router.http.classify import Paths, origin_form
+from router.http.paths import EXTRA, MALFORMED, PATTERNS, RULES, UNKNOWN, Treatment
 
 REFUSED = [path for path, rule in RULES.items() if rule.treatment is Treatment.REFUSE]
+ROUTES = json.loads((Path(__file__).parent / "engine_routes.json").read_text())
+"""Every route of real engines, recorded with all their options on, development mode included."""
+TABLE = Path(__file__).parents[3] / "docs" / "paths.md"
 
 
 async def test_paths_of_one_engine_are_refused(
     replicas: MakeReplica, router: MakeRouter, connect: Connect
 ) -> None:
     replica = await replicas()
-    app = await router(replica)
+    app = await router(replica, extra_paths=())
     client = await connect(app)
     assert len(REFUSED) > 20
     for path in REFUSED:
@@ -32,31 +35,117 @@ async def test_paths_of_one_engine_are_refused(
                 status, headers, body = await client.ask(data)
                 assert (spelled, status) == (spelled, 403)
                 assert "connection" not in headers
-                assert "admin port" in json.loads(body)["error"]["message"]
+                assert "is not served on this port" in json.loads(body)["error"]["message"]
     assert replica.received == []
 
 
+UNKNOWN_PATHS = (
+    *(
+        "/",
+        "/sleeping",
+        "/Sleep",
+        "//sleep",
+        "/api/sleep",
+        "/metricsX",
+        "/metrics/a/b",
+        "/x/../sleep",
+    ),
+    *("/v1/chat/completions/../../../sleep", "/v1/responses/../sleep", "/v1/responses/a/b/cancel"),
+    *("/sleep;x", "/%2573leep", "/%ff%fe", "/%", "/?", "/./sleep", "/v1/models/m"),
+)
+MALFORMED_PATHS = (
+    *("/sleep%0A", "/sleep%0a", "/v1/load_lora_adapter%0A", "/sleep%00", "/sleep%0D", "/%09sleep"),
+    *("/v1%2Fsleep", "/v1/chat%2Fcompletions", "/v1%5csleep", "/a\\sleep", "/sleep%7f"),
+    "/v1/responses/a%2f..%2f..%2fsleep",
+)
+
+
+async def test_paths_that_are_not_known_reach_no_engine(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect
+) -> None:
+    replica = await replicas()
+    app = await router(replica, extra_paths=("/plugin", "/mine/*"))
+    client = await connect(app)
+    for paths, expected in (
+        (UNKNOWN_PATHS, 404),
+        (MALFORMED_PATHS, 400),
+        (("/adapters", "/adapters/a", "/metrics/a", "/inference/v1/abort_requests"), 403),
+        (("/plugin/x", "/mine/../sleep", "/mine/a/%2e%2e/%2e%2e/sleep", "/mine"), 404),
+        (("/mine/a%0A",), 400),
+    ):
+        for path in paths:
+            for method in (b"POST", b"DELETE", b"GET"):
+                data = post(path, b"{}").replace(b"POST", method, 1)
+                status, _, body = await client.ask(data)
+                assert (path, status) == (path, expected)
+                assert json.loads(body)["error"]["message"]
+    assert replica.received == []
+    for path in ("/plugin", "/plugin/?a=1", "/mine/a", "/mine/a/b", "/v1/responses/resp_1/cancel"):
+        assert (await client.ask(post(path, b"")))[0] == 200
+    assert len(replica.received) == 5
+
+
+async def test_a_long_path_is_told_and_kept_short(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect
+) -> None:
+    app = await router(await replicas(), extra_paths=())
+    client = await connect(app)
+    status, _, body = await client.ask(get("/" + "a" * 60_000))
+    assert status == 404
+    assert len(body) < 1000
+    kept = app.explain.latest(1)[0]
+    assert kept.status == 404
+
+
+def test_every_route_of_the_engines_is_decided_on() -> None:
+    """A route that is only unknown was forgotten: serve it, or refuse it with a reason."""
+    paths = Paths()
+    for version, routes in ROUTES.items():
+        assert routes
+        for _, route in routes:
+            target = re.sub(r"\{[^}]*\}", "x", route)
+            assert paths.rule(target.encode()) not in (UNKNOWN, MALFORMED), (version, route)
+
+
+def test_the_table_in_the_docs_has_every_path() -> None:
+    words = {
+        Treatment.PREFIX: "by prefix",
+        Treatment.BALANCE: "balanced",
+        Treatment.MODELS: "answered here",
+        Treatment.HEALTH: "answered here",
+        Treatment.REFUSE: "refused",
+    }
+    told = {}
+    for line in TABLE.read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) > 3 and cells[1].startswith("`/"):
+            for path in re.findall(r"`([^`]+)`", cells[1]):
+                assert path not in told
+                told[path] = cells[2]
+    done = {
+        re.sub(r"\{\}", "{id}", path): words[rule.treatment]
+        for path, rule in (RULES | PATTERNS).items()
+        if path != "*"
+    }
+    assert told == done
+
+
 def test_classification() -> None:
+    paths = Paths(("/mine/*",))
     for target, path in {
         b"/v1/chat/completions": "/v1/chat/completions",
-        b"/v1/chat/completions?api-version=1": "/v1/chat/completions",
+        b"/v1/chat/completions?api-version=1%0A": "/v1/chat/completions",
         b"/v1/chat/completions/": "/v1/chat/completions",
         b"/v1/ch%61t/completions": "/v1/chat/completions",
         b"/sleep//": "/sleep",
-        b"/v1/chat%2Fcompletions": "/v1/chat/completions",
+        b"/v1/responses/resp_1": "/v1/responses/{}",
     }.items():
-        assert classify(target).path == path
-    for target in (
-        b"/",
-        b"//sleep",
-        b"/Sleep",
-        b"/sleeping",
-        b"/a/sleep",
-        b"/%ff%fe",
-        b"/%",
-        b"/?",
-    ):
-        assert classify(target) is OTHER
+        assert paths.rule(target).path == path
+    for each in UNKNOWN_PATHS:
+        assert paths.rule(each.encode()) is UNKNOWN, each
+    for each in MALFORMED_PATHS:
+        assert paths.rule(each.encode()) is MALFORMED, each
+    assert paths.rule(b"/mine/x") is EXTRA
 
 
 def test_origin_form() -> None:
@@ -134,33 +223,3 @@ async def test_models_choose_replicas(
     assert all(name in error["message"] for name in ("one", "two", "adapter", "three"))
     status, _, body = await client.ask(post("/v1/messages", b'{"model":"three","messages":[]}'))
     assert (status, json.loads(body)["error"]["type"]) == (404, "not_found_error")
-
-
-def form(*fields: tuple[str, bytes]) -> bytes:
-    parts = [
-        b'--b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % (name.encode(), value)
-        for name, value in fields
-    ]
-    return b"".join(parts) + b"--b--\r\n"
-
-
-def test_model_names() -> None:
-    audio = ("file", b"RIFF" * 100_000)
-    for body, name in {
-        b'{"model":"a"}': "a",
-        b' \n{"x":1,"model":"\\u00e9"}': "é",
-        b'{"model":5}': "",
-        b'{"model":null}': "",
-        b"{": "",
-        b"[1]": "",
-        b"{" * 100_000: "",
-        b"\xff\xfe": "",
-        b"model=a": "",
-        form(("model", b"a"), audio): "a",
-        form(audio, ("model", b"a")): "a",
-        form(("models", b"a")): "",
-        form(("x", b'name="model"')): "",
-        form(audio).replace(b"file", b"model"): "",
-        b"--b\r\ncontent-disposition: form-data; NAME=model\r\ncontent-type: text/plain\r\n\r\nb\r\n": "b",
-    }.items():
-        assert model_of(Request(body=body)) == name, body[:60]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from router.index import ByteIndex
 from router.policies import load_policy
-from router.scheduling.placer import NO_CHAIN, Placer
+from router.scheduling.placer import MOST_MODELS, NO_CHAIN, Placer
 from router.types import Ask, Chain, Choice, Load
 
 BLOCK = 256
@@ -296,3 +296,16 @@ def test_the_books_balance_whatever_happens(seed: int, policy: str) -> None:
         load.queued_tokens == (1.0 if slot == 0 else 0.0) for slot, load in enumerate(place.loads)
     )
     assert [load.in_flight for load in place.loads] == [1, 0, 0, 0]
+
+
+def test_only_models_that_engines_answer_for_are_learned_of() -> None:
+    place = placer()
+    for number in range(3 * MOST_MODELS):
+        refused = place.place(NO_CHAIN, 10, f"unknown-{number}", 15, "", 1.0)
+        place.finished(refused, 1.1)
+    assert not place.models
+    for number in range(3 * MOST_MODELS):
+        answered = place.place(NO_CHAIN, 400, f"any-{number}", 15, "", 1.0)
+        place.finished(answered, 1.1, prompt_tokens=200, output_tokens=7)
+    assert len(place.models) == MOST_MODELS
+    assert f"any-{3 * MOST_MODELS - 1}" in place.models

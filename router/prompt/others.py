@@ -1,0 +1,135 @@
+"""Bodies of other paths that hold a prompt: token ids to generate from, a query to score items
+with, and whatever a hosting platform sends to its one path."""
+
+from __future__ import annotations
+
+import msgspec
+
+from router.prompt.canonical import ABSENT, BRACKET, NULL, QUOTE, is_plain, number, string, truth
+from router.prompt.chain import chain, seed
+from router.prompt.chat import parse_chat
+from router.prompt.completions import COMPLETION_TOKENS, TEXT, parse_completions, token_ids
+from router.prompt.lenient import readable, utf8
+from router.prompt.prompt import Prompt, PromptError
+from router.prompt.reading import NOT_JSON, Head, arguments, parse, session, usage_offset
+
+
+class _Sampling(msgspec.Struct, gc=False):
+    max_tokens: msgspec.Raw = ABSENT
+
+
+class GenerateBody(Head, gc=False, kw_only=True):
+    """A body of /inference/v1/generate."""
+
+    token_ids: msgspec.Raw
+    stream_options: msgspec.Raw = ABSENT
+    features: msgspec.Raw = ABSENT
+    content_parts: msgspec.Raw = ABSENT
+
+
+class ScoringBody(Head, gc=False, kw_only=True):
+    """A body of /generative_scoring: each prompt is the query and an item, or the other way
+    round."""
+
+    query: msgspec.Raw
+    items: msgspec.Raw = NULL
+    item_first: msgspec.Raw = ABSENT
+    add_special_tokens: msgspec.Raw = ABSENT
+
+
+class _Kind(msgspec.Struct, gc=False):
+    """What tells the kinds of body apart that /invocations takes, in the engine's order."""
+
+    messages: msgspec.Raw = ABSENT
+    prompt: msgspec.Raw = ABSENT
+
+
+_decode_generate = msgspec.json.Decoder(GenerateBody).decode
+_decode_sampling = msgspec.json.Decoder(_Sampling).decode
+_decode_scoring = msgspec.json.Decoder(ScoringBody).decode
+_decode_kind = msgspec.json.Decoder(_Kind).decode
+
+
+def parse_generate(body: bytes) -> Prompt:
+    """The prompt of a body of token ids. Raises PromptError."""
+    return parse(body, _build_generate)
+
+
+def _build_generate(body: bytes) -> Prompt:
+    head = _decode_generate(body)
+    ids = token_ids(head.token_ids)
+    if ids is None:
+        raise PromptError("'token_ids' must be an array of token ids.", "token_ids")
+    limit = 0
+    if head.sampling_params is not ABSENT:
+        try:
+            limit = number(_decode_sampling(head.sampling_params).max_tokens)
+        except msgspec.ValidationError:
+            limit = 0
+    stream = truth(head.stream)
+    given = arguments(
+        (b"salt", head.cache_salt), (b"features", head.features), (b"parts", head.content_parts)
+    )
+    return Prompt(
+        head.model or "",
+        # The same tokens are the same prompt as a completion's.
+        chain(ids, seed(COMPLETION_TOKENS, head.model or "", given)),
+        len(ids),
+        stream,
+        session(head),
+        limit,
+        usage_offset(body, stream, head.stream_options),
+        head.transfer,
+    )
+
+
+def parse_scoring(body: bytes) -> Prompt:
+    """The prompts of a scoring body: what they begin with in common. Raises PromptError."""
+    return parse(body, _build_scoring)
+
+
+def _build_scoring(body: bytes) -> Prompt:
+    head = _decode_scoring(body)
+    kind, text = _text_or_tokens(head.query, "query")
+    size = len(text) + len(memoryview(head.items))
+    if truth(head.item_first):
+        # Every prompt begins with another item: nothing is shared but by chance.
+        text = b""
+    given = arguments((b"salt", head.cache_salt), (b"special", head.add_special_tokens))
+    return Prompt(
+        head.model or "",
+        chain(text, seed(kind, head.model or "", given)),
+        size,
+        False,
+        session(head),
+        1,
+        -1,
+        head.transfer,
+    )
+
+
+def _text_or_tokens(raw: msgspec.Raw, field: str) -> tuple[str, bytes]:
+    first = memoryview(raw)[0]
+    if first == QUOTE:
+        return TEXT, bytes(memoryview(string(raw, is_plain(raw)))[1:-1])
+    ids = token_ids(raw) if first == BRACKET else None
+    if ids is None:
+        raise PromptError(f"{field!r} must be a string or an array of token ids.", field)
+    return COMPLETION_TOKENS, ids
+
+
+def parse_invocations(body: bytes) -> Prompt | None:
+    """The prompt of a body that is a chat's or a completion's; None for one of another kind.
+
+    Raises PromptError.
+    """
+    try:
+        kind = _decode_kind(body)
+    except NOT_JSON:
+        try:
+            kind = _decode_kind(readable(utf8(body)))
+        except NOT_JSON:
+            return None
+    if kind.messages is not ABSENT:
+        return parse_chat(body)
+    return parse_completions(body) if kind.prompt is not ABSENT else None
