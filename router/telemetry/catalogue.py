@@ -166,7 +166,8 @@ USABLE = Metric(
     "warmroute_replica_usable",
     "gauge",
     "1 or 0",
-    "Whether requests may be sent to the replica: healthy, breaker not open, not draining.",
+    "Whether requests may be sent to the replica: healthy, breaker not open, neither draining nor "
+    "sleeping nor paused.",
     _REPLICA,
 )
 STATE = Metric(
