@@ -179,8 +179,8 @@ def _asleep(text: bytes) -> bool | None:
     found: bool | None = None
     for line in _lines(text, _SLEEP):
         if _label(line, b"sleep_state") == b"awake":
-            value = line[line.rfind(b"}") + 1 :].split()
-            found = found or (bool(value) and value[0] in (b"0", b"0.0"))
+            value = line[line.rfind(b"}") + 1 :].strip()
+            found = found or value in (b"0", b"0.0")
     return found
 
 

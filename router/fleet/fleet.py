@@ -61,6 +61,8 @@ class Fleet:
         """Those of them whose breaker admits one trial: call admitted() when one is chosen."""
         self._clock = clock
         self._catalog = Catalog()
+        self.lengths: Mapping[str, Levels] = self._catalog.lengths
+        """Of the models whose replicas differ in max_model_len: see fitting."""
         self._listeners: list[FleetListener] = []
         self._changes = Changes()
         self.tls = tls_context(settings)
@@ -304,25 +306,34 @@ class Fleet:
     def may_come(self, model: str) -> bool:
         """Whether a model nobody serves just now may be served in a while: it is expected, its last
         replica left, or a replica has yet to tell what it serves."""
-        return (
-            model in self.settings.models
-            or self._catalog.away(model)
-            or any(not replica.models_read for replica in self.members())
+        return self.expects(model) or any(not replica.models_read for replica in self.members())
+
+    def expects(self, model: str) -> bool:
+        """Whether it is expected by the settings, or its last replica left. An adapter whose base
+        model is served is not: its engines would have it."""
+        return model in self.settings.models or (
+            self._catalog.away(model) and not self.hosts(model)
+        )
+
+    @property
+    def answering(self) -> int:
+        """Mask of the replicas that are drained and well: what they hold can be had from them."""
+        return sum(
+            replica.bit
+            for replica in self.members()
+            if replica.draining
+            and not replica.resting
+            and replica.health.state is HealthState.READY
         )
 
     def hosts(self, model: str) -> int:
-        """Mask of the replicas of a LoRA adapter's base model; 0 for all else."""
+        """Mask of the replicas of a LoRA adapter's base model; 0 for what was no adapter."""
         parent = self._catalog.parent(model)
         return self._catalog.serving(parent) if parent else 0
 
     def alike(self, mask: int) -> int:
         """Mask of the replicas that serve the same base models as some of these."""
         return self._catalog.alike(mask)
-
-    @property
-    def lengths(self) -> Mapping[str, Levels]:
-        """Of the models whose replicas differ in max_model_len: see fitting."""
-        return self._catalog.lengths
 
     def fitting(self, model: str, eligible: int, tokens: float) -> int:
         """Those of the eligible replicas that take so many tokens; else those that take most."""
@@ -341,11 +352,14 @@ class Fleet:
                 return mask
         return 0
 
-    async def look(self, model: str) -> None:
-        """Ask the engines what they serve. Returns when one serves the model, or all were asked."""
+    async def look(self, model: str, tried: int) -> None:
+        """Ask the engines what they serve. Returns when one that was not tried serves the model, or
+        all were asked."""
         look = self._look.join()
         within = 2 * (self.pace.stretch(EVERY) + self.settings.health_timeout)
-        await self.until(lambda: look.done() or bool(self.serving(model) & self.usable), within)
+        await self.until(
+            lambda: look.done() or bool(self.serving(model) & self.usable & ~tried), within
+        )
 
     async def _read_models(self) -> None:
         await asyncio.gather(

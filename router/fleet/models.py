@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -21,7 +20,6 @@ UNBOUNDED: Final = 1 << 62
 
 Levels = tuple[tuple[int, int], ...]
 """(max_model_len, mask of the replicas that take so much or more), ascending."""
-_NO_LENGTHS: Final[Mapping[str, Levels]] = MappingProxyType({})
 
 
 class ModelCard(msgspec.Struct, frozen=True, gc=False):
@@ -99,9 +97,9 @@ class Catalog:
         self._parents: dict[str, str] = {}
         """LoRA adapter -> its base model."""
         self._union: tuple[ModelCard, ...] | None = ()
-        self._away: dict[str, None] = {}
-        """Names whose last replica left, the oldest first."""
-        self.lengths: Mapping[str, Levels] = _NO_LENGTHS
+        self._away: dict[str, str] = {}
+        """Name whose last replica left, the oldest first -> its base model, as parent has it."""
+        self.lengths: dict[str, Levels] = {}
         """Of the models whose replicas have more than one max_model_len; most fleets have none."""
 
     def serving(self, model: str) -> int:
@@ -109,8 +107,9 @@ class Catalog:
         return self._masks.get(model, self._any)
 
     def parent(self, model: str) -> str:
-        """The base model of a LoRA adapter that some replica has; empty for all else."""
-        return self._parents.get(model, "")
+        """The base model of a LoRA adapter that a replica has or had when it left; empty for all
+        else."""
+        return self._parents.get(model) or self._away.get(model, "")
 
     def away(self, model: str) -> bool:
         """Whether its last replica left the fleet, rather than stopped serving it."""
@@ -178,7 +177,7 @@ class Catalog:
         """A replica left. What only it served is away: the engine did not say that it is gone."""
         for card in self._forget(slot):
             if card.id not in self._masks:
-                self._away[card.id] = None
+                self._away[card.id] = card.parent
         while len(self._away) > MOST_AWAY:
             del self._away[next(iter(self._away))]
         self._masks[ABSENT] &= ~(1 << slot)
@@ -213,9 +212,10 @@ class Catalog:
                     self._parents[card.id] = card.parent
                 masks = lengths.setdefault(card.id, {})
                 masks[card.length] = masks.get(card.length, 0) | 1 << slot
-        self.lengths = {
-            name: _levels(masks, self._any) for name, masks in lengths.items() if len(masks) > 1
-        }
+        self.lengths.clear()
+        self.lengths.update(
+            (name, _levels(masks, self._any)) for name, masks in lengths.items() if len(masks) > 1
+        )
 
 
 def _levels(masks: dict[int, int], untold: int) -> Levels:

@@ -19,7 +19,7 @@ from router.fleet.engine_metrics import EngineMetrics, parse_metrics
 from router.fleet.health import HealthState, probe
 from router.fleet.models import ModelCard, parse_models
 from router.fleet.pace import Pace
-from router.fleet.reader import Answer, Reader, ReadError
+from router.fleet.reader import Answer, Failure, Reader, ReadError
 from router.fleet.replica import Replica
 from router.fleet.settings import FleetSettings
 
@@ -76,8 +76,8 @@ class Watch:
         self._settings = settings
         self._hurry = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._rest_paths: set[str] = set()
-        """Those of its paths that tell whether it rests."""
+        self._rest_paths: dict[str, bool] = {}
+        """Those of its paths that are asked whether it rests; True: it has answered."""
 
     def start(self, delay: float) -> None:
         """Begin, after a delay that keeps a large fleet from being read all at once."""
@@ -156,7 +156,7 @@ class Watch:
             return
         if health.state is not HealthState.READY:
             # known before the first request is sent there: what it serves, whether it restarted
-            self._rest_paths = {IS_PAUSED, IS_SLEEPING}
+            self._rest_paths = {IS_PAUSED: False, IS_SLEEPING: False}
             await asyncio.gather(self.read_models(), self.read_metrics(), self.read_rest())
         self._keeper.probed(self._replica)
 
@@ -217,22 +217,27 @@ class Watch:
             return
         self._keeper.metrics_told(replica, metrics, max(most_own, foreign.own(load)))
         if metrics.asleep is not None:
-            self._rest_paths.discard(IS_SLEEPING)
+            self._rest_paths.pop(IS_SLEEPING, None)
             self._keeper.rest_told(replica, metrics.asleep, None)
 
     async def read_rest(self) -> None:
         """Ask whether it rests, where its metrics do not tell. Engines have these paths in their
         development mode only; where one is not answered as they do, it is not asked again until
         the replica has been away."""
-        for path in tuple(self._rest_paths):
+        for path, answered in tuple(self._rest_paths.items()):
+            rests = None
             try:
                 answer = await self._reader.get(path, LONGEST_REST, self._settings.health_timeout)
+                rests = rest_of(path, answer)
             except ReadError as error:
-                log.debug("replica %s: %s", self._replica.name, error)
-                continue
-            rests = rest_of(path, answer)
+                if answered or error.failure is not Failure.BAD:
+                    continue
+            if path not in self._rest_paths:
+                continue  # its metrics have told meanwhile
             if rests is None:
-                self._rest_paths.discard(path)
+                del self._rest_paths[path]
+            else:
+                self._rest_paths[path] = True
             if path == IS_SLEEPING:
                 self._keeper.rest_told(self._replica, bool(rests), None)
             else:

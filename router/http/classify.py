@@ -6,7 +6,7 @@ from urllib.parse import unquote_to_bytes
 
 import httptools
 
-from router.http.paths import OTHER, RULES, PathRule
+from router.http.paths import KEPT, KEPT_BELOW, OTHER, RULES, PathRule
 
 _BY_TARGET = {path.encode(): rule for path, rule in RULES.items()}
 
@@ -25,6 +25,8 @@ def classify(target: bytes) -> PathRule:
         path = unquote_to_bytes(path)
     if len(path) > 1 and path.endswith(b"/"):
         path = path.rstrip(b"/")
+    if path.startswith(KEPT_BELOW):
+        return KEPT
     return _BY_TARGET.get(path, OTHER)
 
 

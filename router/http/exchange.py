@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from router.http.errors import error_body
 from router.http.forward import connect, send
 from router.http.heads import answer
-from router.http.local import answer_locally, answer_no_replica
+from router.http.local import answer_locally
 from router.http.model_name import model_of
 from router.http.paths import Treatment
 from router.http.relay import Relay
+from router.http.seek import Seek, fitting, holding, name_in, others, read_first, seek_of
 from router.http.tunnel import switch
 from router.insight.record import Outcome
 from router.placement import NO_CHAIN, Placement
@@ -55,7 +56,6 @@ class Exchange:
 
     __slots__ = (
         "_failure",
-        "_tried",
         "bytes_in",
         "bytes_out",
         "client",
@@ -73,8 +73,10 @@ class Exchange:
         "replica",
         "request",
         "retries",
+        "seek",
         "splice",
         "status",
+        "tried",
         "tunnel",
         "unsent",
         "upstream",
@@ -88,8 +90,12 @@ class Exchange:
         self.prompt: Prompt | None = None
         self.splice = -1
         """Where in the body the request for usage goes; -1 when the router makes none."""
-        self._tried = 0
+        self.tried = 0
+        """Mask of the replicas that are not asked (again)."""
+        self.seek: Seek | None = None
+        """Where the fleet's books alone do not tell who has what is asked for."""
         self.connecting: asyncio.Task[None] | None = None
+        """Connects to a replica, or takes a fresh look at the engines."""
         self._failure: Failure | None = None
         self.placement: Placement | None = None
         self.replica: Replica | None = None
@@ -128,6 +134,8 @@ class Exchange:
                 self.refuse(400, exc.message, Outcome.BAD_REQUEST, param=exc.param)
                 return
             self.model = prompt.model
+            if rule.keeps:
+                self.seek = seek_of(prompt.follows)
             self.key = request.session.decode("latin-1") if request.session else prompt.key
             if prompt.usage_offset >= 0 and gateway.asks_usage and not request.old:
                 self.splice = prompt.usage_offset
@@ -137,17 +145,22 @@ class Exchange:
         elif rule.treatment is Treatment.BALANCE or rule.treatment is Treatment.PREFIX:
             if request.body:
                 self.model = model_of(request)
+            if rule.keeps:
+                self.seek = seek_of(name_in(request.target))
+        elif rule.treatment is Treatment.MODELS and gateway.asks_engine(request):
+            self.seek = Seek()
         else:
             answer_locally(self, gateway, request)
             return
-        self._place()
+        self.place()
 
     def _tokenised(self) -> None:
         """The prompt was tokenised beside the event loop, or not in time."""
         if not self.done:
-            self._place()
+            self.place()
 
-    def _place(self) -> None:
+    def place(self) -> None:
+        """Choose a replica and send; or answer where there is none."""
         try:
             self._place_and_send()
         except Exception as exc:  # a policy may be anybody's code
@@ -157,17 +170,18 @@ class Exchange:
         gateway = self.gateway
         fleet = gateway.fleet
         serving = fleet.serving(self.model)
-        eligible = serving & fleet.usable & ~self._tried
+        eligible = serving & fleet.usable & ~self.tried
+        prompt, seek = self.prompt, self.seek
+        if seek is not None:
+            seek.held = b""  # of an answer that broke off
+            if seek.key:
+                eligible = holding(self, seek, serving, eligible)
         if not eligible:
-            # Never one already tried, and the last resort only where nothing was.
-            eligible = 0 if self._tried else fleet.last_resort(self.model)
+            eligible = others(self, serving)
             if not eligible:
-                if self._failure is not None:
-                    self._give_up(self._failure)
-                else:
-                    answer_no_replica(self, gateway, serving)
                 return
-        prompt = self.prompt
+        if fleet.lengths and prompt is not None and self.model in fleet.lengths:
+            eligible = fitting(self, eligible)
         if prompt is not None:
             self.placement = placement = gateway.placer.place(
                 prompt.chain,
@@ -184,7 +198,7 @@ class Exchange:
                 NO_CHAIN, 0, "", eligible, "", monotonic(), stream=False
             )
         slot = placement.slot
-        self._tried |= 1 << slot
+        self.tried |= 1 << slot
         if fleet.half_open >> slot & 1:
             fleet.admitted(slot)
         self.replica = fleet.replicas[slot]
@@ -202,12 +216,17 @@ class Exchange:
         if status in _RETRY_STATUS and self._may_retry():
             self.retries += 1
             self._lost_one(Outcome.UPSTREAM_5XX, "status")
-            self._place()
+            self.place()
             return
         if not body and upstream.heads_stream and request.method != b"HEAD":
             # Engines send a stream's head when they accept a request, long before its first token:
             # held back, it leaves the way to another replica open.
             return
+        if (status == 404 or status == 400 or self.seek is not None) and request.method != b"HEAD":
+            first = read_first(self, upstream, body)
+            if first is None:
+                return
+            body = first
         self.status = status
         self._free_body()
         if self.gateway.closing:
@@ -345,9 +364,9 @@ class Exchange:
         self._lost_one(outcome, reason)
         if retry and self._may_retry():
             self.retries += 1
-            self._place()
+            self.place()
         else:
-            self._give_up(self._failure)
+            self.give_up()
 
     def _lost_one(self, outcome: str, reason: FaultReason) -> None:
         """Take the attempt out of the books and tell the fleet."""
@@ -365,12 +384,33 @@ class Exchange:
         if self.retries >= gateway.settings.retries or self.request.upgrade:
             return False
         fleet = gateway.fleet
-        if not fleet.serving(self.model) & fleet.usable & ~self._tried:
+        passed_on = self.seek is not None and self.seek.passed_on
+        serving = fleet.usable if passed_on else fleet.serving(self.model)
+        if not serving & fleet.usable & ~self.tried:
             return False
         return gateway.retry_budget.take()
 
-    def _give_up(self, failure: Failure) -> None:
+    @property
+    def failed(self) -> bool:
+        """An attempt has failed."""
+        return self._failure is not None
+
+    def give_up(self) -> None:
+        """Tell of the last attempt that failed."""
+        failure = self._failure
+        assert failure is not None
         self.refuse(failure.status, failure.message, failure.outcome, code="replica_failed")
+
+    def set_aside(self) -> None:
+        """The replica's answer is whole, no failure, and not for the client."""
+        gateway, placement, upstream = self.gateway, self.placement, self.upstream
+        assert placement is not None
+        assert upstream is not None
+        now = monotonic()
+        self.upstream = None
+        upstream.release()
+        gateway.placer.failed(placement, now)
+        gateway.fleet.succeeded(placement.slot, now)
 
     def _cut_off(self, outcome: str, reason: FaultReason, what: str, in_chunk: bool) -> None:
         """The client has a part of the answer: say that no more will come, never as a normal

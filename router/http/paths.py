@@ -31,6 +31,8 @@ class PathRule(msgspec.Struct, gc=False, frozen=True):
     path: str = ""
     """The path, where the rule is for one."""
     why: str = ""
+    keeps: bool = False
+    """Its answers, or what it asks for, are kept by the engine that made them."""
     first_token_mark: bytes = b""
     """Bytes that every event with a token has, for streams that begin with events without one."""
 
@@ -87,6 +89,11 @@ _BALANCED = {
 
 OTHER = PathRule("other", Treatment.BALANCE)
 
+KEPT_BELOW = (b"/v1/responses/", b"/v1/conversations/")
+"""What comes after these names what one engine keeps."""
+KEPT = PathRule("responses", Treatment.BALANCE, keeps=True)
+"""The rule for a path below."""
+
 _RULES: dict[str, PathRule] = {
     **{path: PathRule(api, Treatment.BALANCE) for path, api in _BALANCED.items()},
     **{path: PathRule("engine", Treatment.REFUSE, why=_ADMIN) for path in _ENGINE_STATE},
@@ -100,12 +107,14 @@ _RULES: dict[str, PathRule] = {
         Treatment.PREFIX,
         Form.RESPONSES,
         parse=PARSERS["/v1/responses"],
+        keeps=True,
         first_token_mark=b'delta"',
     ),
     "/v1/messages": PathRule(
         "messages", Treatment.PREFIX, Form.ANTHROPIC, parse=PARSERS["/v1/messages"]
     ),
     "/v1/messages/count_tokens": PathRule("tokenize", Treatment.BALANCE, Form.ANTHROPIC),
+    "/v1/conversations": PathRule("responses", Treatment.BALANCE, keeps=True),
     "/v1/models": PathRule("models", Treatment.MODELS),
     "*": PathRule("other", Treatment.HEALTH),
     "/health": PathRule("health", Treatment.HEALTH),

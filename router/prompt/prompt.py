@@ -34,6 +34,8 @@ class Prompt(msgspec.Struct, gc=False):
     """The most tokens the client lets the answer have; 0 when it did not say."""
     usage_offset: int
     """Where in the body ``"stream_options":{"include_usage":true},`` may be put in; -1: nowhere."""
+    follows: str = ""
+    """The id of the stored response or conversation that this continues; empty for none."""
 
 
 class PromptError(Exception):
