@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import msgspec
 
+from router.cli.check import NO_PATH, NOT_VLLM, is_vllm
 from router.fleet.engine_metrics import EngineMetrics, parse_metrics
-from router.preflight import NO_PATH, NOT_VLLM, is_vllm
 
 _LABELS = re.compile(rb'(\w+)="([^"\\]*)"')
 PROBE_WORDS = 600

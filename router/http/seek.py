@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from router.fleet.holders import key_of
-from router.http.local import answer_no_replica
+from router.http.local_reply import answer_no_replica
 from router.http.paths import Treatment
-from router.insight.record import Outcome
+from router.telemetry.record import Outcome
 
 if TYPE_CHECKING:
     from router.http.exchange import Exchange

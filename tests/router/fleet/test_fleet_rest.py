@@ -7,9 +7,9 @@ from fleet_engines import StartEngine, StartFleet, metrics_text
 
 from router.fleet.engine_metrics import parse_metrics
 from router.fleet.listener import FleetListener
+from router.fleet.polling import IS_PAUSED, IS_SLEEPING, rest_of
 from router.fleet.reader import Answer
 from router.fleet.replica import Replica
-from router.fleet.watch import IS_PAUSED, IS_SLEEPING, rest_of
 
 
 def sleep_state(awake: int, level_1: int = 0, engine: int = 0) -> bytes:

@@ -1,0 +1,256 @@
+"""Watching one replica: its health, models, metrics and rest, each read in a loop of its own.
+
+A replica that hangs delays nobody: it has its own tasks and connections, and every read a limit.
+What is read is handed to a Keeper, the fleet, which decides what it means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import msgspec
+
+from router.fleet import engine_metrics, models
+from router.fleet.engine_metrics import EngineMetrics, parse_metrics
+from router.fleet.health import HealthState, probe
+from router.fleet.models import ModelCard, parse_models
+from router.fleet.poll_rate import Pace
+from router.fleet.reader import Answer, Failure, Reader, ReadError
+from router.fleet.replica import Replica
+from router.fleet.settings import FleetSettings
+
+log = logging.getLogger(__name__)
+
+REFUSED = (401, 403)
+ABSENT = (404, 405, 501)
+IS_PAUSED = "/is_paused"
+IS_SLEEPING = "/is_sleeping"
+LONGEST_REST = 4096
+"""Bytes of an answer to one of these that are read."""
+
+
+class Keeper(Protocol):
+    """Who is told what was read. All methods return at once."""
+
+    def probed(self, replica: Replica) -> None:
+        """Its health is good, and what else could be read has been told."""
+
+    def probe_failed(self, replica: Replica, failure: ReadError) -> None:
+        """Its health could not be read, or is bad."""
+
+    def models_told(self, replica: Replica, cards: tuple[ModelCard, ...]) -> None:
+        """The models it serves."""
+
+    def models_untold(self, replica: Replica, status: int) -> None:
+        """It will not tell its models, now or later."""
+
+    def metrics_told(self, replica: Replica, metrics: EngineMetrics, most_own: int) -> None:
+        """A reading; most_own requests of ours were in flight at most while it was taken."""
+
+    def metrics_missing(self, replica: Replica, why: str) -> None:
+        """It has no metrics, and will have none later."""
+
+    def rest_told(self, replica: Replica, asleep: bool | None, paused: bool | None) -> None:
+        """Whether it sleeps and whether it is paused; None: as it was."""
+
+
+class Watch:
+    """The tasks that watch one replica."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        reader: Reader,
+        keeper: Keeper,
+        pace: Pace,
+        settings: FleetSettings,
+    ) -> None:
+        self._replica = replica
+        self._reader = reader
+        self._keeper = keeper
+        self._pace = pace
+        self._settings = settings
+        self._hurry = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._rest_paths: dict[str, bool] = {}
+        """Those of its paths that are asked whether it rests; True: it has answered."""
+
+    def start(self, delay: float) -> None:
+        """Begin, after a delay that keeps a large fleet from being read all at once."""
+        name = self._replica.name
+        settings = self._settings
+        self._tasks = [
+            asyncio.create_task(self._watch_health(delay), name=f"health {name}"),
+            asyncio.create_task(
+                self._repeat(self.read_metrics, settings.metrics_interval), name=f"metrics {name}"
+            ),
+            asyncio.create_task(
+                self._repeat(self.read_models, settings.models_interval), name=f"models {name}"
+            ),
+            asyncio.create_task(
+                self._repeat(self.read_rest, settings.metrics_interval), name=f"rest {name}"
+            ),
+        ]
+
+    def hurry(self) -> None:
+        """Something is wrong, as live traffic has it: do not wait for the next turn."""
+        self._hurry.set()
+
+    def reread_models(self) -> None:
+        """Its models have changed, as the admin port knows: do not wait for the next turn."""
+        self._at_once(self.read_models)
+
+    def reread_rest(self) -> None:
+        """It was put to sleep, woken, paused or resumed: do not wait for the next turn."""
+        self._at_once(self.read_metrics)
+        self._at_once(self.read_rest)
+
+    def _at_once(self, read: Callable[[], Awaitable[None]]) -> None:
+        task = asyncio.create_task(self._guarded(read), name="read at once")
+        self._tasks.append(task)
+        task.add_done_callback(self._tasks.remove)
+
+    def cancel(self) -> None:
+        """End the tasks: nothing more is told from here on. Then await closed()."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def closed(self) -> None:
+        """Wait for the tasks to end and close the connections."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._reader.close()
+
+    async def _watch_health(self, delay: float) -> None:
+        await asyncio.sleep(delay)
+        await self._guarded(self._probe)
+        # probes that began together part company here
+        await self._sleep(self._settings.health_interval * random.random())
+        while True:
+            await self._guarded(self._probe)
+            await self._sleep(self._wait())
+
+    def _wait(self) -> float:
+        health = self._replica.health
+        wait = health.pause()
+        return wait if health.suspect else self._pace.stretch(wait)
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._hurry.wait()
+        except TimeoutError:
+            return
+        self._hurry.clear()
+        await asyncio.sleep(self._replica.health.pause(hurried=True))
+
+    async def _probe(self) -> None:
+        health = self._replica.health
+        try:
+            await probe(self._reader, health.patience(self._settings.health_timeout))
+        except ReadError as failure:
+            self._keeper.probe_failed(self._replica, failure)
+            return
+        if health.state is not HealthState.READY:
+            # known before the first request is sent there: what it serves, whether it restarted
+            self._rest_paths = {IS_PAUSED: False, IS_SLEEPING: False}
+            await asyncio.gather(self.read_models(), self.read_metrics(), self.read_rest())
+        self._keeper.probed(self._replica)
+
+    async def _repeat(self, read: Callable[[], Awaitable[None]], interval: float) -> None:
+        while True:
+            await asyncio.sleep(self._pace.stretch(interval) * random.uniform(0.9, 1.1))
+            if self._replica.health.state is HealthState.READY:
+                await self._guarded(read)
+
+    async def _guarded(self, read: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await read()
+        except Exception:
+            log.exception("reading replica %s went wrong; going on", self._replica.name)
+
+    async def read_models(self) -> None:
+        """Read /v1/models and tell the keeper; a read that fails leaves what was known."""
+        replica = self._replica
+        if replica.models_given:
+            return
+        try:
+            answer = await self._reader.get(
+                "/v1/models", models.LONGEST_ANSWER, self._settings.health_timeout
+            )
+            if answer.status in REFUSED or answer.status in ABSENT:
+                self._keeper.models_untold(replica, answer.status)
+                return
+            if answer.status != 200:
+                raise ReadError(f"/v1/models answered {answer.status}")
+            cards = parse_models(answer.body)
+        except (ReadError, ValueError) as error:
+            level = logging.DEBUG if replica.models_read else logging.WARNING
+            log.log(level, "replica %s: its models cannot be read: %s", replica.name, error)
+            return
+        self._keeper.models_told(replica, cards)
+
+    async def read_metrics(self) -> None:
+        """Read /metrics and tell the keeper; a read that fails lets the last one grow stale."""
+        replica = self._replica
+        load, foreign = replica.load, replica.foreign
+        most_own = foreign.own(load)
+        try:
+            answer = await self._reader.get(
+                "/metrics", engine_metrics.LONGEST_TEXT, self._settings.health_timeout
+            )
+        except ReadError as error:
+            log.debug("replica %s: its metrics cannot be read: %s", replica.name, error)
+            return
+        if answer.status in REFUSED or answer.status in ABSENT:
+            self._keeper.metrics_missing(replica, f"/metrics answered {answer.status}")
+            return
+        if answer.status != 200:
+            log.debug("replica %s: /metrics answered %d", replica.name, answer.status)
+            return
+        metrics = parse_metrics(answer.body)
+        if not metrics.told_anything:
+            self._keeper.metrics_missing(replica, "/metrics has none of vLLM's names")
+            return
+        self._keeper.metrics_told(replica, metrics, max(most_own, foreign.own(load)))
+        if metrics.asleep is not None:
+            self._rest_paths.pop(IS_SLEEPING, None)
+            self._keeper.rest_told(replica, metrics.asleep, None)
+
+    async def read_rest(self) -> None:
+        """Ask whether it rests, where its metrics do not tell. Engines have these paths in their
+        development mode only; where one is not answered as they do, it is not asked again until
+        the replica has been away."""
+        for path, answered in tuple(self._rest_paths.items()):
+            rests = None
+            try:
+                answer = await self._reader.get(path, LONGEST_REST, self._settings.health_timeout)
+                rests = rest_of(path, answer)
+            except ReadError as error:
+                if answered or error.failure is not Failure.BAD:
+                    continue
+            if path not in self._rest_paths:
+                continue  # its metrics have told meanwhile
+            if rests is None:
+                del self._rest_paths[path]
+            else:
+                self._rest_paths[path] = True
+            if path == IS_SLEEPING:
+                self._keeper.rest_told(self._replica, bool(rests), None)
+            else:
+                self._keeper.rest_told(self._replica, None, bool(rests))
+
+
+def rest_of(path: str, answer: Answer) -> bool | None:
+    """What an answer to /is_paused or /is_sleeping says; None when it is none of an engine's."""
+    if answer.status != 200:
+        return None
+    try:
+        found = msgspec.json.decode(answer.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    rests = found.get(path[1:]) if isinstance(found, dict) else None
+    return rests if isinstance(rests, bool) else None
