@@ -23,6 +23,7 @@ from router.admin.server import AdminServer
 from router.config import Settings, replica_context
 from router.discovery import Discovery, DiscoveryError
 from router.fleet.fleet import Fleet
+from router.fleet.holders import Holders
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
 from router.fleet.settings import FleetSettings
@@ -117,7 +118,7 @@ class App:
     def __init__(self, settings: Settings, carrier: Carrier | None = None) -> None:
         """carrier: what a worker shares through where no `state` is set."""
         self.settings = settings
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(expected=settings.expected_models)
         self.explain = Explain(settings.explain_requests)
         self.access_log = AccessLog(
             settings.access_log,
@@ -142,6 +143,7 @@ class App:
                 slow_start=settings.slow_start,
                 metrics_interval=settings.metrics_interval,
                 models_interval=settings.models_interval,
+                models=settings.expected_models,
             )
         )
         policy = load_policy(settings.policy)
@@ -166,12 +168,16 @@ class App:
             self.fleet, self.index, [policy, by_load], self.explain, self.telemetry
         )
         self.fleet.listen(membership)
+        self.holders = Holders()
+        self.fleet.listen(self.holders)
         if settings.state:
             carrier = redis_carrier(settings)
         self.shared: Shared | None = None
         if carrier is not None:
             placers = (self.placer, self.balancer)
-            self.shared = Shared(self.fleet, self.index, placers, carrier, self._resize)
+            self.shared = Shared(
+                self.fleet, self.index, placers, carrier, self._resize, self.holders
+            )
             membership.shared = self.shared
         self.phase = Phase.STARTING
         self.port = 0
@@ -198,6 +204,7 @@ class App:
             self.explain,
             self.access_log,
             loop,
+            self.holders,
         )
         gateway.replica_tls = replica_context(settings)
         gateway.exact = self.exact
@@ -272,6 +279,8 @@ class App:
             self.index.forget(replica.slot)
         if operation.changes_models:
             self.fleet.reread_models(replica)
+        if operation.changes_rest:
+            self.fleet.reread_rest(replica)
 
     def _resize(self, slot: int, tokens: int) -> None:
         self.index.resize(slot, _weight(tokens))

@@ -17,11 +17,19 @@ from router.admin.engines import MOST_BODY, OPERATIONS, CallResult
 from router.admin.guard import Guard
 from router.admin.page import page
 from router.admin.parts import AdminParts, Phase
-from router.admin.replicas import reports
+from router.admin.replicas import report, reports
 from router.fleet.replica import Replica
 from router.telemetry.exposition import CONTENT_TYPE
 
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+
+
+class Registration(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST /replicas and DELETE /replicas."""
+
+    url: str
+    models: tuple[str, ...] = ()
+    """What it serves; empty leaves it to /v1/models."""
 
 
 class Readiness(msgspec.Struct):
@@ -50,8 +58,11 @@ def create_app(
             Route("/readyz", admin.readyz),
             Route("/metrics", admin.metrics),
             Route("/replicas", admin.replicas),
+            Route("/replicas", admin.register, methods=["POST"]),
+            Route("/replicas", admin.deregister, methods=["DELETE"]),
             # Greedy: a replica's name may hold slashes, an operation's path too.
             Route("/replicas/{rest:path}", admin.change, methods=["POST"]),
+            Route("/replicas/{name:path}", admin.deregister, methods=["DELETE"]),
             Route("/explain", admin.latest),
             Route("/explain/{request_id:path}", admin.explain),
         ],
@@ -111,6 +122,41 @@ class _Admin:
             )
         return _json(found)
 
+    async def register(self, request: Request) -> Response:
+        """Let a replica in. One that is there stays, with other models where they are given."""
+        fleet, given = self._parts.fleet, await _registration(request)
+        try:
+            known = fleet.find(given.url)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        except KeyError:
+            known = fleet.add(given.url, given.models)
+            return _json(report(self._parts, known), 201)
+        if given.models:
+            fleet.set_models(known, given.models)
+        return _json(report(self._parts, known))
+
+    async def deregister(self, request: Request) -> Response:
+        """Let a replica go: nothing more is sent there, and what is in flight ends as it will."""
+        fleet, name = self._parts.fleet, request.path_params.get("name")
+        try:
+            if name is None:
+                replica = fleet.find((await _registration(request)).url)
+            else:
+                replica = next(r for r in fleet.replicas if r is not None and r.name == name)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        except (KeyError, StopIteration):
+            raise HTTPException(404, "no such replica in the fleet") from None
+        if replica.by_discovery:
+            raise HTTPException(
+                409,
+                f"discovery found {replica.name} and would bring it back: take it out there, or "
+                f"drain it: POST /replicas/{replica.name}/drain",
+            )
+        fleet.remove(replica.url)
+        return _json(CallResult(replica.name, ok=True))
+
     async def change(self, request: Request) -> Response:
         """Change a replica, or all of them."""
         rest = request.path_params["rest"]
@@ -150,6 +196,16 @@ class _Admin:
                 return [replica], rest[len(replica.name) + 1 :]
         names = ", ".join(("all", *(replica.name for replica in members)))
         raise HTTPException(404, f"no replica named so in /replicas/{rest}; there are: {names}")
+
+
+async def _registration(request: Request) -> Registration:
+    """Raises HTTPException."""
+    try:
+        return msgspec.json.decode(await _body(request), type=Registration)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise HTTPException(
+            400, f'give {{"url": "http://10.0.0.1:8000"}}, with "models" or without: {error}'
+        ) from None
 
 
 async def _body(request: Request) -> bytes:

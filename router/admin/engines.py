@@ -33,6 +33,8 @@ class Operation(msgspec.Struct, frozen=True):
     empties_cache: bool = False
     """Its success leaves the engine with an empty KV cache."""
     changes_models: bool = False
+    changes_rest: bool = False
+    """It puts the engine to sleep or pauses it, or ends that."""
 
 
 _PLAIN = (
@@ -43,7 +45,6 @@ _PLAIN = (
     "init_weight_transfer_engine",
     "reset_encoder_cache",
     "reset_mm_cache",
-    "resume",
     "resume_kv_cache_memory",
     "scale_elastic_ep",
     "shutdown_weight_transfer_engine",
@@ -53,14 +54,15 @@ _PLAIN = (
     "stop_profile",
     "update_weight_version",
     "update_weights",
-    "wake_up",
 )
 OPERATIONS: Final[dict[str, Operation]] = {
     **{path: Operation(path) for path in _PLAIN},
     **{
         path: Operation(path, empties_cache=True)
-        for path in ("pause", "release_kv_cache_memory", "reset_prefix_cache", "sleep")
+        for path in ("release_kv_cache_memory", "reset_prefix_cache")
     },
+    **{path: Operation(path, empties_cache=True, changes_rest=True) for path in ("pause", "sleep")},
+    **{path: Operation(path, changes_rest=True) for path in ("resume", "wake_up")},
     **{
         path: Operation(f"v1/{name}", changes_models=True)
         for name in ("load_lora_adapter", "unload_lora_adapter")

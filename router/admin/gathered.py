@@ -1,8 +1,9 @@
 """One admin port for several workers: it asks them, and puts their answers together.
 
 /metrics has every worker's samples with a `worker` label. /readyz is ready when all workers are.
-/explain looks through all. Draining is told to all. Everything else, which the workers share or
-answer alike, is asked of the first.
+/explain looks through all. Draining, registering replicas and letting them go are told to all, the
+latter two also to workers that start later. Everything else, which the workers share or answer
+alike, is asked of the first.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from starlette.routing import Route
 from router.admin.guard import HEADER, Guard
 from router.admin.server import GRACE_SECONDS, EmbeddedServer, bind
 from router.config import Settings
+from router.fleet.replica import parse_address
 from router.telemetry.exposition import CONTENT_TYPE
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,9 @@ class GatheredServer:
         self._settings = settings
         self._workers = workers
         self._client = httpx.AsyncClient(timeout=WITHIN, trust_env=False)
+        self._changes: dict[str, tuple[str, bytes]] = {}
+        """Replica's name -> method and body of the last change of /replicas that workers to come
+        must make too."""
         self.port = settings.admin_port
         """Listened on, once started."""
         app = Starlette(
@@ -56,6 +61,8 @@ class GatheredServer:
                 Route("/readyz", self._readyz),
                 Route("/explain", self._latest),
                 Route("/explain/{request_id:path}", self._explain),
+                Route("/replicas", self._change, methods=["POST", "DELETE"]),
+                Route("/replicas/{name:path}", self._change, methods=["DELETE"]),
                 Route("/{rest:path}", self._first, methods=["GET", "POST"]),
             ],
             middleware=[
@@ -96,16 +103,32 @@ class GatheredServer:
         await self._client.aclose()
 
     async def _ask(self, request: Request, port: int, body: bytes = b"") -> httpx.Response | None:
-        url = f"http://127.0.0.1:{port}{request.url.path}"
+        path = request.url.path
         if request.url.query:
-            url += f"?{request.url.query}"
+            path += f"?{request.url.query}"
         headers = {HEADER: "1"}
         for name in ("authorization", "content-type"):
             if name in request.headers:
                 headers[name] = request.headers[name]
+        return await self._call(port, request.method, path, body, headers)
+
+    async def _call(
+        self, port: int, method: str, path: str, body: bytes, headers: dict[str, str]
+    ) -> httpx.Response | None:
+        url = f"http://127.0.0.1:{port}{path}"
         with contextlib.suppress(httpx.HTTPError):
-            return await self._client.request(request.method, url, content=body, headers=headers)
+            return await self._client.request(method, url, content=body, headers=headers)
         return None
+
+    async def catch_up(self, port: int) -> None:
+        """A worker has started: make the changes of /replicas there that the others have made."""
+        headers = {HEADER: "1"}
+        if self._settings.admin_key:
+            headers["authorization"] = f"Bearer {self._settings.admin_key}"
+        for method, body in list(self._changes.values()):
+            if await self._call(port, method, "/replicas", body, headers) is None:
+                log.warning("a worker that has just started was not told of all replicas")
+                return
 
     async def _all(
         self, request: Request, body: bytes = b""
@@ -149,6 +172,27 @@ class GatheredServer:
             next((a for a in answers if a is not None and a.status_code == 200), None)
             or next((a for a in answers if a is not None), None)
         )
+
+    async def _change(self, request: Request) -> Response:
+        """Registers a replica with all workers, or lets one go from all."""
+        body = await request.body()
+        answers = [answer for _, answer in await self._all(request, body)]
+        bad = next((a for a in answers if a is not None and a.status_code >= 400), None)
+        answer = bad or next((a for a in answers if a is not None), None)
+        if answer is not None and bad is None:
+            self._remember(request.method, answer, body)
+        return _same(answer)
+
+    def _remember(self, method: str, answer: httpx.Response, body: bytes) -> None:
+        told = msgspec.json.decode(answer.content)
+        if method == "POST":
+            self._changes[told["name"]] = method, body
+            return
+        name = told["replica"]
+        self._changes.pop(name, None)
+        for url in self._settings.replicas:
+            if parse_address(url).name == name:
+                self._changes[name] = method, msgspec.json.encode({"url": url})
 
     async def _first(self, request: Request) -> Response:
         body = await request.body()

@@ -27,9 +27,9 @@ class ReplicaReport(msgspec.Struct):
     slot: int
     url: str
     state: str
-    """starting, ready, unhealthy or draining."""
+    """starting, ready, unhealthy, draining, sleeping or paused."""
     usable: bool
-    """Requests may be sent to it."""
+    """It is well: it takes requests, or will as soon as it wakes or resumes (see state)."""
     last_error: str
     """Why it is not ready; empty when it is."""
     breaker: str
@@ -87,6 +87,11 @@ def reports(parts: AdminParts) -> list[ReplicaReport]:
     ]
 
 
+def report(parts: AdminParts, replica: Replica) -> ReplicaReport:
+    """One replica."""
+    return _report(parts, replica, parts.telemetry.ledgers().get(replica.name))
+
+
 def _report(parts: AdminParts, replica: Replica, ledger: Ledger | None) -> ReplicaReport:
     load = replica.load
     engine = replica.engine
@@ -98,7 +103,8 @@ def _report(parts: AdminParts, replica: Replica, ledger: Ledger | None) -> Repli
         slot=replica.slot,
         url=replica.url,
         state=str(replica.state),
-        usable=bool(parts.fleet.usable >> replica.slot & 1),
+        usable=bool(parts.fleet.usable >> replica.slot & 1)
+        or (replica.state in ("sleeping", "paused") and replica.breaker.passes),
         last_error=replica.health.reason,
         breaker=str(replica.breaker.state),
         breaker_opens=replica.breaker.opens,

@@ -7,13 +7,18 @@ import os
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 
 from router.config import Fault, Settings, replica_context
+from router.fleet.engine_metrics import parse_metrics
 
 _CALLS_AT_ONCE = 32
+
+NO_PATH = (404, 405, 501)
+"""How servers answer that do not have a path."""
+NOT_VLLM = "this is no vLLM server"
 
 
 class Answer(NamedTuple):
@@ -72,10 +77,22 @@ async def ask_replicas(settings: Settings) -> list[Answer]:
         return list(await asyncio.gather(*map(ask, settings.replicas)))
 
 
+async def is_vllm(client: httpx.AsyncClient, url: str, cards: list[dict[str, Any]]) -> bool:
+    """Whether a server that lists models may be vLLM, or stand before one: all its models are
+    somebody else's, and its metrics are none of vLLM's, where it is not. Raises httpx.HTTPError."""
+    owners = {card.get("owned_by") for card in cards}
+    if not owners or owners & {"vllm", None}:
+        return True
+    metrics = await client.get(url + "/metrics", follow_redirects=True)
+    return metrics.status_code == 200 and parse_metrics(metrics.content).told_anything
+
+
 async def _ask(client: httpx.AsyncClient, url: str) -> Answer:
     path = "/health"
     try:
         health = await client.get(url + path)
+        if health.status_code in NO_PATH:
+            return Answer(url, False, f"{path} answers {health.status_code}: {NOT_VLLM}")
         if health.status_code != 200:
             return Answer(url, False, f"{path} answers {health.status_code}")
         path = "/v1/models"
@@ -84,11 +101,17 @@ async def _ask(client: httpx.AsyncClient, url: str) -> Answer:
             return Answer(url, False, f"{path} wants a key: set replica_api_key")
         if listed.status_code != 200:
             return Answer(url, False, f"{path} answers {listed.status_code}")
-        names = [model["id"] for model in listed.json()["data"]]
+        cards = listed.json()["data"]
+        names = [model["id"] for model in cards]
+        path = "/metrics"
+        if not await is_vllm(client, url, cards):
+            return Answer(url, False, NOT_VLLM)
     except httpx.TimeoutException:
         return Answer(url, False, f"{path} did not answer within health_timeout")
     except httpx.HTTPError as error:
         return Answer(url, False, f"{path} cannot be asked: {error or type(error).__name__}")
-    except (ValueError, KeyError, TypeError):
-        return Answer(url, False, f"{path} answers something else than a list of models")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Answer(
+            url, False, f"{path} answers something else than a list of models: {NOT_VLLM}"
+        )
     return Answer(url, True, f"healthy, serves {', '.join(map(str, names)) or 'no model'}")

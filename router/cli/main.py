@@ -19,12 +19,15 @@ from router.config.sources import CONFIG_ENV, nearest
 from router.config.table import Row
 
 OK, BAD_SETTINGS, USAGE = 0, 1, 2
+NOT_THERE = 1
+"""A replica that was asked is not one to send requests to."""
 SUPERVISED = "SUPERVISED_WARMROUTE"
 """Set for the workers of a supervisor: `router.workers.worker.ENV`, not imported for a word."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns the exit status: 0 fine, 1 bad settings, 2 bad usage."""
+    """Runs a command and returns the exit status: 0 fine, 1 bad settings or replicas, 2 bad
+    usage."""
     descriptors.hold_standard()
     parser = _parser()
     parsed, left = parser.parse_known_args(arguments)
@@ -71,7 +74,7 @@ def _print_problems(error: ConfigError) -> None:
 
 
 def _check(loaded: Loaded, *, connect: bool) -> int:
-    settings = loaded.settings
+    settings, status = loaded.settings, OK
     print("The settings are fine. Other than the defaults:")
     for name, row in TABLE.items():
         value = getattr(settings, name)
@@ -81,12 +84,14 @@ def _check(loaded: Loaded, *, connect: bool) -> int:
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
     if connect:
-        for answer in asyncio.run(check.ask_replicas(settings)):
-            if answer.ok:
-                print(f"{answer.url}: {answer.said}")
-            else:
-                print(f"warning: {answer.url}: {answer.said}", file=sys.stderr)
-    return OK
+        answers = asyncio.run(check.ask_replicas(settings))
+        for answer in answers:
+            print(f"{answer.url}: {answer.said}", file=sys.stdout if answer.ok else sys.stderr)
+        bad = sum(not answer.ok for answer in answers)
+        if bad:
+            print(f"{bad} of {len(answers)} replicas cannot be sent requests", file=sys.stderr)
+            status = NOT_THERE
+    return status
 
 
 class _Parser(argparse.ArgumentParser):
@@ -128,7 +133,11 @@ def _parser() -> argparse.ArgumentParser:
         usage="%(prog)s [--connect] [--config FILE] [FLAG ...]",
         description="Tell what is wrong with the settings, or what differs from the defaults.",
     )
-    check.add_argument("--connect", action="store_true", help="also ask every replica")
+    check.add_argument(
+        "--connect",
+        action="store_true",
+        help="also ask every replica; exit with 1 when one is not well or is no vLLM server",
+    )
     doctor = commands.add_parser(
         "doctor",
         help="examine live engines for what ruins their hit rates, and tell what mends it",

@@ -328,6 +328,29 @@ class Paths(Kind):
 
 
 @dataclass(frozen=True)
+class Models(Kind):
+    """Names of models, separated by commas or white space."""
+
+    placeholder = "NAME"
+
+    def parse(self, text: str) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(name for name in re.split(r"[,\s]+", text) if name))
+        for name in names:
+            if len(name) > 256 or not name.isprintable():
+                raise self.refuse(name, "not the name of a model")
+        return names
+
+    def format(self, value: Sequence[str]) -> str:
+        return ",".join(value)
+
+    def describe(self) -> str:
+        return "names of models separated by commas"
+
+    def brief(self) -> str:
+        return "list of models"
+
+
+@dataclass(frozen=True)
 class Replicas(Kind):
     """URLs of replicas, separated by commas or white space, as a tuple in normal form:
 

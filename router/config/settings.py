@@ -15,6 +15,7 @@ from router.config.kinds import (
     Host,
     Kind,
     Masked,
+    Models,
     Names,
     Paths,
     Replicas,
@@ -104,6 +105,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "How a replica is chosen: a built-in policy, or `module:Class` for your own.",
         ),
     ] = "cache_aware"
+    expected_models: Annotated[
+        tuple[str, ...],
+        Is(
+            FLEET,
+            Models(),
+            "Names of models that are served now and then, such as one scaled to zero: while no "
+            "replica serves it, a request gets a 503 with `Retry-After` rather than a 404, and is "
+            "counted under the model's name. A model whose replica has left is remembered anyway.",
+        ),
+    ] = ()
+    lora_resolver: Annotated[
+        bool,
+        Is(
+            FLEET,
+            Switch(),
+            "Ask an engine before a model that nobody lists is called unknown: with a LoRA "
+            "resolver it loads the adapter then. Off: the router answers 404 by itself.",
+        ),
+    ] = True
     session_header: Annotated[
         str,
         Is(

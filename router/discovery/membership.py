@@ -1,7 +1,7 @@
 """Keeps a fleet in step with what a source finds.
 
 The mutable state is `_members`, by replica name: who was let in by discovery, and who is on the way
-out. Replicas that were listed by hand are never touched.
+out. Replicas that were listed by hand or registered on the admin port are never touched.
 """
 
 from __future__ import annotations
@@ -100,8 +100,9 @@ class Membership:
         except ValueError:
             if name not in self._refused:
                 self._refused.add(name)
-                log.info("replica %s was found and is listed as well: it stays", name)
+                log.info("replica %s was found and is listed or registered as well: it stays", name)
             return
+        replica.by_discovery = True
         log.info("replica %s: found", name)
         self._members[name] = _Member(replica, target.identity)
 

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from router.cli.check import NO_PATH, NOT_VLLM, is_vllm
 from router.fleet.engine_metrics import EngineMetrics, parse_metrics
 
 _LABELS = re.compile(rb'(\w+)="([^"\\]*)"')
@@ -54,6 +55,9 @@ async def examine(client: httpx.AsyncClient, url: str) -> Engine:
     engine = Engine(url, models={}, cache={})
     try:
         health = await client.get(url + "/health")
+        if health.status_code in NO_PATH:
+            _is_another(engine, f"/health answers {health.status_code}")
+            return engine
         if health.status_code != 200:
             engine.trouble = f"/health answers {health.status_code}"
             engine.trouble_fix = "look at the engine's log"
@@ -67,6 +71,11 @@ async def examine(client: httpx.AsyncClient, url: str) -> Engine:
         engine.trouble = f"it cannot be asked: {error or type(error).__name__}"
         engine.trouble_fix = "start it, or mend the URL or the network"
     return engine
+
+
+def _is_another(engine: Engine, why: str) -> None:
+    engine.trouble = f"{NOT_VLLM}: {why}"
+    engine.trouble_fix = "give the URL of a vLLM server, without /v1"
 
 
 def _read_clock(engine: Engine, answer: httpx.Response) -> None:
@@ -90,11 +99,11 @@ async def _read_models(client: httpx.AsyncClient, engine: Engine) -> bool:
         engine.models = {
             card["id"]: str(card.get("root") or "") for card in cards if not card.get("parent")
         }
-    except (msgspec.DecodeError, KeyError, TypeError):
-        engine.trouble = "/v1/models answers something else than a list of models"
-        engine.trouble_fix = "give the URL of a vLLM server, without /v1"
-        return False
-    return True
+        if not await is_vllm(client, engine.url, cards):
+            _is_another(engine, "its models say so, and its metrics are none of vLLM's")
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        _is_another(engine, "/v1/models answers something else than a list of models")
+    return not engine.trouble
 
 
 async def _read_metrics(client: httpx.AsyncClient, engine: Engine) -> None:

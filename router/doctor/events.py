@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
+import msgspec
 
 from router.doctor.finding import Finding, note, wrong
 from router.kv_events.decode import Batch, EngineHash, Stored, decode
@@ -40,9 +41,10 @@ class Heard:
 
 
 async def listen(
-    client: httpx.AsyncClient, url: str, model: str, settings: ListenSettings
+    client: httpx.AsyncClient, url: str, model: str, settings: ListenSettings, asked_for: bool
 ) -> Heard:
-    """Subscribe, send a prompt, and see that its blocks are told of."""
+    """Subscribe, send a prompt, and see that its blocks are told of. asked_for: exact mode is on,
+    so that it is wrong when they are not; without it, it is worth knowing."""
     heard = Heard()
     host = urlsplit(url).hostname or ""
     if settings.events:
@@ -59,8 +61,10 @@ async def listen(
             return heard
     if not sources:
         heard.findings.append(wrong(url, "KV events are off: exact mode cannot be used", _ON))
-        return heard
-    await _hear(client, url, model, sources, heard)
+    else:
+        await _hear(client, url, model, sources, heard)
+    if not asked_for:
+        heard.findings = [msgspec.structs.replace(one, wrong=False) for one in heard.findings]
     return heard
 
 

@@ -33,7 +33,7 @@ async def findings(
     names: dict[str, tuple[object, ...]] = {}
     for engine in engines:
         model = next(iter(engine.models))
-        heard = await listen(client, engine.url, model, exact.listen)
+        heard = await listen(client, engine.url, model, exact.listen, settings.exact)
         found += heard.findings
         if heard.names:
             names[engine.url] = heard.names

@@ -27,6 +27,7 @@ _PROMPTS = (b"\nvllm:request_prompt_tokens_count",)
 _PROMPT_TOKENS = (b"\nvllm:request_prompt_tokens_sum",)
 _STARTED = (b"\nprocess_start_time_seconds",)
 _CONFIG = b"\nvllm:cache_config_info"
+_SLEEP = b"\nvllm:engine_sleep_state"
 
 _LABELS = {
     name: re.compile(rb'[{,]%s="([^"\\]*)"' % name)
@@ -36,6 +37,7 @@ _LABELS = {
         b"block_size",
         b"engine",
         b"enable_prefix_caching",
+        b"sleep_state",
     )
 }
 
@@ -61,6 +63,8 @@ class EngineMetrics(msgspec.Struct, frozen=True, gc=False):
     block_tokens: int | None = None
     """Tokens the KV cache has room for."""
     prefix_caching: bool | None = None
+    asleep: bool | None = None
+    """Whether any of its engines sleeps: it answers /health, and requests when it wakes."""
 
     @property
     def told_anything(self) -> bool:
@@ -99,6 +103,7 @@ def parse_metrics(text: bytes) -> EngineMetrics:
         kv_tokens=kv_tokens,
         block_tokens=block_tokens,
         prefix_caching=prefix_caching,
+        asleep=_asleep(text),
     )
 
 
@@ -166,6 +171,17 @@ def _cache_config(text: bytes) -> tuple[int | None, int | None, bool | None]:
     if tokens is not None:
         tokens *= len(engines)
     return tokens or blocks or None, block or None, caching
+
+
+def _asleep(text: bytes) -> bool | None:
+    """Whether vllm:engine_sleep_state says of any engine that it is not awake. While it wakes in
+    parts no state is 1, so that only "awake" tells."""
+    found: bool | None = None
+    for line in _lines(text, _SLEEP):
+        if _label(line, b"sleep_state") == b"awake":
+            value = line[line.rfind(b"}") + 1 :].strip()
+            found = found or value in (b"0", b"0.0")
+    return found
 
 
 def _label(line: bytes, name: bytes) -> bytes:

@@ -13,14 +13,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from router.fleet.breaker import Breaker, BreakerState
 from router.fleet.change_notifier import Changes
 from router.fleet.health import Health, HealthState
 from router.fleet.listener import FleetListener
-from router.fleet.models import Catalog, ModelCard, named_card
+from router.fleet.look import EVERY, Look
+from router.fleet.models import Catalog, Levels, ModelCard, named_card
 from router.fleet.poll_rate import Pace
 from router.fleet.polling import Watch
 from router.fleet.reader import Failure, Reader, ReadError, tls_context
@@ -54,11 +55,14 @@ class Fleet:
         self.replicas: list[Replica | None] = []
         self.loads: list[Load] = []
         self.usable = 0
-        """Mask of the replicas that may be sent requests: ready, breaker not open, not draining."""
+        """Mask of the replicas that may be sent requests: ready, breaker not open, neither draining
+        nor sleeping nor paused."""
         self.half_open = 0
         """Those of them whose breaker admits one trial: call admitted() when one is chosen."""
         self._clock = clock
         self._catalog = Catalog()
+        self.lengths: Mapping[str, Levels] = self._catalog.lengths
+        """Of the models whose replicas differ in max_model_len: see fitting."""
         self._listeners: list[FleetListener] = []
         self._changes = Changes()
         self.tls = tls_context(settings)
@@ -75,6 +79,7 @@ class Fleet:
             self._listeners,
             self._refresh,
         )
+        self._look = Look(self._read_models, lambda: self.pace.stretch(EVERY))
         self._watches: dict[int, Watch] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._ticking: asyncio.Task[None] | None = None
@@ -182,6 +187,12 @@ class Fleet:
         if watch is not None:
             watch.reread_models()
 
+    def reread_rest(self, replica: Replica) -> None:
+        """It was put to sleep, woken, paused or resumed: find out now rather than in a while."""
+        watch = self._watches.get(replica.slot)
+        if watch is not None:
+            watch.reread_rest()
+
     def find(self, url: str) -> Replica:
         """The member at this URL, however it is spelled. Raises KeyError if there is none."""
         name = parse_address(url).name
@@ -230,12 +241,12 @@ class Fleet:
         every replica fails, keeping requests away helps none, and one trial at a time would make a
         partly failing fleet a dead one. Else those that were ready once and whose probes time out:
         a server with too much to do is slow to answer these too. Never one that refuses
-        connections, answers that it is unwell, was never ready, or is draining.
+        connections, answers that it is unwell, was never ready, is draining, sleeps or is paused.
         """
         open_breakers = slow = 0
         for slot in slots(self._catalog.serving(model)):
             replica = self.replicas[slot]
-            if replica is None or replica.draining:
+            if replica is None or replica.draining or replica.resting:
                 continue
             if replica.health.state is HealthState.READY:
                 open_breakers |= replica.bit
@@ -292,6 +303,81 @@ class Fleet:
 
     # Models
 
+    def may_come(self, model: str) -> bool:
+        """Whether a model nobody serves just now may be served in a while: it is expected, its last
+        replica left, or a replica has yet to tell what it serves."""
+        return self.expects(model) or any(not replica.models_read for replica in self.members())
+
+    def expects(self, model: str) -> bool:
+        """Whether it is expected by the settings, or its last replica left. An adapter whose base
+        model is served is not: its engines would have it."""
+        return model in self.settings.models or (
+            self._catalog.away(model) and not self.hosts(model)
+        )
+
+    @property
+    def answering(self) -> int:
+        """Mask of the replicas that are drained and well: what they hold can be had from them."""
+        return sum(
+            replica.bit
+            for replica in self.members()
+            if replica.draining
+            and not replica.resting
+            and replica.health.state is HealthState.READY
+        )
+
+    def hosts(self, model: str) -> int:
+        """Mask of the replicas of a LoRA adapter's base model; 0 for what was no adapter."""
+        parent = self._catalog.parent(model)
+        return self._catalog.serving(parent) if parent else 0
+
+    def alike(self, mask: int) -> int:
+        """Mask of the replicas that serve the same base models as some of these."""
+        return self._catalog.alike(mask)
+
+    def fitting(self, model: str, eligible: int, tokens: float) -> int:
+        """Those of the eligible replicas that take so many tokens; else those that take most."""
+        best = eligible
+        for length, mask in self._catalog.lengths.get(model, ()):
+            if eligible & mask:
+                best = eligible & mask
+                if tokens <= length:
+                    break
+        return best
+
+    def longer(self, model: str, slot: int) -> int:
+        """Mask of the replicas of a model that take more tokens than this one."""
+        for _, mask in self._catalog.lengths.get(model, ()):
+            if not mask >> slot & 1:
+                return mask
+        return 0
+
+    async def look(self, model: str, tried: int) -> None:
+        """Ask the engines what they serve. Returns when one that was not tried serves the model, or
+        all were asked."""
+        look = self._look.join()
+        within = 2 * (self.pace.stretch(EVERY) + self.settings.health_timeout)
+        await self.until(
+            lambda: look.done() or bool(self.serving(model) & self.usable & ~tried), within
+        )
+
+    async def _read_models(self) -> None:
+        await asyncio.gather(
+            *(
+                watch.read_models()
+                for slot, watch in self._watches.items()
+                if (replica := self.replicas[slot]) is not None
+                and replica.health.state is HealthState.READY
+            )
+        )
+        # The look is done when this returns: wake those who wait for it after that.
+        asyncio.get_running_loop().call_soon(self._changes.notify)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether engines ask for a key before they tell their models."""
+        return bool(self.settings.api_key or self._catalog.untold)
+
     @property
     def models_known(self) -> bool:
         """Whether any replica's models are known; until then an unknown model is a 503, not 404."""
@@ -329,6 +415,7 @@ class Fleet:
 
     async def stop(self) -> None:
         """End every task and close every connection."""
+        self._look.cancel()
         watches, self._watches = list(self._watches.values()), {}
         if self._ticking is not None:
             self._ticking.cancel()
@@ -383,7 +470,10 @@ class Fleet:
         bit = replica.bit
         breaker = replica.breaker
         usable = (
-            replica.health.state is HealthState.READY and not replica.draining and breaker.passes
+            replica.health.state is HealthState.READY
+            and not replica.draining
+            and not replica.resting
+            and breaker.passes
         )
         trial = usable and breaker.state is BreakerState.HALF_OPEN
         self.usable = self.usable | bit if usable else self.usable & ~bit

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
+
+from router.types import slots
 
 LONGEST_ANSWER = 1024 * 1024
 """Bytes of an answer to /v1/models that are read."""
 ABSENT = ""
 """The model of a request that names none: every replica takes it for its own."""
+MOST_AWAY: Final = 1024
+"""Names remembered of models whose last replica left."""
+UNBOUNDED: Final = 1 << 62
+"""The max_model_len of a replica that does not tell it."""
+
+Levels = tuple[tuple[int, int], ...]
+"""(max_model_len, mask of the replicas that take so much or more), ascending."""
 
 
 class ModelCard(msgspec.Struct, frozen=True, gc=False):
@@ -18,6 +28,15 @@ class ModelCard(msgspec.Struct, frozen=True, gc=False):
     id: str
     raw: bytes
     """The entry as the engine wrote it: one JSON object."""
+    parent: str = ""
+    """The base model, where this is a LoRA adapter."""
+    length: int = UNBOUNDED
+    """max_model_len: tokens of prompt and answer together."""
+
+    @property
+    def told(self) -> tuple[str, str, int]:
+        """What routing reads. The rest changes with every answer, such as `created`."""
+        return self.id, self.parent, self.length
 
 
 class _List(msgspec.Struct):
@@ -26,10 +45,13 @@ class _List(msgspec.Struct):
 
 class _Card(msgspec.Struct):
     id: str
+    parent: msgspec.Raw = msgspec.Raw(b"null")
+    max_model_len: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _list_decoder = msgspec.json.Decoder(_List)
 _card_decoder = msgspec.json.Decoder(_Card)
+_decode = msgspec.json.Decoder().decode
 
 
 def named_card(name: str) -> ModelCard:
@@ -43,8 +65,16 @@ def parse_models(body: bytes) -> tuple[ModelCard, ...]:
     try:
         cards: dict[str, ModelCard] = {}
         for raw in _list_decoder.decode(body).data:
-            name = _card_decoder.decode(raw).id
-            cards.setdefault(name, ModelCard(name, bytes(raw)))
+            card = _card_decoder.decode(raw)
+            parent = _decode(card.parent)
+            length = _decode(card.max_model_len)
+            found = ModelCard(
+                card.id,
+                bytes(raw),
+                parent if isinstance(parent, str) else "",
+                length if isinstance(length, int) and length > 0 else UNBOUNDED,
+            )
+            cards.setdefault(card.id, found)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"not a list of models: {error}") from None
     if ABSENT in cards:
@@ -55,7 +85,8 @@ def parse_models(body: bytes) -> tuple[ModelCard, ...]:
 class Catalog:
     """Model name -> mask of the replicas that serve it.
 
-    Its mutable state: what each replica told, and the masks that follow from it.
+    Its mutable state: what each replica told, the masks that follow from it, and the names of
+    models that are away.
     """
 
     def __init__(self) -> None:
@@ -63,12 +94,40 @@ class Catalog:
         self._any = 0
         """Mask of the replicas taken to serve every model: a part of every mask below."""
         self._masks: dict[str, int] = {ABSENT: 0}
+        self._parents: dict[str, str] = {}
+        """LoRA adapter -> its base model."""
         self._union: tuple[ModelCard, ...] | None = ()
         self._mixed: bool | None = False
+        self._away: dict[str, str] = {}
+        """Name whose last replica left, the oldest first -> its base model, as parent has it."""
+        self.lengths: dict[str, Levels] = {}
+        """Of the models whose replicas have more than one max_model_len; most fleets have none."""
 
     def serving(self, model: str) -> int:
         """The mask of the replicas that serve it; 0 when nobody does."""
         return self._masks.get(model, self._any)
+
+    def parent(self, model: str) -> str:
+        """The base model of a LoRA adapter that a replica has or had when it left; empty for all
+        else."""
+        return self._parents.get(model) or self._away.get(model, "")
+
+    def away(self, model: str) -> bool:
+        """Whether its last replica left the fleet, rather than stopped serving it."""
+        return model in self._away
+
+    def alike(self, mask: int) -> int:
+        """The replicas that serve the same base models as some of these do, themselves included."""
+        bases = {self._bases(slot) for slot in slots(mask)}
+        return mask | sum(1 << slot for slot in self._cards if self._bases(slot) in bases)
+
+    def _bases(self, slot: int) -> frozenset[str]:
+        return frozenset(card.id for card in self._cards.get(slot, ()) if not card.parent)
+
+    def told(self, slot: int) -> tuple[tuple[str, str, int], ...] | None:
+        """What routing reads of a replica's cards; None before it told them."""
+        cards = self._cards.get(slot)
+        return None if cards is None else tuple(card.told for card in cards)
 
     @property
     def known(self) -> bool:
@@ -87,14 +146,21 @@ class Catalog:
             )
         return self._mixed
 
+    def untold(self) -> int:
+        """Mask of the replicas that would not tell their models."""
+        return self._any
+
     @property
     def union(self) -> tuple[ModelCard, ...]:
-        """Every model once, as the lowest slot that has it describes it."""
+        """Every model once: as the replica with the largest max_model_len describes it, the lowest
+        slot of several."""
         if self._union is None:
             found: dict[str, ModelCard] = {}
             for slot in sorted(self._cards):
                 for card in self._cards[slot]:
-                    found.setdefault(card.id, card)
+                    other = found.setdefault(card.id, card)
+                    if other.length < card.length < UNBOUNDED:
+                        found[card.id] = card
             self._union = tuple(found.values())
         return self._union
 
@@ -109,6 +175,8 @@ class Catalog:
         self._cards[slot] = told = tuple(cards)
         for card in told:
             self._masks[card.id] = self._masks.get(card.id, self._any) | 1 << slot
+            self._away.pop(card.id, None)
+        self._derive()
 
     def tell_any(self, slot: int) -> None:
         """A replica would not tell: take it to serve every model."""
@@ -116,17 +184,25 @@ class Catalog:
         self._any |= 1 << slot
         for name in self._masks:
             self._masks[name] |= 1 << slot
+        self._derive()
 
     def leave(self, slot: int) -> None:
-        """A replica left."""
-        self._forget(slot)
+        """A replica left. What only it served is away: the engine did not say that it is gone."""
+        for card in self._forget(slot):
+            if card.id not in self._masks:
+                self._away[card.id] = card.parent
+        while len(self._away) > MOST_AWAY:
+            del self._away[next(iter(self._away))]
         self._masks[ABSENT] &= ~(1 << slot)
+        self._derive()
 
-    def _forget(self, slot: int) -> None:
-        """Drop what a replica told; it stays one of those a request without a model may go to."""
+    def _forget(self, slot: int) -> tuple[ModelCard, ...]:
+        """Drop and return what a replica told; it stays one of those a request without a model may
+        go to."""
         self._union = self._mixed = None
         others = ~(1 << slot)
-        for card in self._cards.pop(slot, ()):
+        forgotten = self._cards.pop(slot, ())
+        for card in forgotten:
             mask = self._masks[card.id] & others
             if mask & ~self._any:
                 self._masks[card.id] = mask
@@ -137,3 +213,30 @@ class Catalog:
             for name in self._masks:
                 if name != ABSENT:
                     self._masks[name] &= others
+        return forgotten
+
+    def _derive(self) -> None:
+        """What follows from the cards of all replicas."""
+        self._union = None
+        self._parents = {}
+        lengths: dict[str, dict[int, int]] = {}
+        for slot, cards in self._cards.items():
+            for card in cards:
+                if card.parent:
+                    self._parents[card.id] = card.parent
+                masks = lengths.setdefault(card.id, {})
+                masks[card.length] = masks.get(card.length, 0) | 1 << slot
+        self.lengths.clear()
+        self.lengths.update(
+            (name, _levels(masks, self._any)) for name, masks in lengths.items() if len(masks) > 1
+        )
+
+
+def _levels(masks: dict[int, int], untold: int) -> Levels:
+    """From the masks of the replicas with just that length; untold: those that do not tell."""
+    mask = untold
+    levels = []
+    for length in sorted(masks, reverse=True):
+        mask |= masks[length]
+        levels.append((length, mask))
+    return tuple(reversed(levels))

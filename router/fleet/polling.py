@@ -1,4 +1,4 @@
-"""Watching one replica: its health, models and metrics, each read in a loop of its own.
+"""Watching one replica: its health, models, metrics and rest, each read in a loop of its own.
 
 A replica that hangs delays nobody: it has its own tasks and connections, and every read a limit.
 What is read is handed to a Keeper, the fleet, which decides what it means.
@@ -12,12 +12,14 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+import msgspec
+
 from router.fleet import engine_metrics, models
 from router.fleet.engine_metrics import EngineMetrics, parse_metrics
 from router.fleet.health import HealthState, probe
 from router.fleet.models import ModelCard, parse_models
 from router.fleet.poll_rate import Pace
-from router.fleet.reader import Reader, ReadError
+from router.fleet.reader import Answer, Failure, Reader, ReadError
 from router.fleet.replica import Replica
 from router.fleet.settings import FleetSettings
 
@@ -25,6 +27,10 @@ log = logging.getLogger(__name__)
 
 REFUSED = (401, 403)
 ABSENT = (404, 405, 501)
+IS_PAUSED = "/is_paused"
+IS_SLEEPING = "/is_sleeping"
+LONGEST_REST = 4096
+"""Bytes of an answer to one of these that are read."""
 
 
 class Keeper(Protocol):
@@ -48,6 +54,9 @@ class Keeper(Protocol):
     def metrics_missing(self, replica: Replica, why: str) -> None:
         """It has no metrics, and will have none later."""
 
+    def rest_told(self, replica: Replica, asleep: bool | None, paused: bool | None) -> None:
+        """Whether it sleeps and whether it is paused; None: as it was."""
+
 
 class Watch:
     """The tasks that watch one replica."""
@@ -67,6 +76,8 @@ class Watch:
         self._settings = settings
         self._hurry = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._rest_paths: dict[str, bool] = {}
+        """Those of its paths that are asked whether it rests; True: it has answered."""
 
     def start(self, delay: float) -> None:
         """Begin, after a delay that keeps a large fleet from being read all at once."""
@@ -80,6 +91,9 @@ class Watch:
             asyncio.create_task(
                 self._repeat(self.read_models, settings.models_interval), name=f"models {name}"
             ),
+            asyncio.create_task(
+                self._repeat(self.read_rest, settings.metrics_interval), name=f"rest {name}"
+            ),
         ]
 
     def hurry(self) -> None:
@@ -88,7 +102,15 @@ class Watch:
 
     def reread_models(self) -> None:
         """Its models have changed, as the admin port knows: do not wait for the next turn."""
-        task = asyncio.create_task(self._guarded(self.read_models), name="models, at once")
+        self._at_once(self.read_models)
+
+    def reread_rest(self) -> None:
+        """It was put to sleep, woken, paused or resumed: do not wait for the next turn."""
+        self._at_once(self.read_metrics)
+        self._at_once(self.read_rest)
+
+    def _at_once(self, read: Callable[[], Awaitable[None]]) -> None:
+        task = asyncio.create_task(self._guarded(read), name="read at once")
         self._tasks.append(task)
         task.add_done_callback(self._tasks.remove)
 
@@ -134,7 +156,8 @@ class Watch:
             return
         if health.state is not HealthState.READY:
             # known before the first request is sent there: what it serves, whether it restarted
-            await asyncio.gather(self.read_models(), self.read_metrics())
+            self._rest_paths = {IS_PAUSED: False, IS_SLEEPING: False}
+            await asyncio.gather(self.read_models(), self.read_metrics(), self.read_rest())
         self._keeper.probed(self._replica)
 
     async def _repeat(self, read: Callable[[], Awaitable[None]], interval: float) -> None:
@@ -193,3 +216,41 @@ class Watch:
             self._keeper.metrics_missing(replica, "/metrics has none of vLLM's names")
             return
         self._keeper.metrics_told(replica, metrics, max(most_own, foreign.own(load)))
+        if metrics.asleep is not None:
+            self._rest_paths.pop(IS_SLEEPING, None)
+            self._keeper.rest_told(replica, metrics.asleep, None)
+
+    async def read_rest(self) -> None:
+        """Ask whether it rests, where its metrics do not tell. Engines have these paths in their
+        development mode only; where one is not answered as they do, it is not asked again until
+        the replica has been away."""
+        for path, answered in tuple(self._rest_paths.items()):
+            rests = None
+            try:
+                answer = await self._reader.get(path, LONGEST_REST, self._settings.health_timeout)
+                rests = rest_of(path, answer)
+            except ReadError as error:
+                if answered or error.failure is not Failure.BAD:
+                    continue
+            if path not in self._rest_paths:
+                continue  # its metrics have told meanwhile
+            if rests is None:
+                del self._rest_paths[path]
+            else:
+                self._rest_paths[path] = True
+            if path == IS_SLEEPING:
+                self._keeper.rest_told(self._replica, bool(rests), None)
+            else:
+                self._keeper.rest_told(self._replica, None, bool(rests))
+
+
+def rest_of(path: str, answer: Answer) -> bool | None:
+    """What an answer to /is_paused or /is_sleeping says; None when it is none of an engine's."""
+    if answer.status != 200:
+        return None
+    try:
+        found = msgspec.json.decode(answer.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    rests = found.get(path[1:]) if isinstance(found, dict) else None
+    return rests if isinstance(rests, bool) else None

@@ -21,7 +21,7 @@ from router.fleet.settings import FleetSettings
 from router.identity import VIA
 
 CONNECTIONS = 4
-"""Health, models and metrics at once, and one to spare."""
+"""Health, models, metrics and rest at once."""
 IDLE_SECONDS = 4.0
 """vLLM closes idle connections after 5; closing first avoids writing into one just closed."""
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from router.fleet.breaker import Breaker
 from router.fleet.engine_metrics import EngineMetrics
 from router.fleet.external_load import Foreign
-from router.fleet.health import Health
+from router.fleet.health import Health, HealthState
 from router.types import Load
 
 
@@ -112,6 +112,12 @@ class Replica:
     any_model: bool = False
     """It would not tell its models, so it is taken to serve every one."""
     draining: bool = False
+    asleep: bool = False
+    """The engine sleeps, as its metrics or /is_sleeping tell."""
+    paused: bool = False
+    """The engine's scheduler is paused, as /is_paused tells."""
+    by_discovery: bool = False
+    """Discovery let it in, and lets it go again."""
     faults: Faults = field(default_factory=Faults)
     engine: EngineMetrics | None = None
     """The last metrics read, None before the first and after a restart; see engine_at."""
@@ -137,5 +143,14 @@ class Replica:
 
     @property
     def state(self) -> str:
-        """starting, ready, unhealthy or draining."""
-        return "draining" if self.draining else self.health.state
+        """starting, ready, unhealthy, draining, sleeping or paused."""
+        if self.draining:
+            return "draining"
+        if self.resting and self.health.state is HealthState.READY:
+            return "sleeping" if self.asleep else "paused"
+        return self.health.state
+
+    @property
+    def resting(self) -> bool:
+        """It is well, but keeps requests without an answer until it wakes or resumes."""
+        return self.asleep or self.paused

@@ -108,7 +108,11 @@ class Findings:
     def models_told(self, replica: Replica, cards: tuple[ModelCard, ...]) -> None:
         """The models it serves, now."""
         names = tuple(card.id for card in cards)
-        known = replica.models_read and not replica.any_model and names == replica.models
+        known = (
+            replica.models_read
+            and not replica.any_model
+            and self._catalog.told(replica.slot) == tuple(card.told for card in cards)
+        )
         if known and replica.health.state is HealthState.READY:
             return
         replica.models = names
@@ -173,6 +177,27 @@ class Findings:
             "(set kv_cache_tokens) and other clients' load is not seen",
         )
         self._changes.notify()
+
+    # Rest
+
+    def rest_told(self, replica: Replica, asleep: bool | None, paused: bool | None) -> None:
+        """Whether it sleeps and whether it is paused; None: as it was."""
+        rested = replica.resting
+        if asleep is not None:
+            replica.asleep = asleep
+        if paused is not None:
+            replica.paused = paused
+        if replica.resting == rested:
+            return
+        if not rested:
+            word = "sleeps" if replica.asleep else "is paused"
+            log.info("replica %s: %s, nothing is sent there", replica.name, word)
+            # An engine drops its cache for sleep, and for a pause unless told to keep it.
+            for listener in self._listeners:
+                listener.on_emptied(replica)
+        else:
+            log.info("replica %s: no longer sleeping or paused", replica.name)
+        self._refresh(replica)
 
     def _resize(self, replica: Replica, tokens: int | None) -> None:
         if self._settings.kv_cache_tokens:

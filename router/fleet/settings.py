@@ -32,5 +32,7 @@ class FleetSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How long a breaker stays open the first time; doubles while trials fail."""
     slow_start: float = 10.0
     """How long a replica that is new or back takes to get its full share; 0 turns this off."""
+    models: tuple[str, ...] = ()
+    """Names of models that are expected, though no replica may serve them just now."""
     metrics_interval: float = 1.0
     models_interval: float = 10.0

@@ -17,10 +17,11 @@ from router.descriptors import is_local
 from router.http.errors import error_body
 from router.http.forward import connect, send
 from router.http.heads import answer
-from router.http.local_reply import answer_locally, answer_no_replica
+from router.http.local_reply import answer_locally
 from router.http.model_name import model_of
 from router.http.paths import Treatment
 from router.http.relay import Relay
+from router.http.seek import Seek, fitting, holding, name_in, others, read_first, seek_of
 from router.http.tunnel import switch
 from router.prompt import Prompt, PromptError, without_transfer
 from router.scheduling.placer import NO_CHAIN, Placement
@@ -64,7 +65,6 @@ class Exchange:
 
     __slots__ = (
         "_failure",
-        "_tried",
         "bytes_in",
         "bytes_out",
         "client",
@@ -82,8 +82,10 @@ class Exchange:
         "replica",
         "request",
         "retries",
+        "seek",
         "splice",
         "status",
+        "tried",
         "tunnel",
         "unsent",
         "upstream",
@@ -97,8 +99,12 @@ class Exchange:
         self.prompt: Prompt | None = None
         self.splice = -1
         """Where in the body the request for usage goes; -1 when the router makes none."""
-        self._tried = 0
+        self.tried = 0
+        """Mask of the replicas that are not asked (again)."""
+        self.seek: Seek | None = None
+        """Where the fleet's books alone do not tell who has what is asked for."""
         self.connecting: asyncio.Task[None] | None = None
+        """Connects to a replica, or takes a fresh look at the engines."""
         self._failure: Failure | None = None
         self.placement: Placement | None = None
         self.replica: Replica | None = None
@@ -141,6 +147,8 @@ class Exchange:
             elif rule.treatment is Treatment.BALANCE or rule.treatment is Treatment.PREFIX:
                 if request.body:
                     self.model = model_of(request, trust=gateway.settings.trust_kv_transfer)
+            elif rule.treatment is Treatment.MODELS and gateway.asks_engine(request):
+                self.seek = Seek()
             else:
                 answer_locally(self, gateway, request)
                 return
@@ -149,6 +157,9 @@ class Exchange:
             return
         if not self.model and request.body and rule.names_model and not self._default_model():
             return
+        if rule.keeps:
+            named = name_in(request.target) if prompt is None else prompt.follows
+            self.seek = seek_of(named)
         if prompt is not None:
             key = request.session.decode("latin-1") if request.session else prompt.key
             self.key = key if len(key) <= _LONGEST_KEY else short_key(key)
@@ -157,7 +168,7 @@ class Exchange:
             exact = gateway.exact
             if exact is not None and exact.prepare(rule.api, prompt, request.body, self._tokenised):
                 return  # it calls _tokenised
-        self._place()
+        self.place()
 
     def _default_model(self) -> bool:
         """Give a request that names no model the one to take; False when it was refused.
@@ -183,9 +194,10 @@ class Exchange:
     def _tokenised(self) -> None:
         """The prompt was tokenised beside the event loop, or not in time."""
         if not self.done:
-            self._place()
+            self.place()
 
-    def _place(self) -> None:
+    def place(self) -> None:
+        """Choose a replica and send; or answer where there is none."""
         try:
             self._place_and_send()
         except Exception as exc:  # a policy may be anybody's code
@@ -195,17 +207,18 @@ class Exchange:
         gateway = self.gateway
         fleet = gateway.fleet
         serving = fleet.serving(self.model)
-        eligible = serving & fleet.usable & ~self._tried
+        eligible = serving & fleet.usable & ~self.tried
+        prompt, seek = self.prompt, self.seek
+        if seek is not None:
+            seek.held = b""  # of an answer that broke off
+            if seek.key:
+                eligible = holding(self, seek, serving, eligible)
         if not eligible:
-            # Never one already tried, and the last resort only where nothing was.
-            eligible = 0 if self._tried else fleet.last_resort(self.model)
+            eligible = others(self, serving)
             if not eligible:
-                if self._failure is not None:
-                    self._give_up(self._failure)
-                else:
-                    answer_no_replica(self, gateway, serving)
                 return
-        prompt = self.prompt
+        if fleet.lengths and prompt is not None and self.model in fleet.lengths:
+            eligible = fitting(self, eligible)
         if prompt is not None:
             self.placement = placement = gateway.placer.place(
                 prompt.chain,
@@ -222,7 +235,7 @@ class Exchange:
                 NO_CHAIN, 0, "", eligible, "", monotonic(), stream=False
             )
         slot = placement.slot
-        self._tried |= 1 << slot
+        self.tried |= 1 << slot
         if fleet.half_open >> slot & 1:
             fleet.admitted(slot)
         self.replica = fleet.replicas[slot]
@@ -240,12 +253,17 @@ class Exchange:
         if status in _RETRY_STATUS and self._may_retry():
             self.retries += 1
             self._lost_one(Outcome.UPSTREAM_5XX, "status")
-            self._place()
+            self.place()
             return
         if not body and upstream.heads_stream and request.method != b"HEAD":
             # Engines send a stream's head when they accept a request, long before its first token:
             # held back, it leaves the way to another replica open.
             return
+        if (status == 404 or status == 400 or self.seek is not None) and request.method != b"HEAD":
+            first = read_first(self, upstream, body)
+            if first is None:
+                return
+            body = first
         self.status = status
         self._free_body()
         if self.gateway.closing:
@@ -397,9 +415,9 @@ class Exchange:
         self._lost_one(outcome, reason)
         if retry and self._may_retry():
             self.retries += 1
-            self._place()
+            self.place()
         else:
-            self._give_up(self._failure)
+            self.give_up()
 
     def _lost_one(self, outcome: str, reason: FaultReason | None) -> None:
         """Take the attempt out of the books and tell the fleet."""
@@ -420,13 +438,34 @@ class Exchange:
         if self.retries >= gateway.settings.retries or self.request.upgrade:
             return False
         fleet = gateway.fleet
-        if not fleet.serving(self.model) & fleet.usable & ~self._tried:
+        passed_on = self.seek is not None and self.seek.passed_on
+        serving = fleet.usable if passed_on else fleet.serving(self.model)
+        if not serving & fleet.usable & ~self.tried:
             return False
         return gateway.retry_budget.take()
 
-    def _give_up(self, failure: Failure) -> None:
+    @property
+    def failed(self) -> bool:
+        """An attempt has failed."""
+        return self._failure is not None
+
+    def give_up(self) -> None:
+        """Tell of the last attempt that failed."""
+        failure = self._failure
+        assert failure is not None
         code = "overloaded" if failure.outcome == Outcome.OVERLOADED else "replica_failed"
         self.refuse(failure.status, failure.message, failure.outcome, code=code)
+
+    def set_aside(self) -> None:
+        """The replica's answer is whole, no failure, and not for the client."""
+        gateway, placement, upstream = self.gateway, self.placement, self.upstream
+        assert placement is not None
+        assert upstream is not None
+        now = monotonic()
+        self.upstream = None
+        upstream.release()
+        gateway.placer.failed(placement, now)
+        gateway.fleet.succeeded(placement.slot, now)
 
     def _cut_off(self, outcome: str, reason: FaultReason | None, what: str, in_chunk: bool) -> None:
         """The client has a part of the answer: say that no more will come, never as a normal

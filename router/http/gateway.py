@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from router import descriptors
 from router.config import Settings
 from router.fleet.fleet import Fleet
+from router.fleet.holders import Holders
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
 from router.http.classify import Paths
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from router.exact.mode import Exact
     from router.http.exchange import Exchange
     from router.http.paths import PathRule
+    from router.http.request import Request
     from router.http.server import ClientConnection
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Gateway(FleetListener):
         explain: Explain,
         access_log: AccessLog,
         loop: asyncio.AbstractEventLoop,
+        holders: Holders,
     ) -> None:
         self.settings = settings
         self.fleet = fleet
@@ -80,6 +83,8 @@ class Gateway(FleetListener):
         self.access_log = access_log
         self.loop = loop
         self.paths = Paths(settings.extra_paths)
+        self.holders = holders
+        """Which replica keeps which response."""
         self.session_header = settings.session_header.encode()
         self.special_headers = SPECIAL_HEADERS | {self.session_header}
         self.retry_after = b"retry-after: %d\r\n" % max(1, round(settings.retry_after))
@@ -101,6 +106,11 @@ class Gateway(FleetListener):
         """Shutting down: every answer is its connection's last."""
         self.write_high, self.write_low = _WRITE_HIGH, _WRITE_LOW
         fleet.listen(self)
+
+    def asks_engine(self, request: Request) -> bool:
+        """Whether a request for the models is an engine's to answer first: where engines ask for a
+        key, their names are for who has one."""
+        return request.method == b"GET" and self.fleet.guarded
 
     # -- the fleet changes
 

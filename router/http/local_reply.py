@@ -57,14 +57,11 @@ def answer_locally(exchange: Exchange, gateway: Gateway, request: Request) -> No
 def answer_no_replica(exchange: Exchange, gateway: Gateway, serving: int) -> None:
     """No replica may be sent this. serving: the mask of those that serve its model at all."""
     fleet, model = gateway.fleet, exchange.model
-    if not serving and model and fleet.models_known:
-        exchange.refuse(
-            404,
-            f"The model `{model}` does not exist. Models served here: {fleet.model_names()}.",
-            Outcome.UNKNOWN_MODEL,
-            code="model_not_found",
-            param="model",
-        )
+    if not serving and model and fleet.models_known and not fleet.may_come(model):
+        message = f"The model `{model}` does not exist."
+        if not fleet.guarded:
+            message += f" Models served here: {fleet.model_names()}."
+        exchange.refuse(404, message, Outcome.UNKNOWN_MODEL, code="model_not_found", param="model")
         return
     what = f"No replica that serves `{model}`" if model else "No replica"
     exchange.refuse(503, f"{what} is available just now; try again.", Outcome.NO_REPLICA)

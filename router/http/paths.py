@@ -40,6 +40,8 @@ class PathRule(msgspec.Struct, gc=False, frozen=True):
     """Of the answer, where the path is refused."""
     names_model: bool = True
     """A body of this path should name a model."""
+    keeps: bool = False
+    """Its answers, or what it asks for, are kept by the engine that made them."""
     first_token_mark: bytes = b""
     """Bytes that every event with a token has, for streams that begin with events without one."""
 
@@ -154,6 +156,7 @@ _RULES: dict[str, PathRule] = {
         Treatment.PREFIX,
         Form.RESPONSES,
         parse=PARSERS["/v1/responses"],
+        keeps=True,
         first_token_mark=b'delta"',
     ),
     "/v1/messages": PathRule(
@@ -176,8 +179,18 @@ PARAMETER = "{}"
 PATTERNS = {
     path: msgspec.structs.replace(rule, path=path)
     for path, rule in {
-        "/v1/responses/{}": PathRule("responses", Treatment.BALANCE, names_model=False),
-        "/v1/responses/{}/cancel": PathRule("responses", Treatment.BALANCE, names_model=False),
+        **{
+            path: PathRule("responses", Treatment.BALANCE, names_model=False, keeps=True)
+            for path in (
+                "/v1/responses/{}",
+                "/v1/responses/{}/cancel",
+                "/v1/responses/{}/input_items",
+                "/v1/conversations",
+                "/v1/conversations/{}",
+                "/v1/conversations/{}/items",
+                "/v1/conversations/{}/items/{}",
+            )
+        },
         "/adapters/{}": PathRule("engine", Treatment.REFUSE, why=_ENGINE),
         "/static/{}": PathRule("engine", Treatment.REFUSE, why=_ENGINE),
         "/metrics/{}": PathRule("metrics", Treatment.REFUSE, why=_METRICS),

@@ -36,6 +36,8 @@ class Prompt(msgspec.Struct, gc=False):
     """Where in the body ``"stream_options":{"include_usage":true},`` may be put in; -1: nowhere."""
     transfer: bool = False
     """Whether the body may hold fields that ``without_transfer`` takes out."""
+    follows: str = ""
+    """The id of the stored response or conversation that this continues; empty for none."""
 
 
 class PromptError(Exception):

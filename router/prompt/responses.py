@@ -8,6 +8,7 @@ import msgspec
 
 from router.prompt.canonical import (
     ABSENT,
+    BRACE,
     BRACKET,
     CALL,
     ITEM,
@@ -26,6 +27,7 @@ from router.prompt.canonical import (
     string,
     truth,
     value,
+    words,
 )
 from router.prompt.chain import chain, seed
 from router.prompt.content import (
@@ -64,7 +66,14 @@ class Reasoning(msgspec.Struct, gc=False):
     effort: msgspec.Raw = ABSENT
 
 
+class Conversation(msgspec.Struct, gc=False):
+    """``conversation`` as an object."""
+
+    id: msgspec.Raw = ABSENT
+
+
 _decode = msgspec.json.Decoder(Body).decode
+_decode_conversation = msgspec.json.Decoder(Conversation).decode
 _decode_reasoning = msgspec.json.Decoder(Reasoning).decode
 _decode_items = msgspec.json.Decoder(list[Fields]).decode
 
@@ -107,7 +116,18 @@ def _build(body: bytes) -> Prompt:
         number(head.max_output_tokens),
         -1,  # its last event has the usage anyway
         head.transfer,
+        words(head.previous_response_id) or _conversation(head.conversation),
     )
+
+
+def _conversation(raw: msgspec.Raw) -> str:
+    """Its id, given alone or in an object."""
+    if is_given(raw) and memoryview(raw)[0] == BRACE:
+        try:
+            return words(_decode_conversation(raw).id)
+        except msgspec.ValidationError:
+            return ""
+    return words(raw)
 
 
 def _seed(head: Body) -> int:

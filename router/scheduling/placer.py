@@ -176,6 +176,11 @@ class Placer:
         choice = self.policy.choose(ask, self.loads)
         return self._book(ask, choice, chain, size, model, stream)
 
+    def estimate(self, model: str, size: int) -> float:
+        """Tokens of a prompt of so many canonical bytes, as far as the model is known."""
+        facts = self.models.get(model)
+        return size / (self._bytes_per_token if facts is None else facts.bytes_per_token)
+
     def _ask(
         self,
         chain: Chain,

@@ -23,7 +23,9 @@ HEAD: Final = Struct("<4sIQQH")
 CHECKED: Final = 8
 """Where that what the checksum covers begins."""
 
-ROUTED, FIRST, FINISHED, FAILED, FORGOT, RESIZED, ROLL, HELLO, BYE, HELD, MISSING = range(1, 12)
+ROUTED, FIRST, FINISHED, FAILED, FORGOT, RESIZED, ROLL, HELLO, BYE, HELD, MISSING, KEPT = range(
+    1, 13
+)
 
 _ROUTED: Final = Struct("<BHIIII")
 _REFERENCE: Final = Struct("<HH")
@@ -36,6 +38,7 @@ _OPEN: Final = Struct("<IHIIB")
 _PLAIN: Final = Struct("<B")
 _HELD: Final = Struct("<BHf")
 _MISSING: Final = Struct("<BQ")
+_KEPT: Final = Struct("<BHQ")
 
 LONGEST: Final = 0xFFFF
 """Blocks of a chain that are sent; the spans end before."""
@@ -78,7 +81,7 @@ class Fact(msgspec.Struct, gc=False):
     depth: int = 0
     """Blocks of the chain that are not in tail."""
     key: int = 0
-    """Hash of the last of those; the hash somebody misses."""
+    """Hash of the last of those; the hash somebody misses; the key of what a replica keeps."""
     tail: Chain | None = None
     age: float = 0.0
     """Seconds since the chain was used."""
@@ -152,6 +155,11 @@ class Writer:
         """A replica's cache has room for so many tokens."""
         self.count += 1
         self.pieces.append(_RESIZED.pack(RESIZED, self._place(replica), tokens))
+
+    def kept(self, replica: int, key: int) -> None:
+        """A replica keeps a response or a conversation."""
+        self.count += 1
+        self.pieces.append(_KEPT.pack(KEPT, self._place(replica), key))
 
     def roll(self, entries: list[Open]) -> None:
         """All requests in flight, and no others."""
@@ -258,6 +266,10 @@ def _facts(body: memoryview, count: int) -> list[Fact]:
             _, place, size = _RESIZED.unpack_from(body, at)
             fact = Fact(kind, names[place], size=size)
             at += _RESIZED.size
+        elif kind == KEPT:
+            _, place, key = _KEPT.unpack_from(body, at)
+            fact = Fact(kind, names[place], key=key)
+            at += _KEPT.size
         elif kind == MISSING:
             fact = Fact(kind, key=_MISSING.unpack_from(body, at)[1])
             at += _MISSING.size

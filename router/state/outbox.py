@@ -17,6 +17,7 @@ from router.state.codec import (
     FIRST,
     FORGOT,
     HELLO,
+    KEPT,
     LONGEST,
     MISSING,
     MOST,
@@ -107,6 +108,10 @@ class Outbox:
         """A replica's cache has room for so many tokens."""
         self._tell(RESIZED, (replica, tokens))
 
+    def kept(self, replica: int, key: int) -> None:
+        """A replica keeps a response or a conversation."""
+        self._tell(KEPT, (replica, key))
+
     def missing(self, key: int) -> None:
         """Nobody should refer to the chain of this hash."""
         self._book.forget(key)
@@ -152,14 +157,16 @@ class Outbox:
             self.ready()
 
     def trim(self) -> None:
-        """Give up facts about requests when too many wait; those about replicas stay."""
+        """Give up facts about requests, and about what they left behind, when too many wait; those
+        about replicas stay."""
         facts = self._facts
         if len(facts) <= MOST_WAITING:
             return
         kept: list[tuple[int, Told]] = []
         for kind, about in facts:
             if not isinstance(about, Placement):
-                kept.append((kind, about))
+                if kind != KEPT:
+                    kept.append((kind, about))
                 continue
             if kind == ROUTED:
                 if not self.lost_since or about.sent_at < self.lost_since:
@@ -202,6 +209,8 @@ class Outbox:
                 writer.forgot(about[0])
             elif kind == RESIZED:
                 writer.resized(*about)
+            elif kind == KEPT:
+                writer.kept(*about)
             else:
                 writer.missing(about[0])
         del facts[:done]

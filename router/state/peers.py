@@ -23,6 +23,7 @@ from router.state.codec import (
     FORGOT,
     HELD,
     HELLO,
+    KEPT,
     MISSING,
     RESIZED,
     ROLL,
@@ -81,6 +82,10 @@ class Replicas(Protocol):
 
     def heard_resized(self, slot: int, tokens: int) -> None:
         """Its cache has room for so many tokens."""
+        ...
+
+    def heard_kept(self, slot: int, key: int) -> None:
+        """It keeps a response or a conversation."""
         ...
 
 
@@ -152,7 +157,7 @@ class Peers:
         return whole
 
     def replay(self, data: bytes, before: dict[int, tuple[int, int]], at: tuple[int, int]) -> None:
-        """A batch from before this router began to listen: only what replicas hold counts.
+        """A batch from before this router began to listen: only what replicas hold and keep counts.
 
         before: slot -> id up to which its map tells all; at: the batch's own id.
         """
@@ -167,9 +172,13 @@ class Peers:
         placer = self._placer
         for fact in batch.facts:
             kind = fact.kind
-            if kind not in (ROUTED, HELD, FORGOT):
+            if kind not in (ROUTED, HELD, FORGOT, KEPT):
                 continue
             slot = self._slots.get(fact.replica)
+            if kind == KEPT:
+                if slot is not None:
+                    self._replicas.heard_kept(slot, fact.key)
+                continue
             chain = NO_CHAIN if fact.tail is None else self._chain(fact)
             if slot is None or before.get(slot, (0, 0)) >= at:
                 continue
@@ -290,6 +299,8 @@ class Peers:
                 self._replicas.heard_forgot(slot, not peer.number)
             elif kind == RESIZED:
                 self._replicas.heard_resized(slot, fact.size)
+            elif kind == KEPT:
+                self._replicas.heard_kept(slot, fact.key)
 
     def _chain(self, fact: Fact) -> Chain:
         """The book's array that begins with the fact's chain; empty when it is not known."""

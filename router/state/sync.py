@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 from router.fleet.fleet import Fleet
+from router.fleet.holders import Holders
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
 from router.index import ByteIndex
@@ -86,9 +87,10 @@ class Shared(FleetListener):
         placers: Sequence[Placer],
         carrier: Carrier,
         resize: Callable[[int, int], None],
+        holders: Holders | None = None,
     ) -> None:
         """placers: the first is the one that routes by prefix. resize(slot, tokens) changes the
-        index's room for a replica."""
+        index's room for a replica. holders: which replica keeps which response, shared too."""
         self.carrier = carrier
         self.index = index
         self.router = secrets.randbits(63) | 1
@@ -98,6 +100,9 @@ class Shared(FleetListener):
         """Slot -> name."""
         self._fleet = fleet
         self._resize = resize
+        self._holders = holders
+        if holders is not None:
+            holders.tell = self._kept
         self._keys: dict[int, int] = {}
         self._slots: dict[int, int] = {}
         self._forgot_at: dict[int, float] = {}
@@ -270,6 +275,15 @@ class Shared(FleetListener):
         if replica is not None and not replica.kv_tokens_known:
             replica.load.kv_capacity = float(tokens)
             self._resize(slot, tokens)
+
+    def _kept(self, slot: int, key: int) -> None:
+        """A replica of this router keeps a response or a conversation."""
+        self.outbox.kept(self._keys[slot], key)
+
+    def heard_kept(self, slot: int, key: int) -> None:
+        """Another router saw a replica make one."""
+        if self._holders is not None:
+            self._holders.heard(key, slot)
 
     # What carriers ask
 

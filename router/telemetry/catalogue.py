@@ -166,7 +166,8 @@ USABLE = Metric(
     "warmroute_replica_usable",
     "gauge",
     "1 or 0",
-    "Whether requests may be sent to the replica: healthy, breaker not open, not draining.",
+    "Whether requests may be sent to the replica: healthy, breaker not open, neither draining nor "
+    "sleeping nor paused.",
     _REPLICA,
 )
 STATE = Metric(
@@ -392,8 +393,11 @@ Their values are bounded, whatever clients send.
 - `replica`: its name; `none` for requests that were sent to no replica. The series of a replica
 that
   left the fleet are dropped 15 minutes later.
-- `model`: a name that a replica has answered for with 2xx, at most 100 of them; every other name is
-  `other`, and no name is `none`.
+- `model`: a name that a replica has answered for with 2xx, at most 100 of them, and every one of
+  `expected_models`. A name asked for that no replica serves is a label too: at most 100 such names
+  at a time, of up to 256 printable characters, each until nobody has asked for it for 15 minutes.
+  Every other name is `other`, and no name is `none`. An autoscaler wakes a model that has no
+  replica by `sum(increase(warmroute_requests_total{{model="NAME",code="503"}}[2m]))`.
 - `api`: {", ".join(f"`{word}`" for word in sorted(APIS))}.
 - `code`: the HTTP status; `0` when no answer was sent.
 - `reason` of errors: {", ".join(f"`{word}`" for word in sorted(OUTCOMES))}.

@@ -24,6 +24,9 @@ NONE: Final = "none"
 OTHER: Final = "other"
 """Label value for what a bounded set has no room for."""
 
+LONGEST_MODEL: Final = 256
+"""Characters of the name of a model that no replica serves."""
+
 OK: Final = Outcome.OK
 
 
@@ -45,10 +48,19 @@ class Telemetry:
     it with 2xx, and only while there are fewer than max_models; other names are counted as
     ``other``. A replica's series live until keep_seconds after it was `retired`, so that its last
     requests are scraped.
+
+    A name that no replica serves is a label too, for those who scale by it: while there are fewer
+    than max_wanted, and until nobody has asked for it for keep_seconds. Expected names always are.
     """
 
     def __init__(
-        self, *, max_models: int = 100, max_decisions: int = 100, keep_seconds: float = 900.0
+        self,
+        *,
+        max_models: int = 100,
+        max_wanted: int = 100,
+        max_decisions: int = 100,
+        keep_seconds: float = 900.0,
+        expected: Iterable[str] = (),
     ) -> None:
         self.live = Live()
         self.retries = 0
@@ -65,7 +77,10 @@ class Telemetry:
         # The rows by their label values.
         self._rows: dict[tuple[str, str, str], Row] = {}
         self._series: dict[tuple[str, str], Series] = {}
-        self._models: set[str] = set()
+        self._max_wanted = max_wanted
+        self._models: set[str] = set(expected)
+        self._wanted: dict[str, float] = {}
+        """Name that no replica serves -> when it was last asked for."""
         self._retired: dict[str, float] = {}
 
     def observe(self, done: Finished) -> None:
@@ -141,9 +156,10 @@ class Telemetry:
 
     def sweep(self, now: float | None = None) -> None:
         """Drop what is counted for replicas that left long ago. Called at each scrape."""
+        now = time.monotonic() if now is None else now
+        self._forget_wanted(now)
         if not self._retired:
             return
-        now = time.monotonic() if now is None else now
         # A name stays here after its series went: a request of it may still finish and bring them
         # back.
         gone = {name for name, when in self._retired.items() if now - when >= self._keep}
@@ -166,8 +182,12 @@ class Telemetry:
             served = done.slot >= 0 and 200 <= done.status < 300
             if served and len(self._models) < self._max_models:
                 self._models.add(model)
+                self._wanted.pop(model, None)
             else:
-                model, named = OTHER, False
+                # Not remembered in _found: each request for it comes by here.
+                named = False
+                if not self._wants(done):
+                    model = OTHER
         replica = done.replica or NONE
         api = done.api if done.api in APIS else OTHER
         row = self._rows.get((replica, model, api))
@@ -181,6 +201,27 @@ class Telemetry:
         if named and done.api in APIS:
             self._found[done.replica, done.model, done.api] = row
         return row
+
+    def _wants(self, done: Finished) -> bool:
+        """Whether the name of a model that no replica serves is counted as it is."""
+        model, wanted = done.model, self._wanted
+        if done.outcome not in (Outcome.NO_REPLICA, Outcome.UNKNOWN_MODEL):
+            return False
+        fit = len(model) <= LONGEST_MODEL and model.isprintable()
+        if not fit or (model not in wanted and len(wanted) >= self._max_wanted):
+            return False
+        wanted[model] = time.monotonic()
+        return True
+
+    def _forget_wanted(self, now: float) -> None:
+        """Drop what is counted under names that nobody asks for any more."""
+        gone = {name for name, when in self._wanted.items() if now - when >= self._keep}
+        if not gone:
+            return
+        for name in gone:
+            del self._wanted[name]
+        self._rows = {k: r for k, r in self._rows.items() if k[1] not in gone}
+        self._series = {k: s for k, s in self._series.items() if k[1] not in gone}
 
     def _decision(self, key: tuple[str, str]) -> None:
         if len(self.decisions) >= self._max_decisions:

@@ -74,6 +74,8 @@ class Supervisor:
         self._served = False
         """Some worker was ready once: what fails from now on is tried again."""
         self.status = 0
+        self._admin: GatheredServer | None = None
+        self._catching_up: set[asyncio.Task[None]] = set()
         self._reserved: socket.socket | None = None
         self.port = 0
 
@@ -92,7 +94,7 @@ class Supervisor:
         if warning:
             log.warning("%s, for each worker", warning)
         self._reserve()
-        admin = GatheredServer(settings, self.admin_ports)
+        self._admin = admin = GatheredServer(settings, self.admin_ports)
         await admin.start()
         log.info(
             "warmroute: %d workers on port %d, admin on http://%s:%d",
@@ -252,6 +254,11 @@ class Supervisor:
             self._served = True
             if member.started < self._reloaded:
                 self._pass_signal(signal.SIGHUP, [member])
+            if self._admin is not None:
+                catching_up = self._admin.catch_up(member.ready.admin_port)
+                task = asyncio.get_running_loop().create_task(catching_up)
+                self._catching_up.add(task)
+                task.add_done_callback(self._catching_up.discard)
         elif kind == LOAD:
             elders = [m for m in self._members if m.ready is not None and m is not member]
             elder = min(elders, key=lambda m: m.started, default=None)

@@ -13,6 +13,7 @@ from router.admin.engines import EngineCalls, Operation
 from router.admin.parts import AdminParts, Phase
 from router.fleet.engine_metrics import EngineMetrics
 from router.fleet.fleet import Fleet
+from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
 from router.fleet.settings import FleetSettings
 from router.index import ByteIndex
@@ -34,6 +35,16 @@ class StillFleet(Fleet):
         self._refresh(replica)
 
 
+class Rooms(FleetListener):
+    """Gives every replica a room in the index."""
+
+    def __init__(self, index: ByteIndex) -> None:
+        self._index = index
+
+    def on_added(self, replica: Replica) -> None:
+        self._index.add_replica(replica.slot, 1000)
+
+
 class World:
     """Parts with as many replicas as there are URLs, all ready."""
 
@@ -46,8 +57,8 @@ class World:
         self.telemetry = Telemetry()
         self.explain = Explain(100)
         self.explain.members(self.fleet.names())
+        self.fleet.listen(Rooms(self.index))
         for replica in self.fleet.members():
-            self.index.add_replica(replica.slot, 1000)
             self.fleet.ready(replica)
         self.parts = AdminParts(
             fleet=self.fleet,

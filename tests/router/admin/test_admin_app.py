@@ -181,3 +181,68 @@ async def test_the_page_may_run_its_own_script_only() -> None:
     assert not re.search(r"""(src|href|import|url)\s*[=(]?\s*["']?(https?:)?//""", answer.text)
     assert "innerHTML" not in answer.text
     assert 'style="' not in answer.text
+
+
+async def test_replicas_are_registered_and_let_go() -> None:
+    world = World(A)
+    async with world.client(key="k") as client:
+        headers = {**CHANGE, "authorization": "Bearer k"}
+        assert (await client.post("/replicas", json={"url": B}, headers=CHANGE)).status_code == 401
+        answer = await client.post("/replicas", json={"url": B}, headers=headers)
+        assert (answer.status_code, answer.json()["name"]) == (201, "10.0.0.2:8000/x")
+        # Again, however it is spelled: it is there, and may say what it serves.
+        again = {"url": B + "/", "models": ["m"]}
+        answer = await client.post("/replicas", json=again, headers=headers)
+        assert (answer.status_code, answer.json()["models"]) == (200, ["m"])
+        assert [r.name for r in world.fleet.members()] == ["10.0.0.1:8000", "10.0.0.2:8000/x"]
+        answer = await client.delete("/replicas/10.0.0.2:8000/x", headers=headers)
+        assert (answer.status_code, answer.json()) == (
+            200,
+            {"replica": "10.0.0.2:8000/x", "ok": True},
+        )
+        answer = await client.request("DELETE", "/replicas", json={"url": A}, headers=headers)
+        assert answer.status_code == 200
+        assert world.fleet.members() == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "/replicas", b"{}", 400),
+        ("POST", "/replicas", b'{"url":5}', 400),
+        ("POST", "/replicas", b'{"url":"ftp://x"}', 400),
+        ("POST", "/replicas", b'{"url":"http://x:1","modls":[]}', 400),
+        ("POST", "/replicas", b"\xff", 400),
+        ("DELETE", "/replicas", b'{"url":"http://x:1"}', 404),
+        ("DELETE", "/replicas/nobody", b"", 404),
+    ],
+)
+async def test_a_registration_that_cannot_be_is_refused(
+    method: str, path: str, body: bytes, status: int
+) -> None:
+    world = World(A)
+    async with world.client() as client:
+        answer = await client.request(method, path, content=body, headers=CHANGE)
+    assert answer.status_code == status
+    assert answer.json()["error"]
+    assert len(world.fleet.members()) == 1
+
+
+async def test_what_discovery_found_is_not_let_go_here() -> None:
+    world = World(A)
+    world.fleet.members()[0].by_discovery = True
+    async with world.client() as client:
+        answer = await client.delete("/replicas/10.0.0.1:8000", headers=CHANGE)
+    assert answer.status_code == 409
+    assert "drain" in answer.json()["error"]
+    assert len(world.fleet.members()) == 1
+
+
+async def test_a_sleeping_replica_is_told_as_one() -> None:
+    world = World(A, B)
+    world.fleet.members()[0].asleep = True
+    world.fleet.ready(world.fleet.members()[0])
+    async with world.client() as client:
+        states = [(r["state"], r["usable"]) for r in (await client.get("/replicas")).json()]
+        assert (await client.get("/readyz")).json()["usable"] == 1
+    assert states == [("sleeping", True), ("ready", True)]

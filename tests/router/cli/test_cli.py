@@ -146,6 +146,8 @@ class Engine(BaseHTTPRequestHandler):
         "/locked/v1/models": (401, ""),
         "/odd/health": (200, ""),
         "/odd/v1/models": (200, "[]"),
+        "/another/health": (200, ""),
+        "/another/v1/models": (200, json.dumps({"data": [{"id": "l", "owned_by": "library"}]})),
     }
 
     def do_GET(self) -> None:
@@ -176,12 +178,22 @@ def test_check_connect_asks_every_replica(engine: str) -> None:
     names = ("good", "sick", "locked", "odd")
     flags = [f"--replica={engine}/{name}" for name in names]
     done = warmroute("check", "--connect", *flags, "--replica=http://127.0.0.1:1")
-    assert done.returncode == 0
+    assert done.returncode == 1
     assert f"{engine}/good: healthy, serves tiny" in done.stdout
-    assert f"warning: {engine}/sick: /health answers 503" in done.stderr
-    assert f"warning: {engine}/locked: /v1/models wants a key" in done.stderr
-    assert f"warning: {engine}/odd: /v1/models answers something else" in done.stderr
-    assert "warning: http://127.0.0.1:1: /health cannot be asked" in done.stderr
+    assert f"{engine}/sick: /health answers 503" in done.stderr
+    assert f"{engine}/locked: /v1/models wants a key" in done.stderr
+    assert f"{engine}/odd: /v1/models answers something else" in done.stderr
+    assert "http://127.0.0.1:1: /health cannot be asked" in done.stderr
+    assert "4 of 5 replicas cannot be sent requests" in done.stderr
+    assert warmroute("check", "--connect", f"--replica={engine}/good").returncode == 0
+
+
+def test_check_connect_calls_another_server_so(engine: str) -> None:
+    """Ollama and the like list models too, and a web server answers something everywhere."""
+    for name, why in (("another", ""), ("nothing", "/health answers 404: ")):
+        done = warmroute("check", "--connect", f"--replica={engine}/{name}")
+        assert done.returncode == 1
+        assert f"{engine}/{name}: {why}this is no vLLM server" in done.stderr
 
 
 def test_check_connect_uses_the_key(engine: str) -> None:

@@ -107,7 +107,12 @@ def bare() -> Iterator[str]:
     async def sources(_: Request) -> Response:
         return JSONResponse({})
 
+    async def another(_: Request) -> Response:
+        return JSONResponse({"data": [{"id": "m", "owned_by": "library"}]})
+
     routes = [
+        Route("/another/health", health),
+        Route("/another/v1/models", another),
         Route("/health", health),
         Route("/v1/models", models),
         Route("/v1/completions", complete, methods=["POST"]),
@@ -147,6 +152,27 @@ def test_the_command_finds_what_is_off_and_exits_with_1(
         "set exact_tokenizer",
     ):
         assert fix in told, told
+
+
+def test_events_are_wrong_only_where_exact_mode_is_on(
+    bare: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = f"{bare}: KV events are off"
+    main(["doctor", "--replica", bare])
+    assert f"note   {said}" in capsys.readouterr().out
+    main(["doctor", "--replica", bare, "--exact", "true"])
+    assert f"WRONG  {said}" in capsys.readouterr().out
+
+
+def test_a_server_that_is_no_vllm_is_called_that(
+    bare: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for url, why in (
+        (bare + "/another", "its models say so, and its metrics are none of vLLM's"),
+        (bare + "/nothing", "/health answers 404"),
+    ):
+        assert main(["doctor", "--replica", url]) == 1
+        assert f"WRONG  {url}: this is no vLLM server: {why}" in capsys.readouterr().out
 
 
 def test_a_replica_that_is_not_there_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:

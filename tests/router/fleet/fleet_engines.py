@@ -66,6 +66,8 @@ class Engine:
     """Paths answered a byte at a time, for ever."""
     garbage: bytes = b""
     """When set, sent in place of any answer."""
+    more: dict[str, bytes] = field(default_factory=dict)
+    """Further paths answered with 200, and what with."""
     port: int = 0
     asked: Counter[str] = field(default_factory=Counter)
     connections: int = 0
@@ -138,6 +140,7 @@ class Engine:
             "/health": (self.health_status, b""),
             "/v1/models": (self.models_status, self.models),
             "/metrics": (self.metrics_status, self.metrics),
+            **{path: (200, body) for path, body in self.more.items()},
         }.get(path, (404, b""))
         if self.key and path.startswith("/v1/") and f"Bearer {self.key}".encode() not in head:
             status, body = 401, b'{"error":"Unauthorized"}'

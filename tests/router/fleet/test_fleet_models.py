@@ -7,7 +7,7 @@ from fleet_engines import models_json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.fleet.models import Catalog, parse_models
+from router.fleet.models import MOST_AWAY, UNBOUNDED, Catalog, ModelCard, parse_models
 
 
 def test_reads_models_and_adapters_in_order() -> None:
@@ -104,3 +104,71 @@ def test_masks_are_what_replicas_told_last(steps: list[tuple[str, int, set[str]]
         assert catalog.serving("") == sum(1 << s for s in told)
         listed = {card.id for card in catalog.union}
         assert listed == {name for has in told.values() if has for name in has}
+
+
+def cards(*told: tuple[str, str, int]) -> tuple[ModelCard, ...]:
+    return tuple(ModelCard(name, b"{}", parent, length) for name, parent, length in told)
+
+
+def test_what_only_a_replica_that_left_served_is_away() -> None:
+    catalog = Catalog()
+    for slot in (0, 1):
+        catalog.join(slot)
+    catalog.tell(0, cards(("a", "", UNBOUNDED), ("both", "", UNBOUNDED)))
+    catalog.tell(1, cards(("both", "", UNBOUNDED), ("lora", "both", UNBOUNDED)))
+    catalog.leave(1)
+    assert [catalog.away(name) for name in ("a", "both", "lora", "never")] == [
+        *(False, False, True, False)
+    ]
+    assert catalog.parent("lora") == "both"
+    catalog.tell(0, cards(("a", "", UNBOUNDED)))  # the engine itself serves it no more
+    assert not catalog.away("both")
+    catalog.join(1)
+    catalog.tell(1, cards(("lora", "a", UNBOUNDED)))
+    assert not catalog.away("lora")
+    for number in range(MOST_AWAY + 10):
+        catalog.tell(1, cards((f"m{number}", "", UNBOUNDED)))
+        catalog.leave(1)
+    assert sum(catalog.away(f"m{number}") for number in range(MOST_AWAY + 10)) == MOST_AWAY
+
+
+def test_lengths_are_known_where_replicas_differ() -> None:
+    catalog = Catalog()
+    for slot, length in enumerate((4096, 32768, 4096, UNBOUNDED)):
+        catalog.join(slot)
+        catalog.tell(slot, cards(("m", "", length), (f"alone{slot}", "", length)))
+    assert catalog.lengths == {"m": ((4096, 0b1111), (32768, 0b1010), (UNBOUNDED, 0b1000))}
+    catalog.leave(3)
+    catalog.leave(1)
+    assert catalog.lengths == {}
+
+
+def test_the_card_with_the_most_room_is_told() -> None:
+    catalog = Catalog()
+    for slot, length in enumerate((4096, 32768, UNBOUNDED)):
+        catalog.join(slot)
+        catalog.tell(slot, (ModelCard("m", str(slot).encode(), "", length),))
+    assert [card.raw for card in catalog.union] == [b"1"]
+
+
+def test_replicas_of_the_same_base_models_are_alike() -> None:
+    catalog = Catalog()
+    for slot, name in enumerate(("a", "a", "b")):
+        catalog.join(slot)
+        catalog.tell(slot, cards((name, "", UNBOUNDED), (f"lora{slot}", name, UNBOUNDED)))
+    assert (catalog.alike(0b001), catalog.alike(0b100), catalog.alike(0)) == (0b011, 0b100, 0)
+
+
+@pytest.mark.parametrize(
+    ("entry", "parent", "length"),
+    [
+        ('{"id":"m"}', "", UNBOUNDED),
+        ('{"id":"m","parent":"b","max_model_len":4096}', "b", 4096),
+        ('{"id":"m","parent":null,"max_model_len":null}', "", UNBOUNDED),
+        ('{"id":"m","parent":7,"max_model_len":"4096"}', "", UNBOUNDED),
+        ('{"id":"m","max_model_len":-1}', "", UNBOUNDED),
+    ],
+)
+def test_what_a_card_tells(entry: str, parent: str, length: int) -> None:
+    (card,) = parse_models(b'{"data":[%b]}' % entry.encode())
+    assert (card.parent, card.length) == (parent, length)

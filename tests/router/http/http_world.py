@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import struct
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,6 +75,12 @@ class ScriptedReplica:
 
     model: str = "m"
     models: tuple[str, ...] = ()
+    length: int = 0
+    """max_model_len, where it tells it."""
+    key: str = ""
+    """Asked for at /v1/models, where there is one."""
+    own: Counter[str] = field(default_factory=Counter)
+    """What the router asks for by itself."""
     handler: Handler | None = None
     received: list[Received] = field(default_factory=list)
     connections: int = 0
@@ -192,7 +199,7 @@ class ScriptedReplica:
                 length = next((int(v) for k, v in headers if k.lower() == "content-length"), 0)
                 body = await reader.readexactly(length)
                 request = Received(method, target, headers, body, raw)
-                if await self._housekeeping(target, writer):
+                if await self._housekeeping(request, writer):
                     continue
                 self.received.append(request)
                 if self.handler is None:
@@ -208,16 +215,29 @@ class ScriptedReplica:
             self.open.discard(writer)
             writer.close()
 
-    async def _housekeeping(self, target: str, writer: asyncio.StreamWriter) -> bool:
+    def _list(self) -> bytes:
+        length = {"max_model_len": self.length} if self.length else {}
+        names = (self.model, *self.models)
+        cards = [
+            {"id": name, "object": "model", "parent": self.model if number else None, **length}
+            for number, name in enumerate(names)
+        ]
+        return json.dumps({"object": "list", "data": cards}).encode()
+
+    async def _housekeeping(self, request: Received, writer: asyncio.StreamWriter) -> bool:
+        target = request.target
         if target == "/health":
             writer.write(sized(b""))
-        elif target == "/v1/models":
-            cards = [{"id": name, "object": "model"} for name in (self.model, *self.models)]
-            writer.write(sized(json.dumps({"object": "list", "data": cards}).encode()))
-        elif target == "/metrics":
+        elif target == "/v1/models" and request.header("user-agent") == "warmroute":
+            if self.key and request.header("authorization") != f"Bearer {self.key}":
+                writer.write(sized(b"", "401 Unauthorized"))
+            else:
+                writer.write(sized(self._list()))
+        elif target in ("/metrics", "/is_paused", "/is_sleeping"):
             writer.write(sized(b"", "404 Not Found"))
         else:
             return False
+        self.own[target] += 1
         return True
 
 

@@ -207,7 +207,7 @@ async def test_models_choose_replicas(
     replicas: MakeReplica, router: MakeRouter, connect: Connect
 ) -> None:
     one, two = await replicas(model="one"), await replicas(model="two", models=("adapter",))
-    app = await router(one, two)
+    app = await router(one, two, lora_resolver=False)
     client = await connect(app)
     for model, replica in (("one", one), ("two", two), ("adapter", two)):
         body = json.dumps({"model": model, "input": "x", "messages": []}).encode()

@@ -22,6 +22,7 @@ from redis.asyncio import Connection
 
 from router.config.state_url import parse
 from router.fleet.fleet import Fleet
+from router.fleet.holders import Holders
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
 from router.fleet.settings import FleetSettings
@@ -140,7 +141,11 @@ class Node:
         policy.members(self.fleet.names())
         self.placer = Placer(self.index, policy, self.fleet.loads, learn_speed=False)
         self.carrier = carrier
-        self.shared = Shared(self.fleet, self.index, [self.placer], carrier, self.index.resize)
+        self.holders = Holders()
+        self.fleet.listen(self.holders)
+        self.shared = Shared(
+            self.fleet, self.index, [self.placer], carrier, self.index.resize, self.holders
+        )
         self.shared.start()
 
     @property

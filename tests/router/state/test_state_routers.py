@@ -286,6 +286,14 @@ async def test_workers(replicas: list[Replica], client: httpx.AsyncClient, tmp_p
         states = re.findall(r'^warmroute_replica_state\{.*state="draining"\}', told, re.M)
         assert len(states) == 2
         await client.post(f"{admin}/replicas/{name}/undrain", headers=headers)
+        # Replicas registered here are known to all workers, and to one that starts later.
+        added = await Replica().start()
+        registered = {"url": added.url}
+        answer = await client.post(f"{admin}/replicas", json=registered)
+        assert answer.status_code == 201
+        gone = replicas[3].url.removeprefix("http://")
+        answer = await client.delete(f"{admin}/replicas/{gone}", headers=headers)
+        assert answer.status_code == 200
         # one dies: it is replaced, and the new one knows what the other knows
         first, second = one.children()
         os.kill(first, signal.SIGKILL)
@@ -296,6 +304,17 @@ async def test_workers(replicas: list[Replica], client: httpx.AsyncClient, tmp_p
         blocks = re.findall(r"^warmroute_index_blocks\{.*\} (\d+)", told, re.M)
         assert len(blocks) == 2
         assert blocks[0] == blocks[1] != "0"
+        members = {added.url, *(replica.url for replica in replicas[:3])}
+        both = {(worker, url.removeprefix("http://")) for worker in "01" for url in members}
+
+        async def known() -> set[tuple[str, str]]:
+            told = (await client.get(f"{admin}/metrics")).text
+            pattern = r'^warmroute_replica_usable\{worker="(\d)",replica="(.*)"\}'
+            return set(re.findall(pattern, told, re.M))
+
+        async with asyncio.timeout(10):
+            while await known() != both:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
         one.process.terminate()
         assert await asyncio.to_thread(one.process.wait, 15) == 0
     finally:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from state_world import Node, RedisServer, chain, until
 
+from router.fleet.holders import key_of
 from router.prompt.spans import SPANS
 
 MakeNode = Callable[..., Awaitable[Node]]
@@ -183,3 +184,13 @@ async def test_sessions_go_on_anywhere(node: MakeNode) -> None:
     told = sum(one.carrier.bytes_sent for one in nodes)
     assert sum(one.shared.peers.unknown for one in nodes) == 0
     assert told < 40_000
+
+
+async def test_who_keeps_a_response_is_told(node: MakeNode) -> None:
+    a, b = await node(), await node()
+    key = key_of("resp_1")
+    a.holders.remember(key, 2)
+    await until(lambda: b.holders.find(key) == 1 << 2)
+    # One that starts reads it in the stream.
+    late = await node()
+    assert late.holders.find(key) == 1 << 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from router.telemetry.histogram import Histogram
 from router.telemetry.record import OUTCOMES, Finished, Outcome
 from router.telemetry.series import Row
@@ -55,7 +57,7 @@ def test_a_refused_request_is_counted_and_has_no_times() -> None:
     telemetry = Telemetry()
     telemetry.observe(finished("x", "", status=404, outcome=Outcome.UNKNOWN_MODEL, duration=1e-4))
     row = only(telemetry)
-    assert (row.series.replica, row.series.model) == (NONE, OTHER)
+    assert (row.series.replica, row.series.model) == (NONE, "x")
     assert row.codes == {404: 1}
     assert row.errors == {"unknown_model": 1}
     assert sum(row.series.duration.counts) == 0
@@ -148,3 +150,39 @@ def test_bounds_are_inclusive() -> None:
 def test_every_outcome_is_a_word_fit_for_a_label() -> None:
     assert len(OUTCOMES) >= 18
     assert all(word.replace("_", "").isalnum() and word == word.lower() for word in OUTCOMES)
+
+
+def wanted(telemetry: Telemetry, name: str, outcome: str = Outcome.UNKNOWN_MODEL) -> None:
+    status = 404 if outcome == Outcome.UNKNOWN_MODEL else 503
+    telemetry.observe(finished(name, "", status=status, outcome=outcome))
+
+
+def test_models_that_nobody_serves_are_counted_by_name() -> None:
+    """Autoscalers wake a model by what is asked of it while it has no replica."""
+    telemetry = Telemetry(max_wanted=3, expected=("zero",))
+    for _ in range(5):
+        wanted(telemetry, "b")
+        wanted(telemetry, "b", Outcome.NO_REPLICA)
+    for number in range(50):
+        wanted(telemetry, f"made-up-{number}")
+        wanted(telemetry, "x" * 257)
+        wanted(telemetry, f"\n{number}")
+    wanted(telemetry, "zero", Outcome.NO_REPLICA)
+    counted = {row.series.model: row.codes for row in telemetry.rows()}
+    assert counted["b"] == {404: 5, 503: 5}
+    assert counted["zero"] == {503: 1}
+    assert set(counted) == {"b", "zero", "made-up-0", "made-up-1", OTHER}
+
+
+def test_names_that_nobody_asks_for_any_more_make_room() -> None:
+    telemetry = Telemetry(max_wanted=1, keep_seconds=60.0)
+    wanted(telemetry, "a")
+    wanted(telemetry, "b")
+    assert names(telemetry) == {(NONE, "a"), (NONE, OTHER)}
+    telemetry.sweep(time.monotonic() + 61.0)
+    wanted(telemetry, "b")
+    assert names(telemetry) == {(NONE, "b"), (NONE, OTHER)}
+    # A name that is served meanwhile stays.
+    telemetry.observe(finished("b"))
+    telemetry.sweep(time.monotonic() + 1000.0)
+    assert ("a:1", "b") in names(telemetry)
