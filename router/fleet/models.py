@@ -146,6 +146,7 @@ class Catalog:
             )
         return self._mixed
 
+    @property
     def untold(self) -> int:
         """Mask of the replicas that would not tell their models."""
         return self._any

@@ -122,7 +122,7 @@ async def test_bodies_only_python_reads_find_their_model(
     replicas: MakeReplica, router: MakeRouter, connect: Connect, spelled: bytes
 ) -> None:
     one, two = await replicas(model="one"), await replicas(model="two")
-    client = await connect(await router(one, two))
+    client = await connect(await router(one, two, lora_resolver=False))
     for path in ("/v1/embeddings", "/tokenize", "/v1/rerank", "/plugin"):
         for _ in range(2):
             assert (await client.ask(post(path, spelled)))[0] == 200
@@ -136,7 +136,7 @@ async def test_a_form_finds_its_model_behind_a_large_file(
     replicas: MakeReplica, router: MakeRouter, connect: Connect
 ) -> None:
     one, two = await replicas(model="one"), await replicas(model="two")
-    client = await connect(await router(one, two))
+    client = await connect(await router(one, two, lora_resolver=False))
     body = form(("file", b"RIFF" * 100_000), ("model", b"two"), ("prompt", b"p" * 200_000))
     for _ in range(4):
         assert (await client.ask(post("/v1/audio/transcriptions", body, FORM)))[0] == 200
@@ -148,7 +148,7 @@ async def test_a_long_name_is_no_model(
     replicas: MakeReplica, router: MakeRouter, connect: Connect
 ) -> None:
     replica = await replicas()
-    app = await router(replica)
+    app = await router(replica, lora_resolver=False)
     client = await connect(app)
     for name in ("x" * (LONGEST_MODEL + 1), "é" * 129, "x" * 1_000_000):
         needed = {"messages": [], "input": "", "prompt": "", "token_ids": [1], "query": ""}
@@ -172,7 +172,7 @@ async def test_what_clients_choose_is_kept_short(
     replicas: MakeReplica, router: MakeRouter, connect: Connect
 ) -> None:
     replica = await replicas()
-    app = await router(replica, policy="session", explain_requests=10)
+    app = await router(replica, policy="session", explain_requests=10, lora_resolver=False)
     client = await connect(app)
     for user in ("u" * 100_000, "u" * 100_001, "\ud800" * 1000, "short"):
         body = json.dumps(
@@ -215,7 +215,7 @@ async def test_no_model_where_all_replicas_have_one(
 ) -> None:
     one = await replicas(model="base", models=("adapter-1",))
     two = await replicas(model="base", models=("adapter-2",))
-    client = await connect(await router(one, two))
+    client = await connect(await router(one, two, lora_resolver=False))
     for _ in range(4):
         assert (await client.ask(post("/v1/completions", b'{"prompt":"x"}')))[0] == 200
     assert len(one.received) == len(two.received) == 2

@@ -339,7 +339,14 @@ async def test_a_silent_tunnel_is_closed(
 async def test_the_kernel_looks_after_connections(
     replicas: MakeReplica, router: MakeRouter, connect: Connect
 ) -> None:
-    replica = await replicas()
+    left = asyncio.Event()
+
+    async def silent(
+        _request: Received, _reader: asyncio.StreamReader, _writer: asyncio.StreamWriter
+    ) -> None:
+        await left.wait()
+
+    replica = await replicas(handler=silent)
     app = await router(replica)
     client = await connect(app)
     client.send(ASK)
@@ -349,4 +356,5 @@ async def test_the_kernel_looks_after_connections(
     assert exchange.upstream is not None
     for transport in (connection.transport, exchange.upstream.transport):
         assert transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    left.set()
     client.vanish()
