@@ -12,7 +12,8 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from router.http.errors import error_body
+from router.http.errors import INVALID, error_body
+from router.http.events import DEAD, is_of_request
 from router.http.forward import connect, send
 from router.http.heads import answer
 from router.http.local import answer_locally, answer_no_replica
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 _RETRY_STATUS = frozenset((502, 503, 504))
 _BODILESS = frozenset((204, 304))
+# A 500 is read whole before it is passed on, where it is as small as an engine's.
+_ERROR_MAX = 16 * 1024
 
 
 class Failure:
@@ -54,7 +57,9 @@ class Exchange:
     """The state of one request; see the module's text."""
 
     __slots__ = (
+        "_blamed",
         "_failure",
+        "_held",
         "_tried",
         "bytes_in",
         "bytes_out",
@@ -91,6 +96,10 @@ class Exchange:
         self._tried = 0
         self.connecting: asyncio.Task[None] | None = None
         self._failure: Failure | None = None
+        self._blamed = False
+        """The fleet has been told that the replica chosen failed."""
+        self._held = b""
+        """What has come of an error's body that is not passed on yet."""
         self.placement: Placement | None = None
         self.replica: Replica | None = None
         self.upstream: UpstreamConnection | None = None
@@ -125,7 +134,8 @@ class Exchange:
             try:
                 self.prompt = prompt = rule.parse(request.body)
             except PromptError as exc:
-                self.refuse(400, exc.message, Outcome.BAD_REQUEST, param=exc.param)
+                param = f"body.{exc.param}" if exc.param else "body"
+                self.refuse(400, exc.message, Outcome.BAD_REQUEST, param=param, kind=INVALID)
                 return
             self.model = prompt.model
             self.key = request.session.decode("latin-1") if request.session else prompt.key
@@ -185,6 +195,7 @@ class Exchange:
             )
         slot = placement.slot
         self._tried |= 1 << slot
+        self._blamed = False
         if fleet.half_open >> slot & 1:
             fleet.admitted(slot)
         self.replica = fleet.replicas[slot]
@@ -199,17 +210,29 @@ class Exchange:
     def respond(self, upstream: UpstreamConnection, body: bytes) -> None:
         """The head of the answer has come, and this much of its body."""
         request, status = self.request, upstream.status
-        if status in _RETRY_STATUS and self._may_retry():
-            self.retries += 1
-            self._lost_one(Outcome.UPSTREAM_5XX, "status")
-            self._place()
-            return
+        if status >= 500:
+            body = self._held + body
+            awaited = request.method != b"HEAD" and upstream.more_within(_ERROR_MAX - len(body))
+            if status == 500 and awaited:
+                self._held = body
+                return
+            self._held = b""
+            dead = status == 500 and DEAD in body
+            if dead or status in _RETRY_STATUS:
+                self._blame("engine" if dead else "status")
+                if self._may_retry():
+                    self._move(Outcome.UPSTREAM_5XX)
+                    return
         if not body and upstream.heads_stream and request.method != b"HEAD":
             # Engines send a stream's head when they accept a request, long before its first token:
             # held back, it leaves the way to another replica open.
             return
+        if self.relay is not None:
+            self._go_on(self.relay, upstream, body)
+            return
         self.status = status
-        self._free_body()
+        if not upstream.events:
+            self.opened()
         if self.gateway.closing:
             request.keep_alive = False
         client = self.client
@@ -226,6 +249,15 @@ class Exchange:
             body = b""
         relay.begin(body)
 
+    def _go_on(self, relay: Relay, upstream: UpstreamConnection, body: bytes) -> None:
+        """The client has a stream's head from a replica tried before."""
+        upstream.relay = relay
+        self.paused = False
+        if self.client.paused:
+            self.pause()
+        if not relay.go_on(upstream, body):
+            self._cut_off(Outcome.BAD_RESPONSE, None, f"answered {upstream.status}", False)
+
     def switched(self, rest: bytes) -> None:
         """The replica has switched protocols, and sent this behind its head."""
         upstream = self.upstream
@@ -234,6 +266,10 @@ class Exchange:
         self.tunnel = True
         self._free_body()
         switch(self, upstream, rest)
+
+    def opened(self) -> None:
+        """The client gets a part of the answer that no other replica can go on with."""
+        self._free_body()
 
     def first_token(self, now: float) -> None:
         """The first token has come."""
@@ -246,30 +282,56 @@ class Exchange:
         assert upstream is not None
         upstream.release()
         self._complete()
+        self.client.exchange_ended(self.request.keep_alive)
+
+    def failed_first(self) -> bool:
+        """The replica's stream begins with an error. Whether the request went elsewhere."""
+        assert self.relay is not None
+        error = self.relay.error
+        if error is None or error.of_request:
+            return False
+        self._blame("engine" if error.dead else "status")
+        if not self._may_retry():
+            return False
+        self._move(Outcome.STREAM_ERROR)
+        return True
 
     def _complete(self) -> None:
+        """Book an answer that is whole."""
         placement, gateway, relay = self.placement, self.gateway, self.relay
         assert placement is not None
         assert relay is not None
         now = monotonic()
+        status, error = self.status, relay.error
+        self._book(placement, now, whole=error is None)
+        outcome = Outcome.OK
+        if error is not None and not error.of_request:
+            outcome = Outcome.STREAM_ERROR
+            self._blame("engine" if error.dead else "status")
+        elif status >= 500 and not is_of_request(status):
+            outcome = Outcome.UPSTREAM_5XX
+            self._blame("status")
+        elif error is None and status < 400:
+            gateway.fleet.succeeded(placement.slot, now)
+        else:
+            # An error of the request's tells nothing of the replica.
+            gateway.fleet.withdrawn(placement.slot)
+        self._end(outcome)
+
+    def _book(self, placement: Placement, now: float, *, whole: bool) -> None:
+        """Tell the books that an answer is over, and what the engine reported."""
+        gateway, relay = self.gateway, self.relay
         if self.prompt is None:
             gateway.balancer.finished(placement, now)
-        else:
-            usage = relay.usage() if self.status == 200 else None
-            if usage is None:
-                gateway.placer.finished(placement, now)
-            else:
-                self.usage = usage
-                gateway.placer.finished(
-                    placement, now, usage.prompt_tokens, usage.output_tokens, usage.cached_tokens
-                )
-        if self.status < 500:
-            gateway.fleet.succeeded(placement.slot, now)
-            self._end(Outcome.OK)
-        else:
-            gateway.fleet.failed(placement.slot, "status", now)
-            self._end(Outcome.UPSTREAM_5XX)
-        self.client.exchange_ended(self.request.keep_alive)
+            return
+        usage = relay.usage() if relay is not None and self.status == 200 else None
+        if usage is None:
+            gateway.placer.finished(placement, now)
+            return
+        self.usage = usage
+        # The length of an answer that was cut short says nothing of the model's answers.
+        output = usage.output_tokens if whole else 0
+        gateway.placer.finished(placement, now, usage.prompt_tokens, output, usage.cached_tokens)
 
     # -- failures
 
@@ -281,12 +343,14 @@ class Exchange:
             self._settle()
             self._end(Outcome.OK)
             self.client.close()
-        elif self.relay is not None:
-            if upstream.until_close and exc is None:
-                self._complete()
-            else:
-                what = "closed its connection mid-answer"
-                self._cut_off(Outcome.DIED_MID_STREAM, "died", what, upstream.in_chunk)
+        elif self.relay is not None and self.relay.ended:
+            self._finish(upstream)
+        elif self.relay is not None and upstream.until_close and exc is None:
+            self._complete()
+            self.client.exchange_ended(self.request.keep_alive)
+        elif self._bound:
+            what = "closed its connection mid-answer"
+            self._cut_off(Outcome.DIED_MID_STREAM, "died", what, upstream.in_chunk)
         elif upstream.reused and not upstream.touched:
             # It was closed while idle, which crossed with our request: no fault of the replica's.
             connect(self)
@@ -296,7 +360,7 @@ class Exchange:
 
     def broken(self, why: str) -> None:
         """What the replica sends is not HTTP."""
-        if self.relay is not None:
+        if self._bound:
             # How far it was is not known, so that the client may have a part of a chunk.
             self._cut_off(Outcome.BAD_RESPONSE, "died", why, in_chunk=True)
         else:
@@ -304,14 +368,29 @@ class Exchange:
 
     def timed_out(self) -> None:
         """Nothing has come for longer than the settings allow. Called by the sweep."""
-        upstream = self.upstream
-        if self.relay is not None and upstream is not None:
+        upstream, relay = self.upstream, self.relay
+        assert upstream is not None
+        if relay is not None and relay.ended:
+            self._drop_upstream()
+            self._finish(upstream)
+        elif self._bound:
             what = "has been silent for too long"
-            self._cut_off(Outcome.TIMEOUT_SILENCE, "timeout", what, upstream.in_chunk)
+            self._cut_off(Outcome.TIMEOUT_SILENCE, "silent", what, upstream.in_chunk)
         else:
-            # The engine may be at work on it: sending it to another as well would double the load.
+            # An engine that lives may be at work on it: sending it to another as well would double
+            # the load.
             what = "did not answer in time"
-            self.attempt_failed(504, Outcome.TIMEOUT_FIRST_BYTE, "timeout", what, retry=False)
+            self.attempt_failed(
+                504, Outcome.TIMEOUT_FIRST_BYTE, "silent", what, retry=self._replica_is_out()
+            )
+
+    def at_work(self) -> bool:
+        """Whether the replica asked says that it works, silent as it is."""
+        return self.placement is not None and self.gateway.fleet.works(self.placement.slot)
+
+    def away(self) -> float:
+        """Seconds for which the health of the replica asked has been bad."""
+        return self.gateway.fleet.away(self.placement.slot) if self.placement is not None else 0.0
 
     def client_stalled(self) -> None:
         """The client has not taken a byte for longer than the settings allow. Called by the
@@ -322,14 +401,19 @@ class Exchange:
 
     def client_gone(self) -> None:
         """Nobody waits for the answer: stop the engine's work on it."""
-        # A tunnel ends with its other side, which has been closed.
-        if not self.tunnel:
+        relay = self.relay
+        if relay is not None and relay.ended:
+            # Clients leave at the API's end of an answer, before HTTP's.
+            self._drop_upstream()
+            self._complete()
+        elif not self.tunnel:
+            # A tunnel ends with its other side, which has been closed.
             self._abandon(Outcome.CLIENT_GONE)
 
     def crashed(self, exc: Exception) -> None:
         """The router itself has failed on this request: keep the books right, and say so."""
         log.error("request %s failed", self.request.request_id.decode(), exc_info=exc)
-        if self.done or self.relay is not None:
+        if self.done or (self.relay is not None and self.relay.head_sent):
             self.client.transport.abort()
         else:
             self._settle()
@@ -342,23 +426,47 @@ class Exchange:
         """The replica chosen will not answer; nothing has been sent to the client yet."""
         assert self.replica is not None
         self._failure = Failure(status, outcome, f"replica {self.replica.name} {what}")
-        self._lost_one(outcome, reason)
+        self._blame(reason)
         if retry and self._may_retry():
-            self.retries += 1
-            self._place()
+            self._move(outcome)
         else:
+            self._take_back(outcome)
             self._give_up(self._failure)
 
-    def _lost_one(self, outcome: str, reason: FaultReason) -> None:
-        """Take the attempt out of the books and tell the fleet."""
+    def _blame(self, reason: FaultReason) -> None:
+        """Tell the fleet that the replica failed, once for each attempt."""
+        assert self.placement is not None
+        if not self._blamed:
+            self._blamed = True
+            self.gateway.fleet.failed(self.placement.slot, reason, monotonic())
+
+    def _take_back(self, outcome: str) -> None:
+        """Take the attempt out of the books."""
         gateway, replica, placement = self.gateway, self.replica, self.placement
         assert replica is not None
         assert placement is not None
-        now = monotonic()
-        gateway.placer.failed(placement, now)
-        gateway.fleet.failed(placement.slot, reason, now)
+        gateway.placer.failed(placement, monotonic())
         gateway.telemetry.attempt_failed(replica.name, outcome)
         self._drop_upstream()
+
+    def _move(self, outcome: str) -> None:
+        """Send the request to another replica."""
+        self._take_back(outcome)
+        self._held = b""
+        self.retries += 1
+        if self.relay is not None and not self.relay.head_sent:
+            self.relay = None
+        self._place()
+
+    @property
+    def _bound(self) -> bool:
+        """The client has got a part of this replica's answer, which no other can go on with."""
+        return self.relay is not None and not self.relay.opening
+
+    def _replica_is_out(self) -> bool:
+        """Whether the replica chosen gets no more requests, other than as a last resort."""
+        assert self.placement is not None
+        return not self.gateway.fleet.usable >> self.placement.slot & 1
 
     def _may_retry(self) -> bool:
         gateway = self.gateway
@@ -367,19 +475,30 @@ class Exchange:
         fleet = gateway.fleet
         if not fleet.serving(self.model) & fleet.usable & ~self._tried:
             return False
-        return gateway.retry_budget.take()
+        # What a replica had in flight when it went out can be moved only once: it gets no more.
+        return gateway.retry_budget.take(free=self._replica_is_out())
 
     def _give_up(self, failure: Failure) -> None:
-        self.refuse(failure.status, failure.message, failure.outcome, code="replica_failed")
+        if self.relay is not None and self.relay.head_sent:
+            self._break_off(failure.message, failure.outcome, in_chunk=False)
+        else:
+            self.refuse(failure.status, failure.message, failure.outcome)
 
-    def _cut_off(self, outcome: str, reason: FaultReason, what: str, in_chunk: bool) -> None:
-        """The client has a part of the answer: say that no more will come, never as a normal
-        end."""
+    def _cut_off(self, outcome: str, reason: FaultReason | None, what: str, in_chunk: bool) -> None:
+        """The client has a part of the answer, and the replica sends no more of it."""
         replica, relay = self.replica, self.relay
         assert replica is not None
-        assert relay is not None
-        reset = relay.break_off(f"replica {replica.name} {what}", in_chunk)
-        self._lost_one(outcome, reason)
+        if reason is not None:
+            self._blame(reason)
+        if self.prompt is not None and relay is not None:
+            self.usage = relay.usage()
+        self._take_back(outcome)
+        self._break_off(f"replica {replica.name} {what}", outcome, in_chunk=in_chunk)
+
+    def _break_off(self, message: str, outcome: str, *, in_chunk: bool) -> None:
+        """Tell the client that no more will come, never as a normal end."""
+        assert self.relay is not None
+        reset = self.relay.break_off(message, in_chunk)
         self._end(outcome)
         if reset:
             self.client.exchange = None
@@ -387,6 +506,13 @@ class Exchange:
         else:
             # Without the last chunk, or short of its length, the body is visibly cut off.
             self.client.exchange_ended(keep_alive=False)
+
+    def _finish(self, upstream: UpstreamConnection) -> None:
+        """The API's end of the answer has come, HTTP's has not and will not."""
+        assert self.relay is not None
+        whole = self.relay.finish(upstream.in_chunk)
+        self._complete()
+        self.client.exchange_ended(whole and self.request.keep_alive)
 
     def _drop_upstream(self) -> None:
         upstream, self.upstream = self.upstream, None
@@ -401,11 +527,11 @@ class Exchange:
         message: str,
         outcome: str,
         *,
-        code: str | None = None,
         param: str | None = None,
+        kind: str = "",
     ) -> None:
         """Answer with an error in the API's form."""
-        body = error_body(self.request.rule.form, status, message, code, param)
+        body = error_body(self.request.rule.form, status, message, param, kind)
         extra = self.gateway.retry_after if status == 503 else b""
         self.reply(status, body, outcome, extra=extra)
 
@@ -425,7 +551,7 @@ class Exchange:
                 close=not keep_alive,
                 old=request.old,
                 head_only=request.method == b"HEAD",
-                extra=extra,
+                extra=extra + self.gateway.allow_origin,
             )
         )
         self._end(outcome)
@@ -447,13 +573,11 @@ class Exchange:
         if placement is None:
             return
         now = monotonic()
-        if self.relay is None:
-            gateway.placer.failed(placement, now)
-        elif self.prompt is None:
-            gateway.balancer.finished(placement, now)
+        if self._bound:
+            self._book(placement, now, whole=False)
         else:
-            gateway.placer.finished(placement, now)
-        if 0 < self.status < 500:
+            gateway.placer.failed(placement, now)
+        if 0 < self.status < 400:
             gateway.fleet.succeeded(placement.slot, now)
         else:
             # A trial that ended like this proved nothing.

@@ -73,6 +73,9 @@ class Gateway(FleetListener):
         self.session_header = settings.session_header.encode()
         self.special_headers = SPECIAL_HEADERS | {self.session_header}
         self.retry_after = b"retry-after: %d\r\n" % max(1, round(settings.retry_after))
+        origin = settings.allow_origin.encode()
+        self.allow_origin = b"access-control-allow-origin: %b\r\n" % origin if origin else b""
+        """The header line of answers of its own; empty where there is none."""
         self.asks_usage = settings.stream_usage
         self.retry_budget = RetryBudget(settings.retry_budget)
         self.replica_tls: ssl.SSLContext | None = None

@@ -104,7 +104,7 @@ class ClientConnection(asyncio.Protocol):
         transport.set_write_buffer_limits(gateway.write_high, gateway.write_low)
         if len(gateway.clients) >= gateway.settings.max_connections:
             why = "the router has as many connections as max_connections allows"
-            self._refuse(BadRequest(503, why, "overloaded"))
+            self._refuse(BadRequest(503, why))
             return
         gateway.clients.add(self)
         gateway.live.connections += 1
@@ -229,7 +229,7 @@ class ClientConnection(asyncio.Protocol):
         version = self._parser.get_http_version()
         if version != "1.1":
             if version != "1.0":
-                raise BadRequest(505, f"HTTP/{version} is not spoken here", "http_version")
+                raise BadRequest(505, f"HTTP/{version} is not spoken here")
             request.old = True
         elif request.host is None:
             raise BadRequest(400, "the Host header is missing")
@@ -268,9 +268,8 @@ class ClientConnection(asyncio.Protocol):
         if total > gateway.settings.max_body:
             raise body_too_large(gateway.settings.max_body)
         if live.body_bytes > gateway.settings.body_memory:
-            raise BadRequest(
-                503, "the router holds as many request bodies as body_memory allows", "overloaded"
-            )
+            why = "the router holds as many request bodies as body_memory allows"
+            raise BadRequest(503, why)
         self._body.append(body)
 
     def on_message_complete(self) -> None:
@@ -390,7 +389,7 @@ class ClientConnection(asyncio.Protocol):
         if isinstance(cause, BadRequest):
             return cause
         log.error("a request could not be read", exc_info=cause)
-        return BadRequest(500, "the router failed on this request", "internal")
+        return BadRequest(500, "the router failed on this request")
 
     def _refuse(self, why: BadRequest) -> None:
         gateway, request = self._gateway, self._request
@@ -402,7 +401,9 @@ class ClientConnection(asyncio.Protocol):
         rule = classify(request.target) if request.target[:1] == b"/" else OTHER
         request.request_id = request_id(request.request_id)
         gateway.bad_request(rule, why.status, request.request_id)
-        self._refusal = refusal(why, rule, request.request_id, gateway.retry_after)
+        self._refusal = refusal(
+            why, rule, request.request_id, gateway.retry_after, gateway.allow_origin
+        )
         self._close_after = True
         if self.exchange is None and not self._waiting:
             self._send_refusal()
@@ -412,7 +413,7 @@ class ClientConnection(asyncio.Protocol):
 
     def refuse_slow(self) -> None:
         """The request did not arrive in time."""
-        self._refuse(BadRequest(408, "the request did not arrive in time", "timeout"))
+        self._refuse(BadRequest(408, "the request did not arrive in time"))
 
     def _send_refusal(self) -> None:
         self.transport.write(self._refusal)

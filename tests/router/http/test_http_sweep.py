@@ -25,7 +25,7 @@ def world(waiting: int) -> tuple[Sweep, SimpleNamespace, Buffer, list[str]]:
     told: list[str] = []
     buffer = Buffer(waiting)
     exchange = SimpleNamespace(
-        relay=SimpleNamespace(active=False),
+        relay=SimpleNamespace(active=False, opening=False),
         prompt=None,
         upstream=object(),
         tunnel=False,
@@ -33,6 +33,10 @@ def world(waiting: int) -> tuple[Sweep, SimpleNamespace, Buffer, list[str]]:
         idle_ticks=0,
         unsent=0,
         client=SimpleNamespace(transport=buffer),
+        at_work=lambda: exchange.works,
+        away=lambda: exchange.gone,
+        works=False,
+        gone=0.0,
         client_stalled=lambda: told.append("stalled"),
         timed_out=lambda: told.append("timed out"),
     )
