@@ -37,7 +37,6 @@ class EventStream:
     """The state of one stream: how far it is in its chunks, and what is held back."""
 
     __slots__ = (
-        "_end_mark",
         "_engine",
         "_kinds",
         "_left",
@@ -53,7 +52,6 @@ class EventStream:
 
     def __init__(self, scanner: Scanner, engine: Engine, filters: bool) -> None:
         self.scanner = scanner
-        self._end_mark = scanner.end_mark
         self._engine = engine
         self.filters = filters
         """Usage events are taken out, and the client has got whole chunks and whole events only."""
@@ -72,18 +70,23 @@ class EventStream:
         upstream: its parser has seen data.
         """
         chunks, upstream.chunks = upstream.chunks, 0
-        if self._over or (
-            self._quick
-            and data[-4:] == b"\n\n\r\n"
-            and not upstream.in_chunk
-            and b'"usage"' not in data
-            and b'"error"' not in data
-            and self._end_mark not in data
-            # Where each chunk ends as an event does, none tears a mark apart.
-            and (chunks == 1 or data.count(b"\r\n") == 2 * data.count(b"\n\n\r\n"))
-            and not (self._stamps and (b'finish_reason":"' in data or b'finish_reason": "' in data))
-        ):
+        if self._over:
             return data
+        if self._quick and data[-4:] == b"\n\n\r\n" and not upstream.in_chunk:
+            if chunks == 1:
+                # One event, and a token of a choice that goes on: vLLM puts nothing else with it
+                # where the client did not ask.
+                if (
+                    self.filters
+                    and b'"finish_reason":null' in data
+                    and data.find(b"\n\n") == len(data) - 4
+                ):
+                    return data
+                if not self._tells(data):
+                    return data
+            # Where each chunk ends as an event does, none tears a mark apart.
+            elif data.count(b"\r\n") == 2 * data.count(b"\n\n\r\n") and not self._tells(data):
+                return data
         filtered = self._walk(data)
         # The first token is waited for event by event.
         self._quick = self.scanner.token and not (
@@ -121,6 +124,11 @@ class EventStream:
                     out.append(self._flush(data[begin:at]))
                     begin = at
             else:
+                if scanner.token and not self._text and not scanner.torn:
+                    at = self._skip(data, at)
+                    if self.filters and at > begin:
+                        out.append(self._flush(data[begin:at]))
+                        begin = at
                 line_end = data.find(b"\n", at)
                 if line_end < 0:
                     self._line = data[at:]
@@ -150,6 +158,31 @@ class EventStream:
             self._kinds.clear()
             self.filters = self._stamps = False
         return b"".join(out)
+
+    def _tells(self, data: bytes) -> bool:
+        """Whether whole events in whole chunks may have to be looked at."""
+        return self.scanner.tells(data) or (
+            self._stamps and (b'finish_reason":"' in data or b'finish_reason": "' in data)
+        )
+
+    def _skip(self, data: bytes, at: int) -> int:
+        """Where the last whole chunk ends of a read, of which one begins here, if each chunk is an
+        event that says nothing; else here."""
+        stop = data.rfind(b"\n\n\r\n", at) + 4
+        if stop < at + 8:
+            return at
+        whole = data[at:stop]
+        count = whole.count(b"\n\n\r\n")
+        if whole.count(b"\r\n") != 2 * count or self._tells(whole):
+            return at
+        # That may have been inside a chunk: the last one tells.
+        last = whole.rfind(b"\n\n\r\n", 0, -4) + 4 if count > 1 else 0
+        line_end = whole.find(b"\r\n", last)
+        try:
+            size = int(whole[last:line_end], 16)
+        except ValueError:
+            return at
+        return stop if line_end + 2 + size + 2 == len(whole) else at
 
     def _waits(self) -> bool:
         """Whether what came must wait for the usage event.

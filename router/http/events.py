@@ -6,6 +6,8 @@ byte is looked at once. Of an event too large to be kept only its beginning and 
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from router.http.errors import Form
@@ -42,6 +44,7 @@ _CLIENTS = frozenset(
     )
 )
 _NONE = (b"", b"null")
+_EMPTY_LINE = re.compile(rb"\n\r?\n").search
 
 
 class Kind:
@@ -126,6 +129,15 @@ class Scanner:
         """An event has come in part."""
         return bool(self._buffer)
 
+    def tells(self, text: bytes) -> bool:
+        """Whether whole events may say more than that the answer goes on."""
+        return (
+            b'"usage"' in text
+            or b'"error"' in text
+            or self.end_mark in text
+            or text.startswith(b"event: error")
+        )
+
     def scan(self, text: bytes) -> list[tuple[int, int]]:
         """More of the stream. The kind and the size of each event that is whole by it."""
         buffer = self._buffer
@@ -184,18 +196,15 @@ class Scanner:
 
     def _event(self, event: bytes) -> int:
         """One event with the empty line at its end."""
+        if self.token and not self.tells(event):
+            return Kind.LAST if _is_last(event) else Kind.PLAIN
         data = event_data(event)
         if data is None or event.startswith(b"event: ping"):
             return Kind.PLAIN
         if data == b"[DONE]":
             self.ended = True
             return Kind.PLAIN
-        if (
-            b'"usage"' in data
-            or b'"error"' in data
-            or self.end_mark in data
-            or event.startswith(b"event: error")
-        ):
+        if self.tells(event):
             try:
                 said = _decode(data)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -271,8 +280,5 @@ def _is_last(data: bytes) -> bool:
 
 def _event_size(text: bytearray, start: int) -> int:
     """Where the event ends that is not over at start; 0 when its end has not come."""
-    short = text.find(b"\n\n", start)
-    long = text.find(b"\n\r\n", start)
-    if short >= 0 and (long < 0 or short < long):
-        return short + 2
-    return long + 3 if long >= 0 else 0
+    found = _EMPTY_LINE(text, start)
+    return found.end() if found is not None else 0

@@ -71,7 +71,6 @@ def test_what_does_not_begin_an_answer(text: bytes) -> None:
         (Form.RESPONSES, COMPLETED),
         (Form.RESPONSES, sse({"type": "response.incomplete", "response": {}})),
         (Form.ANTHROPIC, sse({"type": "message_stop"}, "message_stop")),
-        (Form.RESPONSES, b"data: [DONE]\n\n"),
     ],
 )
 def test_each_api_has_an_end(form: Form, end: bytes) -> None:
