@@ -284,6 +284,7 @@ class Fleet:
         if reason == "silent" and replica.health.well:
             # Slow is not dead, and what is dead the next probe will show.
             self._hurry(slot)
+            self.withdrawn(slot)
             return
         if reason == "engine":
             self._hurry(slot)

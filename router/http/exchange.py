@@ -19,6 +19,7 @@ from router.http.heads import answer
 from router.http.local import answer_locally, answer_no_replica
 from router.http.model_name import model_of
 from router.http.paths import Treatment
+from router.http.refusal import Failure
 from router.http.relay import Relay
 from router.http.tunnel import switch
 from router.insight.record import Outcome
@@ -40,17 +41,6 @@ _RETRY_STATUS = frozenset((502, 503, 504))
 _BODILESS = frozenset((204, 304))
 # A 500 is read whole before it is passed on, where it is as small as an engine's.
 _ERROR_MAX = 16 * 1024
-
-
-class Failure:
-    """The last attempt that failed: what the client is told if no other succeeds."""
-
-    __slots__ = ("message", "outcome", "status")
-
-    def __init__(self, status: int, outcome: str, message: str) -> None:
-        self.status = status
-        self.outcome = outcome
-        self.message = message
 
 
 class Exchange:
@@ -232,7 +222,7 @@ class Exchange:
             return
         self.status = status
         if not upstream.events:
-            self.opened()
+            self.free_body()
         if self.gateway.closing:
             request.keep_alive = False
         client = self.client
@@ -264,12 +254,8 @@ class Exchange:
         assert upstream is not None
         self.status = 101
         self.tunnel = True
-        self._free_body()
+        self.free_body()
         switch(self, upstream, rest)
-
-    def opened(self) -> None:
-        """The client gets a part of the answer that no other replica can go on with."""
-        self._free_body()
 
     def first_token(self, now: float) -> None:
         """The first token has come."""
@@ -383,14 +369,6 @@ class Exchange:
             self.attempt_failed(
                 504, Outcome.TIMEOUT_FIRST_BYTE, "silent", what, retry=self._replica_is_out()
             )
-
-    def at_work(self) -> bool:
-        """Whether the replica asked says that it works, silent as it is."""
-        return self.placement is not None and self.gateway.fleet.works(self.placement.slot)
-
-    def away(self) -> float:
-        """Seconds for which the health of the replica asked has been bad."""
-        return self.gateway.fleet.away(self.placement.slot) if self.placement is not None else 0.0
 
     def client_stalled(self) -> None:
         """The client has not taken a byte for longer than the settings allow. Called by the
@@ -586,7 +564,7 @@ class Exchange:
     def _end(self, outcome: str) -> None:
         """Everything is over: tell what happened. Called once."""
         self.done = True
-        self._free_body()
+        self.free_body()
         gateway = self.gateway
         gateway.exchanges.discard(self)
         try:
@@ -596,7 +574,8 @@ class Exchange:
         # They know each other: break the circle.
         self.relay = None
 
-    def _free_body(self) -> None:
+    def free_body(self) -> None:
+        """The client gets what no other replica can go on with: there is nothing to send again."""
         request = self.request
         if request.body_size:
             self.gateway.live.body_bytes -= request.body_size

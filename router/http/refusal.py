@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
+
 from router.http.errors import error_body
 from router.http.heads import answer
 from router.http.paths import PathRule
@@ -19,6 +21,14 @@ class BadRequest(Exception):  # noqa: N818
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class Failure(msgspec.Struct, gc=False, frozen=True):
+    """The last attempt at a replica that failed: what the client is told if no other succeeds."""
+
+    status: int
+    outcome: str
+    message: str
 
 
 def refusal(

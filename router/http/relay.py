@@ -178,7 +178,7 @@ class Relay:
                 return False
             self.opening = not (scanner.began or scanner.error is not None)
             if not self.opening:
-                exchange.opened()
+                exchange.free_body()
         if scanner.token:
             self.first_at = now = monotonic()
             exchange.first_token(now)

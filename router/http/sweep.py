@@ -84,14 +84,18 @@ class Sweep:
             exchange.unsent = unsent
             if exchange.idle_ticks > self._stalled:
                 exchange.client_stalled()
-        else:
-            relay = exchange.relay
-            opening = relay is None or relay.opening
-            if exchange.idle_ticks > (self._first if opening else self._silence):
-                if exchange.idle_ticks > self._longest or not exchange.at_work():
-                    exchange.timed_out()
-            elif exchange.idle_ticks > _AWAY and exchange.away() > _AWAY * TICK:
-                exchange.timed_out()
+        elif self._silent_for_too_long(exchange):
+            exchange.timed_out()
+
+    def _silent_for_too_long(self, exchange: Exchange) -> bool:
+        """Slow is not dead: whether a replica is, its health and its engine's metrics tell."""
+        relay, placement, fleet = exchange.relay, exchange.placement, self._gateway.fleet
+        ticks = exchange.idle_ticks
+        assert placement is not None
+        opening = relay is None or relay.opening
+        if ticks > (self._first if opening else self._silence):
+            return ticks > self._longest or not fleet.works(placement.slot)
+        return ticks > _AWAY and fleet.away(placement.slot) > _AWAY * TICK
 
     def _look_at_client(self, client: ClientConnection) -> None:
         if client.exchange is not None:
