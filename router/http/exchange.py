@@ -221,8 +221,6 @@ class Exchange:
             self._go_on(self.relay, upstream, body)
             return
         self.status = status
-        if not upstream.events:
-            self.free_body()
         if self.gateway.closing:
             request.keep_alive = False
         client = self.client
@@ -277,10 +275,10 @@ class Exchange:
         if error is None or error.of_request:
             return False
         self._blame("engine" if error.dead else "status")
-        if not self._may_retry():
-            return False
-        self._move(Outcome.STREAM_ERROR)
-        return True
+        moves = self._may_retry()
+        if moves:
+            self._move(Outcome.STREAM_ERROR)
+        return moves
 
     def _complete(self) -> None:
         """Book an answer that is whole."""
@@ -315,9 +313,12 @@ class Exchange:
             gateway.placer.finished(placement, now)
             return
         self.usage = usage
+        cached = usage.cached_tokens
+        if self.prompt.several and cached > placement.held_tokens:
+            cached = -1  # what the first of several answers computed
         # The length of an answer that was cut short says nothing of the model's answers.
         output = usage.output_tokens if whole else 0
-        gateway.placer.finished(placement, now, usage.prompt_tokens, output, usage.cached_tokens)
+        gateway.placer.finished(placement, now, usage.prompt_tokens, output, cached)
 
     # -- failures
 
@@ -363,16 +364,14 @@ class Exchange:
             what = "has been silent for too long"
             self._cut_off(Outcome.TIMEOUT_SILENCE, "silent", what, upstream.in_chunk)
         else:
-            # An engine that lives may be at work on it: sending it to another as well would double
-            # the load.
+            # An engine that lives may be at work on it: another would double the load.
             what = "did not answer in time"
             self.attempt_failed(
-                504, Outcome.TIMEOUT_FIRST_BYTE, "silent", what, retry=self._replica_is_out()
+                504, Outcome.TIMEOUT_FIRST_BYTE, "silent", what, retry=self._is_out()
             )
 
     def client_stalled(self) -> None:
-        """The client has not taken a byte for longer than the settings allow. Called by the
-        sweep."""
+        """The client has taken no byte for too long. Called by the sweep."""
         self.client.exchange = None
         self.client.transport.abort()
         self._abandon(Outcome.CLIENT_SLOW)
@@ -441,7 +440,7 @@ class Exchange:
         """The client has got a part of this replica's answer, which no other can go on with."""
         return self.relay is not None and not self.relay.opening
 
-    def _replica_is_out(self) -> bool:
+    def _is_out(self) -> bool:
         """Whether the replica chosen gets no more requests, other than as a last resort."""
         assert self.placement is not None
         return not self.gateway.fleet.usable >> self.placement.slot & 1
@@ -454,7 +453,7 @@ class Exchange:
         if not fleet.serving(self.model) & fleet.usable & ~self._tried:
             return False
         # What a replica had in flight when it went out can be moved only once: it gets no more.
-        return gateway.retry_budget.take(free=self._replica_is_out())
+        return gateway.retry_budget.take(free=self._is_out())
 
     def _give_up(self, failure: Failure) -> None:
         if self.relay is not None and self.relay.head_sent:

@@ -161,6 +161,9 @@ class Gateway(FleetListener):
                     done.output_tokens = usage.output_tokens
                     done.delivered = usage.cached_tokens
                     done.predicted = deliverable(held, usage.prompt_tokens, replica.block_tokens)
+                    if prompt.several and usage.cached_tokens > done.predicted:
+                        # The other answers found what the first one computed: no surplus.
+                        done.delivered = int(done.predicted)
         self.telemetry.observe(done)
         self.explain.add(done)
         self.access_log.add(done, chain, prompt.size if prompt is not None else 0)

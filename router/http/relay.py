@@ -170,6 +170,7 @@ class Relay:
         """Look for the first event and the first token. False when the request went elsewhere."""
         scanner, exchange = self._scanner, self._exchange
         if scanner is None:
+            exchange.free_body()
             self.first_at = now = monotonic()
             exchange.first_token(now)
             return True

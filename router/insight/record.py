@@ -128,8 +128,8 @@ class Finished(msgspec.Struct, gc=False):
     read to its first byte written upstream, without waiting for a connection; -1 when it was not
     sent."""
     ttft: float = -1.0
-    """From the last byte of the request read to the first byte of a streamed answer's body; -1
-    when the answer was not a stream or never began."""
+    """From the last byte of the request read to the first token of a streamed answer; -1 when the
+    answer was not a stream or never began."""
     duration: float = 0.0
     """From the request's head to the last byte of the answer."""
     bytes_in: int = 0

@@ -34,6 +34,8 @@ class Prompt(msgspec.Struct, gc=False):
     """The most tokens the client lets the answer have; 0 when it did not say."""
     usage_offset: int
     """Where in the body ``"stream_options":{"include_usage":true},`` may be put in; -1: nowhere."""
+    several: bool = False
+    """More than one answer is asked for, so that one's blocks serve the others."""
 
 
 class PromptError(Exception):

@@ -20,7 +20,6 @@ from http_world import (
     event,
     post,
     sized,
-    until,
 )
 
 from router.fleet.reader import Failure, ReadError

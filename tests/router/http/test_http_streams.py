@@ -439,6 +439,37 @@ async def test_forged_usage_counts_nowhere(
     assert (facts.bytes_per_token, facts.output_tokens) == (4.0, 256.0)
 
 
+async def test_what_several_answers_share_is_no_surplus(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect
+) -> None:
+    replica = await replicas()
+    app = await router(replica, stream_usage=False)
+    client = await connect(app)
+    figures = {**FIGURES, "prompt_tokens_details": {"cached_tokens": 96}}
+    replica.reply(sized(json.dumps({"usage": figures}).encode()))
+    for number, surplus in ((2, 0), (1, 96)):
+        body = json.dumps({**json.loads(CHAT), "n": number}).encode()
+        await client.ask(post(PATH, body))
+        [series] = app.telemetry.series()
+        assert (series.ledger.surplus, series.ledger.delivered) == (surplus, surplus)
+
+
+async def test_time_per_output_token(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect
+) -> None:
+    replica = await replicas()
+    app = await router(replica)
+    client = await connect(app)
+    replica.reply(SSE_HEAD, TOKEN, USAGE, DONE, END)
+    await client.ask(post(PATH, STREAM))
+    replica.reply(sized(json.dumps({"usage": FIGURES}).encode()))
+    await client.ask(post(PATH, CHAT))
+    [series] = app.telemetry.series()
+    # Seven tokens of the stream, the first of which is TTFT's; an answer in one piece has none.
+    assert sum(series.tpot.counts) == sum(series.ttft.counts) == 1
+    assert 0.0 < series.tpot.sum * 6 <= series.duration.sum
+
+
 def choice(index: int, text: str, reason: str | None = None, **more: object) -> bytes:
     return event(
         id="c",
