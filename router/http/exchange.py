@@ -378,8 +378,7 @@ class Exchange:
 
     def client_gone(self) -> None:
         """Nobody waits for the answer: stop the engine's work on it."""
-        relay = self.relay
-        if relay is not None and relay.ended:
+        if self.relay is not None and self.relay.ended:
             # Clients leave at the API's end of an answer, before HTTP's.
             self._drop_upstream()
             self._complete()

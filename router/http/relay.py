@@ -22,6 +22,10 @@ _LAST_CHUNK = b"0\r\n\r\n"
 _PLAIN = frozenset((b"", b"identity"))
 
 
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
 class Relay:
     """One answer. It watches a stream's events, and any answer for its usage."""
 
@@ -126,7 +130,8 @@ class Relay:
         """The replica left behind the end of its answer: whether the client's is whole."""
         if not self._framed or not self._between_chunks(in_chunk):
             return False
-        self._client.write(_LAST_CHUNK)
+        held = self._held()
+        self._client.write(_chunk(held) + _LAST_CHUNK if held else _LAST_CHUNK)
         return True
 
     def break_off(self, message: str, in_chunk: bool) -> bool:
@@ -137,12 +142,10 @@ class Relay:
         if not self._upstream.events:
             return not self._framed and self._upstream.length < 0
         event = error_event(self._exchange.request.rule.form, message)
-        if isinstance(self._watch, EventStream) and self._watch.filters:
-            event = self._watch.rest() + event
         if not self._framed:
             self._client.write(event)
         elif self._between_chunks(in_chunk):
-            self._client.write(b"%x\r\n%b\r\n" % (len(event), event))
+            self._client.write(_chunk(self._held() + event))
         return False
 
     def _look(self, upstream: UpstreamConnection) -> None:
@@ -226,6 +229,11 @@ class Relay:
     def _between_chunks(self, in_chunk: bool) -> bool:
         """Whether what the client has got ends with a whole chunk."""
         return not in_chunk or (isinstance(self._watch, EventStream) and self._watch.filters)
+
+    def _held(self) -> bytes:
+        """Whole events that have come and were held back."""
+        watch = self._watch
+        return watch.rest() if isinstance(watch, EventStream) and watch.filters else b""
 
     def _explained(self) -> list[bytes]:
         """Headers that name what was chosen and expected, for a client that asked."""

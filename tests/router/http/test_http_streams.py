@@ -104,6 +104,19 @@ async def test_the_end_of_an_answer_is_its_end(
     assert tokens(app) == counted
 
 
+async def test_an_end_whose_chunk_was_cut_is_one_too(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect
+) -> None:
+    replica = await replicas()
+    app = await router(replica)
+    replica.reply_and_close(SSE_HEAD, TOKEN, USAGE + DONE[:-2])
+    client = await connect(app)
+    _, _, body = await client.ask(post(PATH, STREAM))
+    assert body == TOKEN + DONE + END
+    assert errors(app) == {}
+    assert tokens(app) == (100, 7)
+
+
 async def test_a_client_that_leaves_before_the_end_is_gone_and_what_was_seen_counts(
     replicas: MakeReplica, router: MakeRouter, connect: Connect
 ) -> None:
