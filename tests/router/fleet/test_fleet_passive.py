@@ -21,7 +21,7 @@ async def test_failures_open_the_breaker_and_a_trial_closes_it(
     assert (running.usable, running.half_open) == (2, 0)
     faults = running.members()[0].faults
     assert (faults.timeout, faults.died, faults.status, faults.connect) == (1, 1, 1, 0)
-    running.tick(now + LONG)
+    running.tick(now + LONG + 1.0)  # more than rounding takes away
     assert (running.usable, running.half_open) == (3, 1)
     running.admitted(0)
     assert (running.usable, running.half_open) == (2, 0)
