@@ -16,8 +16,10 @@ class Faults(msgspec.Struct):
 
     connect: int
     timeout: int
+    silent: int
     died: int
     status: int
+    engine: int
 
 
 class ReplicaReport(msgspec.Struct):
@@ -126,7 +128,14 @@ def _report(parts: AdminParts, replica: Replica, ledger: Ledger | None) -> Repli
         engine_kv_usage=engine.kv_usage if engine is not None else None,
         metrics_age=time.monotonic() - replica.engine_at if engine is not None else None,
         metrics_missing=replica.engine_missing,
-        faults=Faults(faults.connect, faults.timeout, faults.died, faults.status),
+        faults=Faults(
+            faults.connect,
+            faults.timeout,
+            faults.silent,
+            faults.died,
+            faults.status,
+            faults.engine,
+        ),
         restarts=replica.restarts,
         exact=not why if exact is not None else None,
         exact_missing=why,

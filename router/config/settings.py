@@ -65,6 +65,8 @@ _POLICY_FORM = r"[A-Za-z_]\w*|[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 _HEADER = "a header's name"
 _HEADER_FORM = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 _KEY_FORM = r"[A-Za-z0-9]([A-Za-z0-9./_-]{0,315}[A-Za-z0-9])?"
+_ORIGIN = "one origin (https://{host}), * for any, or nothing"
+_ORIGIN_FORM = r"|\*|https?://[A-Za-z0-9._:\[\]-]+"
 _ENDPOINT = "a ZMQ endpoint (tcp://{host}:5557)"
 _ENDPOINT_FORM = r"|tcp://[^\s/]+:[0-9]{1,5}|ipc://\S+"
 _PORT = whole(0, 65_535)
@@ -316,6 +318,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "guard against DNS rebinding; `*` for any.",
         ),
     ] = ()
+    allow_origin: Annotated[
+        str,
+        Is(
+            LISTEN,
+            Text(_ORIGIN, _ORIGIN_FORM),
+            "The `Access-Control-Allow-Origin` of the router's own answers: its model list, its "
+            "errors, and preflights about these. Engines answer for themselves "
+            "(`--allowed-origins`). Empty: the router says nothing of it.",
+        ),
+    ] = "*"
     tls_cert: Annotated[
         str,
         Is(
@@ -382,11 +394,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 2.0
     first_byte_timeout: Annotated[
         float,
-        Is(TIMES, duration(), "From a request sent to the first byte of the replica's answer."),
-    ] = 600.0
+        Is(
+            TIMES,
+            duration(),
+            "From a request sent to the first event or byte of the replica's answer. While the "
+            "replica is healthy and its metrics say that it runs requests, half an hour at least.",
+        ),
+    ] = 1800.0
     chunk_timeout: Annotated[
-        float, Is(TIMES, duration(), "Longest silence within a replica's answer.")
-    ] = 120.0
+        float,
+        Is(
+            TIMES,
+            duration(),
+            "Longest silence within a replica's answer. While the replica is healthy and its "
+            "metrics say that it runs requests, half an hour at least.",
+        ),
+    ] = 1800.0
     tunnel_idle_timeout: Annotated[
         float,
         Is(
@@ -419,7 +442,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Is(
             RETRY,
             share(),
-            "Retries allowed as a share of requests, so that retries add no overload.",
+            "Retries allowed as a share of requests, so that retries add no overload. What a "
+            "replica had in flight when it went out of service is moved without counting.",
         ),
     ] = 0.2
     retry_after: Annotated[

@@ -64,8 +64,8 @@ class Breaker:
         """When the trial now running was admitted; 0.0 while there is none."""
         self._start_window(0.0)
 
-    def failed(self, now: float) -> bool:
-        """Count a failed request. True if the breaker opened by it."""
+    def failed(self, now: float, at_once: bool = False) -> bool:
+        """Count a failed request; with at_once no more are needed. True if the breaker opened."""
         if self.state is BreakerState.OPEN:
             return False  # sent before it opened, or as a last resort: no news
         if self.state is BreakerState.HALF_OPEN:
@@ -79,9 +79,13 @@ class Breaker:
             self._consecutive = consecutive
         self._failed += 1
         self._consecutive += 1
-        if self._consecutive >= self._limit or (
-            self._failed >= 2 * self._limit
-            and self._failed >= ERROR_RATE * (self._failed + self._succeeded)
+        if (
+            at_once
+            or self._consecutive >= self._limit
+            or (
+                self._failed >= 2 * self._limit
+                and self._failed >= ERROR_RATE * (self._failed + self._succeeded)
+            )
         ):
             self._open(now)
             return True

@@ -33,7 +33,7 @@ from router.types import Load, slots
 
 log = logging.getLogger(__name__)
 
-FaultReason = Literal["connect", "timeout", "died", "status"]
+FaultReason = Literal["connect", "timeout", "silent", "died", "status", "engine"]
 
 TICK = 0.1
 """Seconds between two looks at what only time changes: cooldowns, slow starts, stale metrics."""
@@ -279,8 +279,9 @@ class Fleet:
         """A replica failed a request.
 
         connect: no connection was made (refused, unreachable, name unknown); takes it out at once.
-        timeout: too slow, a connection that timed out among it. died: the connection broke.
-        status: 5xx. These count in its breaker.
+        engine: the engine behind its server is dead; takes it out at once. timeout: a connection
+        timed out. died: the connection broke. status: 5xx. These count in its breaker. silent:
+        nothing came for too long; counts there too, unless its health says that it lives.
         """
         replica = self.replicas[slot]
         if replica is None:
@@ -289,10 +290,16 @@ class Fleet:
         setattr(faults, reason, getattr(faults, reason) + 1)
         if reason == "connect":
             if self._findings.bad(replica, NO_CONNECTION, now, at_once=True):
-                watch = self._watches.get(slot)
-                if watch is not None:
-                    watch.hurry()
-        elif replica.breaker.failed(now):
+                self._hurry(slot)
+            return
+        if reason == "silent" and replica.health.well:
+            # Slow is not dead, and what is dead the next probe will show.
+            self._hurry(slot)
+            self.withdrawn(slot)
+            return
+        if reason == "engine":
+            self._hurry(slot)
+        if replica.breaker.failed(now, at_once=reason == "engine"):
             log.warning(
                 "replica %s: breaker open for %g s, last failure: %s",
                 replica.name,
@@ -300,6 +307,23 @@ class Fleet:
                 reason,
             )
             self._refresh(replica)
+
+    def works(self, slot: int) -> bool:
+        """Whether a replica says itself that it is at work: its health is good, and by its engine's
+        metrics, which are fresh, requests run."""
+        replica = self.replicas[slot]
+        if replica is None or not replica.health.well or replica.engine is None:
+            return False
+        age = self._clock() - replica.engine_at
+        fresh = age <= STALE_AFTER * self.pace.stretch(self.settings.metrics_interval)
+        return fresh and (replica.engine.running or 0) > 0
+
+    def away(self, slot: int) -> float:
+        """Seconds for which a replica's health has been bad; 0 while it is good."""
+        replica = self.replicas[slot]
+        if replica is None or replica.health.state is not HealthState.UNHEALTHY:
+            return 0.0
+        return self._clock() - replica.health.since
 
     # Models
 
@@ -464,6 +488,12 @@ class Fleet:
         watch = Watch(replica, reader, self._findings, self.pace, self.settings)
         self._watches[replica.slot] = watch
         watch.start(delay)
+
+    def _hurry(self, slot: int) -> None:
+        """Have its health looked at soon."""
+        watch = self._watches.get(slot)
+        if watch is not None:
+            watch.hurry()
 
     def _refresh(self, replica: Replica) -> None:
         """Put a replica's bits where its state says."""

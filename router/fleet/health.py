@@ -63,6 +63,11 @@ class Health:
         return self.state is HealthState.READY and self._failed > 0
 
     @property
+    def well(self) -> bool:
+        """Ready, and the last probe was answered well."""
+        return self.state is HealthState.READY and not self._failed
+
+    @property
     def only_slow(self) -> bool:
         """It was ready once, and its probes have only timed out since."""
         return self.was_ready and self.failure is Failure.SLOW

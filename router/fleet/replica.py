@@ -75,10 +75,15 @@ class Faults:
     connect: int = 0
     """No connection: refused, unreachable, name unknown."""
     timeout: int = 0
+    """No connection in time."""
+    silent: int = 0
+    """Connected, and then nothing for too long."""
     died: int = 0
     """The connection broke before the answer was complete."""
     status: int = 0
-    """5xx."""
+    """5xx, and errors that came as events."""
+    engine: int = 0
+    """Its server said that the engine behind it is dead."""
 
 
 @dataclass(slots=True, eq=False)

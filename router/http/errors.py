@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from http import HTTPStatus
 
 import msgspec
 
@@ -18,38 +19,26 @@ class Form(Enum):
     ANTHROPIC = "anthropic"
 
 
-_ANTHROPIC_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-}
-_OPENAI_TYPES = {
-    403: "PermissionDeniedError",
+# vLLM's own words where it has any; for other statuses it takes HTTP's.
+_TYPES = {
+    400: "BadRequestError",
     404: "NotFoundError",
-    413: "RequestTooLarge",
-    501: "BadRequestError",
+    500: "InternalServerError",
+    501: "NotImplementedError",
     503: "ServiceUnavailableError",
-    505: "BadRequestError",
 }
+INVALID = "Bad Request"
+"""vLLM's type of a 400 where a body is not what its API takes."""
 
 
 def error_body(
-    form: Form, status: int, message: str, code: str | None = None, param: str | None = None
+    form: Form, status: int, message: str, param: str | None = None, kind: str = ""
 ) -> bytes:
-    """A whole error body. Sources: OpenAI's and Anthropic's API references, "Errors"."""
+    """A whole error body, with vLLM's own types and codes: on all paths the same."""
+    kind = kind or _TYPES.get(status) or HTTPStatus(status).phrase
     if form is Form.ANTHROPIC:
-        kind = _ANTHROPIC_TYPES.get(
-            status, "invalid_request_error" if status < 500 else "api_error"
-        )
         return _encode({"type": "error", "error": {"type": kind, "message": message}})
-    kind = _OPENAI_TYPES.get(status, "BadRequestError" if status < 500 else "InternalServerError")
-    return _encode(
-        {"error": {"message": message, "type": kind, "param": param, "code": code or status}}
-    )
+    return _encode({"error": {"message": message, "type": kind, "param": param, "code": status}})
 
 
 def error_event(form: Form, message: str) -> bytes:
@@ -66,5 +55,5 @@ def error_event(form: Form, message: str) -> bytes:
         error = {"type": "server_error", "code": "server_error", "message": message, "param": None}
         body = _encode({**error, "type": "error", "error": error})
         return b"\n\nevent: error\ndata: " + body + b"\n\n"
-    body = error_body(form, 502, message, code="replica_died")
+    body = error_body(form, 502, message)
     return b"\n\ndata: " + body + b"\n\n"

@@ -14,12 +14,14 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from router.descriptors import is_local
-from router.http.errors import error_body
+from router.http.errors import INVALID, error_body
+from router.http.events import DEAD, is_of_request
 from router.http.forward import connect, send
 from router.http.heads import answer
 from router.http.local_reply import answer_locally
 from router.http.model_name import model_of
 from router.http.paths import Treatment
+from router.http.refusal import Failure
 from router.http.relay import Relay
 from router.http.seek import Seek, fitting, holding, name_in, others, read_first, seek_of
 from router.http.tunnel import switch
@@ -42,6 +44,8 @@ _RETRY_STATUS = frozenset((502, 503, 504))
 _LONGEST_KEY = 128
 """Characters of a session's key that is kept as it is."""
 _BODILESS = frozenset((204, 304))
+# A 500 is read whole before it is passed on, where it is as small as an engine's.
+_ERROR_MAX = 16 * 1024
 
 
 def short_key(key: str) -> str:
@@ -49,22 +53,13 @@ def short_key(key: str) -> str:
     return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-class Failure:
-    """The last attempt that failed: what the client is told if no other succeeds."""
-
-    __slots__ = ("message", "outcome", "status")
-
-    def __init__(self, status: int, outcome: str, message: str) -> None:
-        self.status = status
-        self.outcome = outcome
-        self.message = message
-
-
 class Exchange:
     """The state of one request; see the module's text."""
 
     __slots__ = (
+        "_blamed",
         "_failure",
+        "_held",
         "bytes_in",
         "bytes_out",
         "client",
@@ -106,6 +101,10 @@ class Exchange:
         self.connecting: asyncio.Task[None] | None = None
         """Connects to a replica, or takes a fresh look at the engines."""
         self._failure: Failure | None = None
+        self._blamed = False
+        """The fleet has been told that the replica chosen failed."""
+        self._held = b""
+        """What has come of an error's body that is not passed on yet."""
         self.placement: Placement | None = None
         self.replica: Replica | None = None
         self.upstream: UpstreamConnection | None = None
@@ -153,7 +152,8 @@ class Exchange:
                 answer_locally(self, gateway, request)
                 return
         except PromptError as exc:
-            self.refuse(400, exc.message, Outcome.BAD_REQUEST, param=exc.param)
+            param = f"body.{exc.param}" if exc.param else "body"
+            self.refuse(400, exc.message, Outcome.BAD_REQUEST, param=param, kind=INVALID)
             return
         if not self.model and request.body and rule.names_model and not self._default_model():
             return
@@ -236,6 +236,7 @@ class Exchange:
             )
         slot = placement.slot
         self.tried |= 1 << slot
+        self._blamed = False
         if fleet.half_open >> slot & 1:
             fleet.admitted(slot)
         self.replica = fleet.replicas[slot]
@@ -250,14 +251,25 @@ class Exchange:
     def respond(self, upstream: UpstreamConnection, body: bytes) -> None:
         """The head of the answer has come, and this much of its body."""
         request, status = self.request, upstream.status
-        if status in _RETRY_STATUS and self._may_retry():
-            self.retries += 1
-            self._lost_one(Outcome.UPSTREAM_5XX, "status")
-            self.place()
-            return
+        if status >= 500:
+            body = self._held + body
+            awaited = request.method != b"HEAD" and upstream.more_within(_ERROR_MAX - len(body))
+            if status == 500 and awaited:
+                self._held = body
+                return
+            self._held = b""
+            dead = status == 500 and DEAD in body
+            if dead or status in _RETRY_STATUS:
+                self._blame("engine" if dead else "status")
+                if self._may_retry():
+                    self._move(Outcome.UPSTREAM_5XX)
+                    return
         if not body and upstream.heads_stream and request.method != b"HEAD":
             # Engines send a stream's head when they accept a request, long before its first token:
             # held back, it leaves the way to another replica open.
+            return
+        if self.relay is not None:
+            self._go_on(self.relay, upstream, body)
             return
         if (status == 404 or status == 400 or self.seek is not None) and request.method != b"HEAD":
             first = read_first(self, upstream, body)
@@ -265,7 +277,6 @@ class Exchange:
                 return
             body = first
         self.status = status
-        self._free_body()
         if self.gateway.closing:
             request.keep_alive = False
         client = self.client
@@ -282,13 +293,22 @@ class Exchange:
             body = b""
         relay.begin(body)
 
+    def _go_on(self, relay: Relay, upstream: UpstreamConnection, body: bytes) -> None:
+        """The client has a stream's head from a replica tried before."""
+        upstream.relay = relay
+        self.paused = False
+        if self.client.paused:
+            self.pause()
+        if not relay.go_on(upstream, body):
+            self._cut_off(Outcome.BAD_RESPONSE, None, f"answered {upstream.status}", False)
+
     def switched(self, rest: bytes) -> None:
         """The replica has switched protocols, and sent this behind its head."""
         upstream = self.upstream
         assert upstream is not None
         self.status = 101
         self.tunnel = True
-        self._free_body()
+        self.free_body()
         switch(self, upstream, rest)
 
     def first_token(self, now: float) -> None:
@@ -302,30 +322,59 @@ class Exchange:
         assert upstream is not None
         upstream.release()
         self._complete()
+        self.client.exchange_ended(self.request.keep_alive)
+
+    def failed_first(self) -> bool:
+        """The replica's stream begins with an error. Whether the request went elsewhere."""
+        assert self.relay is not None
+        error = self.relay.error
+        if error is None or error.of_request:
+            return False
+        self._blame("engine" if error.dead else "status")
+        moves = self._may_retry()
+        if moves:
+            self._move(Outcome.STREAM_ERROR)
+        return moves
 
     def _complete(self) -> None:
+        """Book an answer that is whole."""
         placement, gateway, relay = self.placement, self.gateway, self.relay
         assert placement is not None
         assert relay is not None
         now = monotonic()
+        status, error = self.status, relay.error
+        self._book(placement, now, whole=error is None)
+        outcome = Outcome.OK
+        if error is not None and not error.of_request:
+            outcome = Outcome.STREAM_ERROR
+            self._blame("engine" if error.dead else "status")
+        elif status >= 500 and not is_of_request(status):
+            outcome = Outcome.UPSTREAM_5XX
+            self._blame("status")
+        elif error is None and status < 400:
+            gateway.fleet.succeeded(placement.slot, now)
+        else:
+            # An error of the request's tells nothing of the replica.
+            gateway.fleet.withdrawn(placement.slot)
+        self._end(outcome)
+
+    def _book(self, placement: Placement, now: float, *, whole: bool) -> None:
+        """Tell the books that an answer is over, and what the engine reported."""
+        gateway, relay = self.gateway, self.relay
         if self.prompt is None:
             gateway.balancer.finished(placement, now)
-        else:
-            usage = relay.usage() if self.status == 200 else None
-            if usage is None:
-                gateway.placer.finished(placement, now)
-            else:
-                self.usage = usage
-                gateway.placer.finished(
-                    placement, now, usage.prompt_tokens, usage.output_tokens, usage.cached_tokens
-                )
-        if self.status < 500:
-            gateway.fleet.succeeded(placement.slot, now)
-            self._end(Outcome.OK)
-        else:
-            gateway.fleet.failed(placement.slot, "status", now)
-            self._end(Outcome.UPSTREAM_5XX)
-        self.client.exchange_ended(self.request.keep_alive)
+            return
+        usage = relay.usage() if relay is not None and self.status == 200 else None
+        if usage is None:
+            gateway.placer.finished(placement, now)
+            return
+        self.usage = usage
+        cached = usage.cached_tokens
+        if self.prompt.several and cached > placement.held_tokens:
+            cached = -1  # what the first of several answers computed
+        # The length of an answer that was cut short says nothing of the model's answers.
+        output = usage.output_tokens if whole else 0
+        gateway.placer.finished(placement, now, usage.prompt_tokens, output, cached)
 
     # -- failures
 
@@ -337,15 +386,17 @@ class Exchange:
             self._settle()
             self._end(Outcome.OK)
             self.client.close()
-        elif self.relay is not None:
-            if upstream.until_close and exc is None:
-                self._complete()
-            elif is_local(exc):
-                what = f"could not be read ({exc})"
-                self._cut_off(Outcome.OVERLOADED, None, what, upstream.in_chunk)
-            else:
-                what = "closed its connection mid-answer"
-                self._cut_off(Outcome.DIED_MID_STREAM, "died", what, upstream.in_chunk)
+        elif self.relay is not None and self.relay.ended:
+            self._finish(upstream)
+        elif self.relay is not None and upstream.until_close and exc is None:
+            self._complete()
+            self.client.exchange_ended(self.request.keep_alive)
+        elif self._bound and is_local(exc):
+            what = f"could not be read ({exc})"
+            self._cut_off(Outcome.OVERLOADED, None, what, upstream.in_chunk)
+        elif self._bound:
+            what = "closed its connection mid-answer"
+            self._cut_off(Outcome.DIED_MID_STREAM, "died", what, upstream.in_chunk)
         elif upstream.reused and not upstream.touched:
             # It was closed while idle, which crossed with our request: no fault of the replica's.
             connect(self)
@@ -357,7 +408,7 @@ class Exchange:
 
     def broken(self, why: str) -> None:
         """What the replica sends is not HTTP."""
-        if self.relay is not None:
+        if self._bound:
             # How far it was is not known, so that the client may have a part of a chunk.
             self._cut_off(Outcome.BAD_RESPONSE, "died", why, in_chunk=True)
         else:
@@ -365,32 +416,41 @@ class Exchange:
 
     def timed_out(self) -> None:
         """Nothing has come for longer than the settings allow. Called by the sweep."""
-        upstream = self.upstream
-        if self.relay is not None and upstream is not None:
+        upstream, relay = self.upstream, self.relay
+        assert upstream is not None
+        if relay is not None and relay.ended:
+            self._drop_upstream()
+            self._finish(upstream)
+        elif self._bound:
             what = "has been silent for too long"
-            self._cut_off(Outcome.TIMEOUT_SILENCE, "timeout", what, upstream.in_chunk)
+            self._cut_off(Outcome.TIMEOUT_SILENCE, "silent", what, upstream.in_chunk)
         else:
-            # The engine may be at work on it: sending it to another as well would double the load.
+            # An engine that lives may be at work on it: another would double the load.
             what = "did not answer in time"
-            self.attempt_failed(504, Outcome.TIMEOUT_FIRST_BYTE, "timeout", what, retry=False)
+            self.attempt_failed(
+                504, Outcome.TIMEOUT_FIRST_BYTE, "silent", what, retry=self._is_out()
+            )
 
     def client_stalled(self) -> None:
-        """The client has not taken a byte for longer than the settings allow. Called by the
-        sweep."""
+        """The client has taken no byte for too long. Called by the sweep."""
         self.client.exchange = None
         self.client.transport.abort()
         self._abandon(Outcome.CLIENT_SLOW)
 
     def client_gone(self) -> None:
         """Nobody waits for the answer: stop the engine's work on it."""
-        # A tunnel ends with its other side, which has been closed.
-        if not self.tunnel:
+        if self.relay is not None and self.relay.ended:
+            # Clients leave at the API's end of an answer, before HTTP's.
+            self._drop_upstream()
+            self._complete()
+        elif not self.tunnel:
+            # A tunnel ends with its other side, which has been closed.
             self._abandon(Outcome.CLIENT_GONE)
 
     def crashed(self, exc: Exception) -> None:
         """The router itself has failed on this request: keep the books right, and say so."""
         log.error("request %s failed", self.request.request_id.decode(), exc_info=exc)
-        if self.done or self.relay is not None:
+        if self.done or (self.relay is not None and self.relay.head_sent):
             self.client.transport.abort()
         else:
             self._settle()
@@ -412,26 +472,53 @@ class Exchange:
         """
         assert self.replica is not None
         self._failure = Failure(status, outcome, f"replica {self.replica.name} {what}")
-        self._lost_one(outcome, reason)
+        self._blame(reason)
         if retry and self._may_retry():
-            self.retries += 1
-            self.place()
+            self._move(outcome)
         else:
+            self._take_back(outcome)
             self.give_up()
 
-    def _lost_one(self, outcome: str, reason: FaultReason | None) -> None:
-        """Take the attempt out of the books and tell the fleet."""
+    def _blame(self, reason: FaultReason | None) -> None:
+        """Tell the fleet that the replica failed, or, without a reason, that nothing was learned of
+        it. Once for each attempt."""
+        assert self.placement is not None
+        if self._blamed:
+            return
+        self._blamed = True
+        if reason is None:
+            self.gateway.fleet.withdrawn(self.placement.slot)
+        else:
+            self.gateway.fleet.failed(self.placement.slot, reason, monotonic())
+
+    def _take_back(self, outcome: str) -> None:
+        """Take the attempt out of the books."""
         gateway, replica, placement = self.gateway, self.replica, self.placement
         assert replica is not None
         assert placement is not None
-        now = monotonic()
-        gateway.placer.failed(placement, now)
-        if reason is None:
-            gateway.fleet.withdrawn(placement.slot)
-        else:
-            gateway.fleet.failed(placement.slot, reason, now)
+        gateway.placer.failed(placement, monotonic())
+        if outcome != Outcome.OVERLOADED:  # which is of the router alone
             gateway.telemetry.attempt_failed(replica.name, outcome)
         self._drop_upstream()
+
+    def _move(self, outcome: str) -> None:
+        """Send the request to another replica."""
+        self._take_back(outcome)
+        self._held = b""
+        self.retries += 1
+        if self.relay is not None and not self.relay.head_sent:
+            self.relay = None
+        self.place()
+
+    @property
+    def _bound(self) -> bool:
+        """The client has got a part of this replica's answer, which no other can go on with."""
+        return self.relay is not None and not self.relay.opening
+
+    def _is_out(self) -> bool:
+        """Whether the replica chosen gets no more requests, other than as a last resort."""
+        assert self.placement is not None
+        return not self.gateway.fleet.usable >> self.placement.slot & 1
 
     def _may_retry(self) -> bool:
         gateway = self.gateway
@@ -442,7 +529,8 @@ class Exchange:
         serving = fleet.usable if passed_on else fleet.serving(self.model)
         if not serving & fleet.usable & ~self.tried:
             return False
-        return gateway.retry_budget.take()
+        # What a replica had in flight when it went out can be moved only once: it gets no more.
+        return gateway.retry_budget.take(free=self._is_out())
 
     @property
     def failed(self) -> bool:
@@ -453,8 +541,10 @@ class Exchange:
         """Tell of the last attempt that failed."""
         failure = self._failure
         assert failure is not None
-        code = "overloaded" if failure.outcome == Outcome.OVERLOADED else "replica_failed"
-        self.refuse(failure.status, failure.message, failure.outcome, code=code)
+        if self.relay is not None and self.relay.head_sent:
+            self._break_off(failure.message, failure.outcome, in_chunk=False)
+        else:
+            self.refuse(failure.status, failure.message, failure.outcome)
 
     def set_aside(self) -> None:
         """The replica's answer is whole, no failure, and not for the client."""
@@ -468,13 +558,19 @@ class Exchange:
         gateway.fleet.succeeded(placement.slot, now)
 
     def _cut_off(self, outcome: str, reason: FaultReason | None, what: str, in_chunk: bool) -> None:
-        """The client has a part of the answer: say that no more will come, never as a normal
-        end."""
+        """The client has a part of the answer, and the replica sends no more of it."""
         replica, relay = self.replica, self.relay
         assert replica is not None
-        assert relay is not None
-        reset = relay.break_off(f"replica {replica.name} {what}", in_chunk)
-        self._lost_one(outcome, reason)
+        self._blame(reason)
+        if self.prompt is not None and relay is not None:
+            self.usage = relay.usage()
+        self._take_back(outcome)
+        self._break_off(f"replica {replica.name} {what}", outcome, in_chunk=in_chunk)
+
+    def _break_off(self, message: str, outcome: str, *, in_chunk: bool) -> None:
+        """Tell the client that no more will come, never as a normal end."""
+        assert self.relay is not None
+        reset = self.relay.break_off(message, in_chunk)
         self._end(outcome)
         if reset:
             self.client.exchange = None
@@ -482,6 +578,13 @@ class Exchange:
         else:
             # Without the last chunk, or short of its length, the body is visibly cut off.
             self.client.exchange_ended(keep_alive=False)
+
+    def _finish(self, upstream: UpstreamConnection) -> None:
+        """The API's end of the answer has come, HTTP's has not and will not."""
+        assert self.relay is not None
+        whole = self.relay.finish(upstream.in_chunk)
+        self._complete()
+        self.client.exchange_ended(whole and self.request.keep_alive)
 
     def _drop_upstream(self) -> None:
         upstream, self.upstream = self.upstream, None
@@ -496,11 +599,11 @@ class Exchange:
         message: str,
         outcome: str,
         *,
-        code: str | None = None,
         param: str | None = None,
+        kind: str = "",
     ) -> None:
         """Answer with an error in the API's form."""
-        body = error_body(self.request.rule.form, status, message, code, param)
+        body = error_body(self.request.rule.form, status, message, param, kind)
         extra = self.gateway.retry_after if status == 503 else b""
         self.reply(status, body, outcome, extra=extra)
 
@@ -520,7 +623,7 @@ class Exchange:
                 close=not keep_alive,
                 old=request.old,
                 head_only=request.method == b"HEAD",
-                extra=extra,
+                extra=extra + self.gateway.allow_origin,
             )
         )
         self._end(outcome)
@@ -542,13 +645,11 @@ class Exchange:
         if placement is None:
             return
         now = monotonic()
-        if self.relay is None:
-            gateway.placer.failed(placement, now)
-        elif self.prompt is None:
-            gateway.balancer.finished(placement, now)
+        if self._bound:
+            self._book(placement, now, whole=False)
         else:
-            gateway.placer.finished(placement, now)
-        if 0 < self.status < 500:
+            gateway.placer.failed(placement, now)
+        if 0 < self.status < 400:
             gateway.fleet.succeeded(placement.slot, now)
         else:
             # A trial that ended like this proved nothing.
@@ -557,7 +658,7 @@ class Exchange:
     def _end(self, outcome: str) -> None:
         """Everything is over: tell what happened. Called once."""
         self.done = True
-        self._free_body()
+        self.free_body()
         gateway = self.gateway
         gateway.exchanges.discard(self)
         try:
@@ -567,7 +668,8 @@ class Exchange:
         # They know each other: break the circle.
         self.relay = None
 
-    def _free_body(self) -> None:
+    def free_body(self) -> None:
+        """The client gets what no other replica can go on with: there is nothing to send again."""
         request = self.request
         if request.body_size:
             self.gateway.live.body_bytes -= request.body_size

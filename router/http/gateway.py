@@ -88,6 +88,9 @@ class Gateway(FleetListener):
         self.session_header = settings.session_header.encode()
         self.special_headers = SPECIAL_HEADERS | {self.session_header}
         self.retry_after = b"retry-after: %d\r\n" % max(1, round(settings.retry_after))
+        origin = settings.allow_origin.encode()
+        self.allow_origin = b"access-control-allow-origin: %b\r\n" % origin if origin else b""
+        """The header line of answers of its own; empty where there is none."""
         self.asks_usage = settings.stream_usage
         self.retry_budget = RetryBudget(settings.retry_budget)
         self.replica_tls: ssl.SSLContext | None = None
@@ -217,6 +220,9 @@ class Gateway(FleetListener):
                     done.output_tokens = usage.output_tokens
                     done.delivered = usage.cached_tokens
                     done.predicted = deliverable(held, usage.prompt_tokens, replica.block_tokens)
+                    if prompt.several and usage.cached_tokens > done.predicted:
+                        # The other answers found what the first one computed: no surplus.
+                        done.delivered = int(done.predicted)
         self.telemetry.observe(done)
         self.explain.add(done)
         self.access_log.add(done, chain, prompt.size if prompt is not None else 0)

@@ -57,6 +57,30 @@ def header_lines(headers: list[bytes]) -> bytes:
     return form % tuple(headers)
 
 
+def outward(headers: list[bytes], host: bytes, prefix: str) -> list[bytes]:
+    """A redirect's headers with a Location that the client can follow and that shows no inner
+    address: an engine makes it of the host and the path that it was asked at."""
+    found = list(headers)
+    for at in range(0, len(found), 2):
+        if found[at].lower() != b"location":
+            continue
+        where = found[at + 1]
+        scheme, slashes, rest = where.partition(b"//")
+        authority = rest[: len(host)].lower()
+        behind = rest[len(host) : len(host) + 1]
+        if slashes and scheme.lower() in (b"", b"http:", b"https:"):
+            if authority != host.lower() or behind not in (b"", b"/", b"?", b"#"):
+                continue
+            where = rest[len(host) :]
+            if behind != b"/":
+                where = b"/" + where
+        inner = prefix.encode()
+        if inner and where.startswith(inner + b"/"):
+            where = where[len(inner) :]
+        found[at + 1] = where
+    return found
+
+
 REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 

@@ -32,12 +32,20 @@ def answer_locally(exchange: Exchange, gateway: Gateway, request: Request) -> No
             rule.status,
             f"{shown_path(request.target)} is not served on this port: {rule.why}",
             Outcome.REFUSED_PATH,
-            code="refused_path",
         )
     elif request.method not in _METHODS and (request.method, rule.path) != _PING:
-        exchange.refuse(405, "only GET and HEAD are served here", Outcome.BAD_REQUEST)
+        # As an engine says it, which is not in the form of its other errors.
+        body = b'{"detail":"Method Not Allowed"}'
+        exchange.reply(
+            405,
+            body,
+            Outcome.BAD_REQUEST,
+            extra=b"allow: GET, HEAD, OPTIONS\\r\
+",
+        )
     elif request.method == b"OPTIONS":
-        exchange.reply(204, b"", extra=b"allow: GET, HEAD, OPTIONS\r\n")
+        allowed = b"allow: GET, HEAD, OPTIONS\r\n"
+        exchange.reply(204, b"", extra=allowed + _preflight(gateway, request))
     elif rule.treatment is Treatment.MODELS:
         if gateway.fleet.models_known:
             exchange.reply(200, gateway.fleet.models_body())
@@ -54,14 +62,26 @@ def answer_locally(exchange: Exchange, gateway: Gateway, request: Request) -> No
         exchange.refuse(503, "no replica is available just now", Outcome.NO_REPLICA)
 
 
+def _preflight(gateway: Gateway, request: Request) -> bytes:
+    """The header lines of a CORS preflight's answer, where it is one and the setting allows it."""
+    given = request.headers
+    asked = {name.lower(): value for name, value in zip(given[::2], given[1::2], strict=True)}
+    if not gateway.allow_origin or b"access-control-request-method" not in asked:
+        return b""
+    lines = b"access-control-allow-methods: GET, HEAD, OPTIONS\r\naccess-control-max-age: 600\r\n"
+    wanted = asked.get(b"access-control-request-headers", b"")
+    # By name: a wildcard would leave out Authorization.
+    return lines + b"access-control-allow-headers: %b\r\n" % wanted if wanted else lines
+
+
 def answer_no_replica(exchange: Exchange, gateway: Gateway, serving: int) -> None:
     """No replica may be sent this. serving: the mask of those that serve its model at all."""
     fleet, model = gateway.fleet, exchange.model
     if not serving and model and fleet.models_known and not fleet.may_come(model):
         message = f"The model `{model}` does not exist."
         if not fleet.guarded:
-            message += f" Models served here: {fleet.model_names()}."
-        exchange.refuse(404, message, Outcome.UNKNOWN_MODEL, code="model_not_found", param="model")
+            message += f" Valid aliases: {fleet.model_names()}."
+        exchange.refuse(404, message, Outcome.UNKNOWN_MODEL, param="model")
         return
     what = f"No replica that serves `{model}`" if model else "No replica"
     exchange.refuse(503, f"{what} is available just now; try again.", Outcome.NO_REPLICA)

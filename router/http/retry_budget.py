@@ -22,8 +22,14 @@ class RetryBudget:
         left = self._left + self.share
         self._left = left if left < self._reserve else self._reserve
 
-    def take(self) -> bool:
-        """Whether one more retry is allowed; takes it if so."""
+    def take(self, *, free: bool = False) -> bool:
+        """Whether one more retry is allowed; takes it if so.
+
+        free: it counts towards nothing, since what made it cannot happen again. Where there is no
+        budget at all there are no such retries either.
+        """
+        if free and self._reserve:
+            return True
         if self._left < 1.0:
             return False
         self._left -= 1.0

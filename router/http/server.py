@@ -251,7 +251,7 @@ class ClientConnection(asyncio.Protocol):
         version = self._parser.get_http_version()
         if version != "1.1":
             if version != "1.0":
-                raise BadRequest(505, f"HTTP/{version} is not spoken here", "http_version")
+                raise BadRequest(505, f"HTTP/{version} is not spoken here")
             request.old = True
         elif request.host is None:
             raise BadRequest(400, "the Host header is missing")
@@ -289,9 +289,8 @@ class ClientConnection(asyncio.Protocol):
         if total > gateway.settings.max_body:
             raise body_too_large(gateway.settings.max_body)
         if live.body_bytes > gateway.settings.body_memory:
-            raise BadRequest(
-                503, "the router holds as many request bodies as body_memory allows", "overloaded"
-            )
+            why = "the router holds as many request bodies as body_memory allows"
+            raise BadRequest(503, why)
         pieces = self._body
         if not pieces or size >= _LARGE:
             pieces.append(body)
@@ -417,7 +416,7 @@ class ClientConnection(asyncio.Protocol):
         if isinstance(cause, BadRequest):
             return cause
         log.error("a request could not be read", exc_info=cause)
-        return BadRequest(500, "the router failed on this request", "internal")
+        return BadRequest(500, "the router failed on this request")
 
     def _refuse(self, why: BadRequest) -> None:
         gateway, request = self._gateway, self._request
@@ -429,7 +428,9 @@ class ClientConnection(asyncio.Protocol):
         rule = gateway.paths.rule(request.target) if request.target[:1] == b"/" else UNKNOWN
         request.request_id = request_id(request.request_id)
         gateway.bad_request(rule, why.status, request.request_id)
-        self._refusal = refusal(why, rule, request.request_id, gateway.retry_after)
+        self._refusal = refusal(
+            why, rule, request.request_id, gateway.retry_after, gateway.allow_origin
+        )
         self._close_after = True
         if self.exchange is None and not self._waiting:
             self._send_refusal()
@@ -448,7 +449,7 @@ class ClientConnection(asyncio.Protocol):
         gateway.shed += 1
         self._shed = True
         why = "the router has as many connections as max_connections, or its open files, allow"
-        self._refuse(BadRequest(503, why, "overloaded"))
+        self._refuse(BadRequest(503, why))
 
     @property
     def held_back(self) -> bool:
@@ -465,7 +466,7 @@ class ClientConnection(asyncio.Protocol):
 
     def refuse_slow(self) -> None:
         """The request did not arrive in time."""
-        self._refuse(BadRequest(408, "the request did not arrive in time", "timeout"))
+        self._refuse(BadRequest(408, "the request did not arrive in time"))
 
     def _send_refusal(self) -> None:
         self.transport.write(self._refusal)

@@ -17,6 +17,12 @@ TICK = 0.5
 """Seconds between two looks; timeouts are late by up to two."""
 # Looks after which the rest of a tunnel whose client has left is not waited for.
 _FLUSH = 10
+# Looks after which a silent replica is given up whose health has been bad for as long.
+_AWAY = 120
+# Looks after which a silent replica is given up though it says that it is at work: half an hour.
+_LONGEST = 3600
+# Looks after which a client that takes nothing is given up: two minutes.
+_STALLED = 240
 
 
 class Sweep:
@@ -33,6 +39,8 @@ class Sweep:
         self._tunnel_idle = _ticks(settings.tunnel_idle_timeout)
         self._first = _ticks(settings.first_byte_timeout)
         self._silence = _ticks(settings.chunk_timeout)
+        self._stalled = min(self._silence, _STALLED)
+        self._longest = max(self._first, self._silence, _LONGEST)
         self._pool_idle = settings.replica_idle_timeout
 
     async def run(self) -> None:
@@ -81,10 +89,20 @@ class Sweep:
             if unsent < exchange.unsent:
                 exchange.idle_ticks = 0
             exchange.unsent = unsent
-            if exchange.idle_ticks > self._silence:
+            if exchange.idle_ticks > self._stalled:
                 exchange.client_stalled()
-        elif exchange.idle_ticks > (self._first if exchange.relay is None else self._silence):
+        elif self._silent_for_too_long(exchange):
             exchange.timed_out()
+
+    def _silent_for_too_long(self, exchange: Exchange) -> bool:
+        """Slow is not dead: whether a replica is, its health and its engine's metrics tell."""
+        relay, placement, fleet = exchange.relay, exchange.placement, self._gateway.fleet
+        ticks = exchange.idle_ticks
+        assert placement is not None
+        opening = relay is None or relay.opening
+        if ticks > (self._first if opening else self._silence):
+            return ticks > self._longest or not fleet.works(placement.slot)
+        return ticks > _AWAY and fleet.away(placement.slot) > _AWAY * TICK
 
     def _look_at_client(self, client: ClientConnection) -> None:
         if client.in_request:

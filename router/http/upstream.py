@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 # A response head larger than this is no answer of an engine.
 _HEAD_MAX = 64 * 1024
 
-_LOOKED_AT = HOP_BY_HOP | {b"content-length", b"content-type", b"x-request-id"}
+_LOOKED_AT = HOP_BY_HOP | {
+    b"content-encoding",
+    b"content-length",
+    b"content-type",
+    b"x-request-id",
+}
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -40,10 +45,11 @@ class UpstreamConnection(asyncio.Protocol):
         "_head_passed",
         "_interim",
         "_parser",
-        "_pool",
         "chunked",
         "chunks",
         "complete",
+        "encoding",
+        "events",
         "exchange",
         "has_request_id",
         "head_complete",
@@ -52,16 +58,16 @@ class UpstreamConnection(asyncio.Protocol):
         "in_chunk",
         "keep_alive",
         "length",
+        "pool",
         "reason",
         "relay",
         "reused",
         "status",
         "transport",
-        "type",
     )
 
     def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+        self.pool = pool
         self.exchange: Exchange | None = None
         self.relay: Relay | None = None
         """Where body bytes go, once the head has come."""
@@ -167,7 +173,10 @@ class UpstreamConnection(asyncio.Protocol):
         self.length = -1
         self.chunked = False
         self.has_request_id = False
-        self.type = b""
+        self.encoding = b""
+        """Content-Encoding, lower case."""
+        self.events = False
+        """The body is a stream of events."""
 
     def on_status(self, status: bytes) -> None:
         """The reason phrase, or a piece of it."""
@@ -186,7 +195,9 @@ class UpstreamConnection(asyncio.Protocol):
             elif low == b"content-length":
                 self.length = int(value)
             elif low == b"content-type":
-                self.type = value
+                self.events = value[:17].lower() == b"text/event-stream"
+            elif low == b"content-encoding":
+                self.encoding += value.strip().lower()
             elif low == b"x-request-id":
                 self.has_request_id = True
             else:
@@ -225,12 +236,11 @@ class UpstreamConnection(asyncio.Protocol):
     @property
     def heads_stream(self) -> bool:
         """What has come is the head of a stream of events, none of which is there yet."""
-        return (
-            self.status == 200
-            and self.chunked
-            and not self.complete
-            and self.type.startswith(b"text/event-stream")
-        )
+        return self.status == 200 and self.chunked and not self.complete and self.events
+
+    def more_within(self, size: int) -> bool:
+        """Whether the rest of the body comes, and may be as small as this."""
+        return not self.complete and size > 0 and (self.chunked or 0 <= self.length < size)
 
     @property
     def until_close(self) -> bool:
@@ -253,7 +263,7 @@ class UpstreamConnection(asyncio.Protocol):
         """The exchange is over; keep the connection if its next user can trust it."""
         self.exchange = self.relay = None
         if self.complete and self.keep_alive and not self.transport.is_closing():
-            self._pool.give(self)
+            self.pool.give(self)
         else:
             self.transport.abort()
 
@@ -266,11 +276,13 @@ class UpstreamConnection(asyncio.Protocol):
 class Pool:
     """The idle connections to one replica, the most recently used first."""
 
-    __slots__ = ("_gateway", "_idle", "_retired", "replica")
+    __slots__ = ("_gateway", "_idle", "_retired", "fingerprint", "replica")
 
     def __init__(self, gateway: Gateway, replica: Replica) -> None:
         self._gateway = gateway
         self.replica = replica
+        self.fingerprint: bytes | None = None
+        """The engine's `system_fingerprint` as JSON; empty where it has none, None: not known."""
         self._idle: deque[UpstreamConnection] = deque()
         self._retired = False
 
@@ -324,10 +336,11 @@ class Pool:
                 connection.transport.close()
 
     def clear(self) -> None:
-        """Close all idle connections."""
+        """The engine is another one now: close all idle connections."""
+        self.fingerprint = None
         self.sweep(float("inf"))
 
     def retire(self) -> None:
         """The replica left: keep no connection from now on."""
         self._retired = True
-        self.clear()
+        self.sweep(float("inf"))

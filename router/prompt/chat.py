@@ -74,6 +74,7 @@ class ChatHead(Head, gc=False):
     tools: msgspec.Raw = ABSENT
     documents: msgspec.Raw = ABSENT
     stream_options: msgspec.Raw = ABSENT
+    n: msgspec.Raw = ABSENT
     max_tokens: msgspec.Raw = ABSENT
     max_completion_tokens: msgspec.Raw = ABSENT
     chat_template: msgspec.Raw = ABSENT
@@ -154,7 +155,8 @@ def _build(body: bytes) -> Prompt:
         session(head),
         number(head.max_completion_tokens) or number(head.max_tokens),
         usage_offset(body, stream, head.stream_options),
-        head.transfer,
+        transfer=head.transfer,
+        several=number(head.n) > 1,
     )
 
 

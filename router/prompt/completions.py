@@ -31,6 +31,7 @@ class Body(Head, gc=False):
 
     prompt: msgspec.Raw = NULL
     stream_options: msgspec.Raw = ABSENT
+    n: msgspec.Raw = ABSENT
     max_tokens: msgspec.Raw = ABSENT
     suffix: msgspec.Raw = ABSENT
     prompt_embeds: msgspec.Raw = ABSENT
@@ -60,7 +61,8 @@ def _build(body: bytes) -> Prompt:
         session(head),
         number(head.max_tokens),
         usage_offset(body, stream, head.stream_options),
-        head.transfer,
+        transfer=head.transfer,
+        several=number(head.n) > 1,
     )
 
 

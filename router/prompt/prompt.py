@@ -38,6 +38,8 @@ class Prompt(msgspec.Struct, gc=False):
     """Whether the body may hold fields that ``without_transfer`` takes out."""
     follows: str = ""
     """The id of the stored response or conversation that this continues; empty for none."""
+    several: bool = False
+    """More than one answer is asked for, so that one's blocks serve the others."""
 
 
 class PromptError(Exception):

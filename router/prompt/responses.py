@@ -115,8 +115,8 @@ def _build(body: bytes) -> Prompt:
         session(head),
         number(head.max_output_tokens),
         -1,  # its last event has the usage anyway
-        head.transfer,
-        words(head.previous_response_id) or _conversation(head.conversation),
+        transfer=head.transfer,
+        follows=words(head.previous_response_id) or _conversation(head.conversation),
     )
 
 

@@ -62,7 +62,14 @@ TTFT = Metric(
     "warmroute_ttft_seconds",
     "histogram",
     "seconds",
-    "From a streamed request's last byte to the first byte of its answer's body.",
+    "From a streamed request's last byte to the first token of its answer.",
+    _SERIES,
+)
+TPOT = Metric(
+    "warmroute_time_per_output_token_seconds",
+    "histogram",
+    "seconds",
+    "Of a streamed answer, from its first token to its end, for each token after the first.",
     _SERIES,
 )
 DURATION = Metric(
@@ -329,7 +336,7 @@ BUILD = Metric(
 )
 
 OWN = (
-    REQUESTS, ERRORS, ATTEMPTS, RETRIES, DECISIONS, TTFT, DURATION, OVERHEAD,
+    REQUESTS, ERRORS, ATTEMPTS, RETRIES, DECISIONS, TTFT, TPOT, DURATION, OVERHEAD,
     PROMPT_TOKENS, OUTPUT_TOKENS, LEDGER_PROMPT, AVAILABLE, CHOSEN, PREDICTED, DELIVERED,
     GAP, SURPLUS, UNREPORTED, IN_FLIGHT, QUEUED, USABLE, STATE, BREAKER, DISCOVERY,
     INDEX_BLOCKS, INDEX_BYTES, INDEX_SHARE, CONNECTIONS, STREAMS, BODY_BYTES,

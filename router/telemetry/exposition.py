@@ -138,6 +138,9 @@ class Exposition:
         yield _head(catalogue.TTFT)
         for one in series:
             yield _histogram(catalogue.TTFT, one.labels, one.ttft)
+        yield _head(catalogue.TPOT)
+        for one in series:
+            yield _histogram(catalogue.TPOT, one.labels, one.tpot)
         yield _head(catalogue.DURATION)
         for one in series:
             yield _histogram(catalogue.DURATION, one.labels, one.duration)

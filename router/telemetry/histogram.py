@@ -21,6 +21,12 @@ DURATION_BUCKETS: Final = (
 )  # fmt: skip
 """Seconds: from an embedding to a long answer of a reasoning model."""
 
+TPOT_BUCKETS: Final = (
+    0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04,
+    0.05, 0.06, 0.075, 0.1, 0.15, 0.25, 0.4, 0.75, 1.0, 2.5,
+)  # fmt: skip
+"""Seconds: from a small model alone to a batch that does not fit."""
+
 OVERHEAD_BUCKETS: Final = (
     25e-6, 50e-6, 75e-6, 100e-6, 150e-6, 250e-6, 500e-6,
     1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 100e-3,

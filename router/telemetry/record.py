@@ -45,7 +45,8 @@ class Outcome:
     """The client got a whole answer of the engine, or one of the router's own that is no error. An
     engine's 4xx is ok too: it is an answer, and tells of the request, not of the replica."""
     CLIENT_GONE: Final = "client_gone"
-    """The client closed its connection before its answer was complete."""
+    """The client closed its connection before its answer was complete: before the API's own end of
+    a stream (``[DONE]``, ``message_stop``, ``response.completed``), or before the last byte."""
     CLIENT_SLOW: Final = "client_slow"
     """The client took too long to send its request or to read its answer."""
     BAD_REQUEST: Final = "bad_request"
@@ -71,7 +72,10 @@ class Outcome:
     DIED_MID_STREAM: Final = "died_mid_stream"
     """The replica closed the connection inside its answer's body."""
     UPSTREAM_5XX: Final = "upstream_5xx"
-    """The replica answered 5xx, and the client got that answer."""
+    """The replica answered 5xx, and the client got that answer. 501 and 505 are none: they tell of
+    the request."""
+    STREAM_ERROR: Final = "stream_error"
+    """The replica began a stream with 200 and sent an error as an event of it."""
     BAD_RESPONSE: Final = "bad_response"
     """The replica's answer was not HTTP."""
     INTERNAL: Final = "internal"
@@ -125,8 +129,8 @@ class Finished(msgspec.Struct, gc=False):
     read to its first byte written upstream, without waiting for a connection; -1 when it was not
     sent."""
     ttft: float = -1.0
-    """From the last byte of the request read to the first byte of a streamed answer's body; -1
-    when the answer was not a stream or never began."""
+    """From the last byte of the request read to the first token of a streamed answer; -1 when the
+    answer was not a stream or never began."""
     duration: float = 0.0
     """From the request's head to the last byte of the answer."""
     bytes_in: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from router.telemetry.histogram import DURATION_BUCKETS, TTFT_BUCKETS, Histogram
+from router.telemetry.histogram import DURATION_BUCKETS, TPOT_BUCKETS, TTFT_BUCKETS, Histogram
 from router.telemetry.ledger import Ledger
 
 
@@ -16,6 +16,7 @@ class Series(msgspec.Struct):
     labels: str
     """``replica="...",model="..."``, escaped for the text format."""
     ttft: Histogram
+    tpot: Histogram
     duration: Histogram
     ledger: Ledger
     prompt_tokens: int = 0
@@ -28,6 +29,7 @@ class Series(msgspec.Struct):
             model,
             f'replica="{escape(replica)}",model="{escape(model)}"',
             Histogram.over(TTFT_BUCKETS),
+            Histogram.over(TPOT_BUCKETS),
             Histogram.over(DURATION_BUCKETS),
             Ledger(),
         )

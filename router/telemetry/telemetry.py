@@ -12,6 +12,7 @@ import msgspec
 from router.telemetry.histogram import (
     DURATION_BUCKETS,
     OVERHEAD_BUCKETS,
+    TPOT_BUCKETS,
     TTFT_BUCKETS,
     Histogram,
 )
@@ -107,6 +108,11 @@ class Telemetry:
             histogram = series.ttft
             histogram.counts[bisect_left(TTFT_BUCKETS, value)] += 1
             histogram.sum += value
+            if done.output_tokens > 1 and outcome == OK:
+                value = (done.duration - value) / (done.output_tokens - 1)
+                histogram = series.tpot
+                histogram.counts[bisect_left(TPOT_BUCKETS, value)] += 1
+                histogram.sum += value
         value = done.overhead
         if value >= 0.0:
             histogram = self.overhead

@@ -85,7 +85,8 @@ async def test_replicas_are_told_with_what_is_known_of_them() -> None:
     assert second["name"] == "10.0.0.2:8000/x"
     assert (second["state"], second["usable"]) == ("unhealthy", False)
     assert "could not connect" in second["last_error"]
-    assert second["faults"] == {"connect": 1, "timeout": 0, "died": 0, "status": 0}
+    none = dict.fromkeys(("timeout", "silent", "died", "status", "engine"), 0)
+    assert second["faults"] == {"connect": 1, **none}
     assert (second["hit_rate"], second["hit_rate_recent"], second["metrics_age"]) == (
         None, None, None,
     )  # fmt: skip

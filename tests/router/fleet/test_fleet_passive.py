@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from fleet_engines import StartEngine, StartFleet, models_json
+from fleet_engines import StartEngine, StartFleet, metrics_text, models_json
 
 LONG = 1000.0
 
@@ -21,12 +21,66 @@ async def test_failures_open_the_breaker_and_a_trial_closes_it(
     assert (running.usable, running.half_open) == (2, 0)
     faults = running.members()[0].faults
     assert (faults.timeout, faults.died, faults.status, faults.connect) == (1, 1, 1, 0)
-    running.tick(now + LONG)
+    running.tick(now + LONG + 1.0)  # more than rounding takes away
     assert (running.usable, running.half_open) == (3, 1)
     running.admitted(0)
     assert (running.usable, running.half_open) == (2, 0)
     running.succeeded(0, now + LONG)
     assert (running.usable, running.half_open) == (3, 0)
+
+
+async def test_silence_opens_no_breaker_while_health_is_good(
+    engine: StartEngine, fleet: StartFleet
+) -> None:
+    server = await engine()
+    running = await fleet(server, breaker_failures=1, breaker_cooldown=LONG, health_timeout=0.5)
+    for _ in range(5):
+        running.failed(0, "silent", time.monotonic())
+    replica = running.members()[0]
+    assert (running.usable, replica.faults.silent) == (1, 5)
+    # A trial that ends so has proved nothing, and the next one may go.
+    running.failed(0, "died", time.monotonic())
+    running.tick(time.monotonic() + LONG)
+    running.admitted(0)
+    assert running.usable == 0
+    running.failed(0, "silent", time.monotonic())
+    assert (running.usable, running.half_open) == (1, 1)
+    running.succeeded(0, time.monotonic())
+    # Its probes fail too: it counts.
+    server.frozen = frozenset({"/health"})
+    assert await running.until(lambda: replica.health.suspect or not running.usable, 20)
+    running.failed(0, "silent", time.monotonic())
+    assert running.usable == 0
+
+
+async def test_a_dead_engine_is_out_at_once_and_health_is_asked_soon(
+    engine: StartEngine, fleet: StartFleet
+) -> None:
+    server = await engine()
+    running = await fleet(server, health_interval=600.0, breaker_cooldown=LONG)
+    running.failed(0, "engine", time.monotonic())
+    replica = running.members()[0]
+    assert (running.usable, replica.faults.engine) == (0, 1)
+    await server.asked_again("/health", 1)
+
+
+async def test_whether_a_replica_works_and_how_long_it_is_away(
+    engine: StartEngine, fleet: StartFleet
+) -> None:
+    server = await engine(metrics=metrics_text(running=2))
+    running = await fleet(server, health_timeout=0.5)
+    assert await running.until(lambda: running.works(0), 20)
+    assert running.away(0) == 0.0
+    server.metrics = metrics_text(running=0)
+    assert await running.until(lambda: not running.works(0), 20)
+    server.metrics = metrics_text(running=2)
+    assert await running.until(lambda: running.works(0), 20)
+    server.frozen = frozenset({"/health"})
+    assert await running.until(lambda: not running.usable, 20)
+    assert not running.works(0)
+    assert running.away(0) > 0.0
+    running.remove(server.url)
+    assert (running.works(0), running.away(0)) == (False, 0.0)
 
 
 async def test_a_failed_trial_opens_it_again_and_a_withdrawn_one_frees_it(

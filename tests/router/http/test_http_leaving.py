@@ -86,7 +86,7 @@ async def test_mid_answer(
     app = await router(replica)
     for answer in (
         SSE_HEAD + chunk(event(a=1)),
-        SSE_HEAD + chunk(event(a=1))[:5],
+        SSE_HEAD + chunk(event(a=1)) + chunk(event(a=1))[:5],
         sized(b"x" * 100)[:-1],
         b"HTTP/1.1 200 OK\r\n\r\nuntil",
     ):

@@ -154,7 +154,7 @@ async def test_adapters_and_models(
 async def test_unknown_models(client: openai.AsyncOpenAI, claude: anthropic.AsyncAnthropic) -> None:
     with pytest.raises(openai.NotFoundError) as found:
         await client.chat.completions.create(model="nobody", messages=SAY)
-    assert found.value.code == "model_not_found"
+    assert found.value.code == "404"
     assert "lora, sim" in found.value.message or "sim, lora" in found.value.message
     with pytest.raises(openai.NotFoundError):
         await client.embeddings.create(model="nobody", input="a")

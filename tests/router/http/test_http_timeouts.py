@@ -25,7 +25,7 @@ def world(waiting: int) -> tuple[Sweep, SimpleNamespace, Buffer, list[str]]:
     told: list[str] = []
     buffer = Buffer(waiting)
     exchange = SimpleNamespace(
-        relay=SimpleNamespace(active=False),
+        relay=SimpleNamespace(active=False, opening=False),
         prompt=None,
         upstream=object(),
         tunnel=False,
@@ -33,10 +33,14 @@ def world(waiting: int) -> tuple[Sweep, SimpleNamespace, Buffer, list[str]]:
         idle_ticks=0,
         unsent=0,
         client=SimpleNamespace(transport=buffer),
+        placement=SimpleNamespace(slot=0),
         client_stalled=lambda: told.append("stalled"),
         timed_out=lambda: told.append("timed out"),
     )
+    fleet = SimpleNamespace(works=lambda _: exchange.works, away=lambda _: exchange.away)
+    exchange.works, exchange.away = False, 0.0
     gateway = SimpleNamespace(
+        fleet=fleet,
         settings=settings_for(chunk_timeout=5 * TICK),
         exchanges={1: exchange}.values(),
         clients=[],
@@ -73,3 +77,41 @@ def test_what_a_slow_client_delays_is_no_silence_of_the_replica() -> None:
     assert told == []
     sweep.look(0.0)
     assert told == ["timed out"]
+
+
+def looks_until_told(sweep: Sweep, told: list[str], most: int = 10_000) -> int:
+    for count in range(1, most):
+        sweep.look(0.0)
+        if told:
+            return count
+    return most
+
+
+def test_silence_is_no_death_while_the_engine_says_that_it_works() -> None:
+    sweep, exchange, _, told = world(0)
+    exchange.paused = False
+    exchange.works = True
+    assert looks_until_told(sweep, told) * TICK == 1800 + TICK
+    assert told == ["timed out"]
+
+
+def test_silence_of_a_replica_whose_health_is_bad_is_cut_short() -> None:
+    sweep, exchange, _, told = world(0)
+    sweep = Sweep(
+        cast(Any, SimpleNamespace(**{**vars(sweep._gateway), "settings": settings_for()}))
+    )
+    exchange.paused = False
+    exchange.away = 59.0
+    assert looks_until_told(sweep, told, 1000) == 1000
+    exchange.away = 61.0
+    sweep.look(0.0)
+    assert told == ["timed out"]
+
+
+def test_limits_of_silence_by_default() -> None:
+    for opening in (True, False):
+        sweep, exchange, _, told = world(0)
+        gateway = SimpleNamespace(**{**vars(sweep._gateway), "settings": settings_for()})
+        exchange.paused = False
+        exchange.relay.opening = opening
+        assert looks_until_told(Sweep(cast(Any, gateway)), told) * TICK == 1800 + TICK

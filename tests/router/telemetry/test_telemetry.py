@@ -38,7 +38,8 @@ def test_one_call_counts_everything() -> None:
     assert row.errors == {}
     assert (series.prompt_tokens, series.output_tokens) == (3000, 200)
     assert (series.ttft.sum, series.duration.sum, telemetry.overhead.sum) == (0.3, 4.2, 6e-5)
-    assert sum(series.ttft.counts) == sum(series.duration.counts) == 1
+    assert sum(series.ttft.counts) == sum(series.duration.counts) == sum(series.tpot.counts) == 1
+    assert series.tpot.sum == (4.2 - 0.3) / 199
     assert series.ledger.load_shed == 400
     assert telemetry.retries == 2
     assert telemetry.decisions == {("p", "cost"): 1}
