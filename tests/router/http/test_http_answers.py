@@ -54,7 +54,7 @@ async def test_errors_are_as_the_engines(
     case: str, replicas: MakeReplica, router: MakeRouter, connect: Connect
 ) -> None:
     request, (want, error) = ENGINES[case]
-    app = await router(await replicas(models=("two",)))
+    app = await router(await replicas(models=("two",)), lora_resolver=False)
     status, _, body = await (await connect(app)).ask(request)
     found = json.loads(body)
     assert status == want
@@ -107,7 +107,7 @@ async def test_own_answers_say_whose_pages_may_read_them(
 ) -> None:
     replica = await replicas()
     for origin in ("*", "https://a.example", ""):
-        app = await router(replica, allow_origin=origin)
+        app = await router(replica, allow_origin=origin, lora_resolver=False)
         answers = await own_answers(await connect(app))
         assert [status for status, _ in answers] == [204, 200, 404, 403, 400]
         for _, headers in answers:

@@ -26,7 +26,7 @@ async def test_a_request_that_comes_back_is_refused(
     )
     assert (status, headers["connection"]) == (508, "close")
     error = json.loads(body)["error"]
-    assert error["code"] == "loop_detected"
+    assert error["code"] == 508
     assert "Take that address out of replicas" in error["message"]
     assert len(replica.received) == 1
 

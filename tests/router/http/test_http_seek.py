@@ -175,7 +175,7 @@ async def test_where_no_engine_knows_a_name_the_client_is_told_which_there_are(
     client = await connect(await router(*made))
     status, _, body = await client.ask(ask("typo"))
     error = json.loads(body)["error"]
-    assert (status, error["code"]) == (404, "model_not_found")
+    assert (status, error["code"]) == (404, 404)
     assert "m, n" in error["message"]
     assert sum(len(replica.received) for replica in made) == 2  # one of m, one of n
 
