@@ -26,6 +26,8 @@ class ReplicaReport(msgspec.Struct):
     name: str
     slot: int
     url: str
+    rank: int | None
+    """Which of several data-parallel ranks behind its URL it is; null where there is one engine."""
     state: str
     """starting, ready, unhealthy or draining."""
     usable: bool
@@ -44,9 +46,13 @@ class ReplicaReport(msgspec.Struct):
     models: list[str]
     any_model: bool
     """It does not tell its models and is taken to serve every one."""
-    kv_cache_tokens: int
+    kv_cache_tokens: int | None
+    """Size of its KV cache in GPU memory, as set or as its engine tells; null where neither is."""
     kv_cache_known: bool
-    """Not a guess."""
+    kv_cache_assumed: int | None
+    """Where the size is not known: prompts are remembered as if there were room for so many."""
+    kv_offload_tokens: int
+    """What a tier behind it holds."""
     index_share: float
     """How full its KV cache is, as the index models it, from 0 to 1."""
     prompt_tokens: int
@@ -97,6 +103,7 @@ def _report(parts: AdminParts, replica: Replica, ledger: Ledger | None) -> Repli
         name=replica.name,
         slot=replica.slot,
         url=replica.url,
+        rank=replica.rank if len(replica.ranks) > 1 else None,
         state=str(replica.state),
         usable=bool(parts.fleet.usable >> replica.slot & 1),
         last_error=replica.health.reason,
@@ -108,8 +115,10 @@ def _report(parts: AdminParts, replica: Replica, ledger: Ledger | None) -> Repli
         prefill_rate=int(load.prefill_rate),
         models=list(replica.models),
         any_model=replica.any_model,
-        kv_cache_tokens=replica.kv_tokens,
+        kv_cache_tokens=replica.kv_tokens if replica.kv_tokens_known else None,
         kv_cache_known=replica.kv_tokens_known,
+        kv_cache_assumed=None if replica.kv_tokens_known else replica.kv_tokens,
+        kv_offload_tokens=replica.offload_tokens,
         index_share=parts.index.share(replica.slot),
         prompt_tokens=ledger.prompt if ledger is not None else 0,
         hit_rate=ledger.hit_rate if ledger is not None else None,

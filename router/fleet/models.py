@@ -89,6 +89,14 @@ class Catalog:
         """A replica whose models are not known yet."""
         self._masks[ABSENT] |= 1 << slot
 
+    def join_as(self, slot: int, other: int) -> None:
+        """A rank of a replica that is here already: it serves what that one does."""
+        self.join(slot)
+        if self._any >> other & 1:
+            self.tell_any(slot)
+        elif other in self._cards:
+            self.tell(slot, self._cards[other])
+
     def tell(self, slot: int, cards: Iterable[ModelCard]) -> None:
         """A replica's models are these."""
         self._forget(slot)

@@ -184,10 +184,11 @@ class Exchange:
                 NO_CHAIN, 0, "", eligible, "", monotonic(), stream=False
             )
         slot = placement.slot
-        self._tried |= 1 << slot
         if fleet.half_open >> slot & 1:
             fleet.admitted(slot)
-        self.replica = fleet.replicas[slot]
+        self.replica = replica = fleet.replicas[slot]
+        assert replica is not None
+        self._tried |= replica.bits
         upstream = gateway.pools[slot].take()
         if upstream is not None:
             send(self, upstream)

@@ -12,10 +12,17 @@ if TYPE_CHECKING:
     from router.http.exchange import Exchange
     from router.http.upstream import UpstreamConnection
 
+RANK = b"x-data-parallel-rank"
 ASK_USAGE = b'"stream_options":{"include_usage":true},'
 # Bodies up to this size go out in one piece with their head: copying them costs less than a second
 # buffer.
 _ONE_PIECE = 16_384
+
+
+def _without_rank(headers: list[bytes]) -> list[bytes]:
+    """Without the rank a client asks for: where the router tells ranks apart, it names one."""
+    pairs = zip(headers[::2], headers[1::2], strict=True)
+    return [part for pair in pairs if pair[0].lower() != RANK for part in pair]
 
 
 def connect(exchange: Exchange) -> None:
@@ -60,12 +67,16 @@ def send(exchange: Exchange, upstream: UpstreamConnection) -> None:
         length = b"content-length: %d\r\n" % len(body)
     else:
         length = b""
-    head = b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%b%b%bx-request-id: %b\r\n\r\n" % (
+    headers = request.headers
+    if replica.rank_header:
+        headers = _without_rank(headers)
+    head = b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%b%b%b%bx-request-id: %b\r\n\r\n" % (
         request.method,
         replica.prefix.encode(),
         request.target,
         replica.host_header,
-        header_lines(request.headers),
+        header_lines(headers),
+        replica.rank_header,
         length,
         b"connection: upgrade\r\nupgrade: %b\r\n" % request.upgrade if request.upgrade else b"",
         request.request_id,
