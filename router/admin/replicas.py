@@ -53,8 +53,9 @@ class ReplicaReport(msgspec.Struct):
     """Where the size is not known: prompts are remembered as if there were room for so many."""
     kv_offload_tokens: int
     """What a tier behind it holds."""
-    index_share: float
-    """How full its KV cache is, as the index models it, from 0 to 1."""
+    index_share: float | None
+    """How full its KV cache is, as the index models it, from 0 to 1; null where its size is not
+    known."""
     prompt_tokens: int
     """Of the requests whose engine reported cached tokens; what hit_rate is a share of."""
     hit_rate: float | None
@@ -79,8 +80,8 @@ class ReplicaReport(msgspec.Struct):
     """Why it is not, for one model at least; empty when it is, or when exact mode is off."""
     exact_confidence: float | None
     """How much of what its KV cache holds is known from its events, 0 to 1."""
-    exact_next: list[int] | None
-    """For each rank, the number of the event batch that comes next: all before are applied."""
+    exact_next: int | None
+    """The number of its event batch that comes next: all before are applied."""
 
 
 def reports(parts: AdminParts) -> list[ReplicaReport]:
@@ -119,7 +120,7 @@ def _report(parts: AdminParts, replica: Replica, ledger: Ledger | None) -> Repli
         kv_cache_known=replica.kv_tokens_known,
         kv_cache_assumed=None if replica.kv_tokens_known else replica.kv_tokens,
         kv_offload_tokens=replica.offload_tokens,
-        index_share=parts.index.share(replica.slot),
+        index_share=parts.index.share(replica.slot) if replica.kv_tokens_known else None,
         prompt_tokens=ledger.prompt if ledger is not None else 0,
         hit_rate=ledger.hit_rate if ledger is not None else None,
         hit_rate_recent=parts.recent.hit_rate(replica.name, ledger),
@@ -134,5 +135,5 @@ def _report(parts: AdminParts, replica: Replica, ledger: Ledger | None) -> Repli
         exact=not why if exact is not None else None,
         exact_missing=why,
         exact_confidence=exact.confidence(replica.slot) if exact is not None else None,
-        exact_next=exact.next_events(replica.slot) if exact is not None else None,
+        exact_next=exact.next_event(replica.slot) if exact is not None else None,
     )

@@ -100,7 +100,12 @@ class Findings:
     def models_told(self, replica: Replica, cards: tuple[ModelCard, ...]) -> None:
         """The models it serves, now."""
         names = tuple(card.id for card in cards)
-        known = replica.models_read and not replica.any_model and names == replica.models
+        told = self._catalog.cards(replica.slot)
+        known = (
+            replica.models_read
+            and not replica.any_model
+            and [(card.id, card.root) for card in told] == [(card.id, card.root) for card in cards]
+        )
         if known and replica.health.state is HealthState.READY:
             return
         if not known:
@@ -195,8 +200,8 @@ class Findings:
             elif not replica.kv_tokens_known:
                 self._say_once(
                     f"size {replica.name}",
-                    f"replica {replica.name}: the size of its KV cache is not known, its metrics do "
-                    "not tell it. Prompts are remembered as if there were room for "
+                    f"replica {replica.name}: the size of its KV cache is not known, not by its "
+                    "metrics either. Prompts are remembered as if there were room for "
                     f"{replica.kv_tokens} tokens (kv_cache_guess), and how full it is does not "
                     "count, until kv_cache_tokens is set",
                 )

@@ -358,6 +358,10 @@ class Fleet:
         """Every model and adapter any replica serves, for the gateway's own /v1/models."""
         return self._catalog.union
 
+    def cards(self, slot: int) -> tuple[ModelCard, ...]:
+        """What one replica serves, as it told."""
+        return self._catalog.cards(slot)
+
     def models_body(self) -> bytes:
         """The same as an OpenAI list object in JSON."""
         cards = b",".join(card.raw for card in self._catalog.union)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -18,6 +19,8 @@ class ModelCard(msgspec.Struct, frozen=True, gc=False):
     id: str
     raw: bytes
     """The entry as the engine wrote it: one JSON object."""
+    root: str = ""
+    """Where the engine has it from; empty when it does not say."""
 
 
 class _List(msgspec.Struct):
@@ -26,6 +29,7 @@ class _List(msgspec.Struct):
 
 class _Card(msgspec.Struct):
     id: str
+    root: Any = None
 
 
 _list_decoder = msgspec.json.Decoder(_List)
@@ -43,8 +47,9 @@ def parse_models(body: bytes) -> tuple[ModelCard, ...]:
     try:
         cards: dict[str, ModelCard] = {}
         for raw in _list_decoder.decode(body).data:
-            name = _card_decoder.decode(raw).id
-            cards.setdefault(name, ModelCard(name, bytes(raw)))
+            card = _card_decoder.decode(raw)
+            root = card.root if isinstance(card.root, str) else ""
+            cards.setdefault(card.id, ModelCard(card.id, bytes(raw), root))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"not a list of models: {error}") from None
     if ABSENT in cards:
@@ -84,6 +89,10 @@ class Catalog:
                     found.setdefault(card.id, card)
             self._union = tuple(found.values())
         return self._union
+
+    def cards(self, slot: int) -> tuple[ModelCard, ...]:
+        """What a replica told; empty when it did not, or serves any model."""
+        return self._cards.get(slot, ())
 
     def join(self, slot: int) -> None:
         """A replica whose models are not known yet."""

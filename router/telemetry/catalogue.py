@@ -193,7 +193,15 @@ INDEX_SHARE = Metric(
     "warmroute_index_share",
     "gauge",
     "share",
-    "How full the replica's KV cache is, as the index models it: 0 to 1.",
+    "How full the replica's KV cache is, as the index models it: 0 to 1. "
+    "Absent where the size of that cache is not known.",
+    _REPLICA,
+)
+KV_CACHE = Metric(
+    "warmroute_kv_cache_tokens",
+    "gauge",
+    "tokens",
+    "Tokens the replica's KV cache in GPU memory holds. Absent where that is not known.",
     _REPLICA,
 )
 DISCOVERY = Metric(
@@ -325,7 +333,7 @@ OWN = (
     REQUESTS, ERRORS, ATTEMPTS, RETRIES, DECISIONS, TTFT, DURATION, OVERHEAD,
     PROMPT_TOKENS, OUTPUT_TOKENS, LEDGER_PROMPT, AVAILABLE, CHOSEN, PREDICTED, DELIVERED,
     GAP, SURPLUS, UNREPORTED, IN_FLIGHT, QUEUED, USABLE, STATE, BREAKER, DISCOVERY,
-    INDEX_BLOCKS, INDEX_BYTES, INDEX_SHARE, CONNECTIONS, STREAMS, BODY_BYTES,
+    INDEX_BLOCKS, INDEX_BYTES, INDEX_SHARE, KV_CACHE, CONNECTIONS, STREAMS, BODY_BYTES,
     EXACT_CONFIDENCE, EXACT_PROMPTS, EXACT_EVENTS, EXACT_BYTES, EXACT_TOKENS, LOG_DROPPED,
     STATE_UP, STATE_LAG, STATE_ROUTERS, STATE_FACTS_SENT, STATE_FACTS_RECEIVED,
     STATE_FACTS_DROPPED, STATE_BATCHES_SENT, STATE_BATCHES_RECEIVED, STATE_BYTES_SENT,
