@@ -200,10 +200,10 @@ class Findings:
             elif not replica.kv_tokens_known:
                 self._say_once(
                     f"size {replica.name}",
-                    f"replica {replica.name}: the size of its KV cache is not known, not by its "
-                    "metrics either. Prompts are remembered as if there were room for "
-                    f"{replica.kv_tokens} tokens (kv_cache_guess), and how full it is does not "
-                    "count, until kv_cache_tokens is set",
+                    f"replica {replica.name}: the size of its KV cache is not known: the engine's "
+                    "metrics do not tell it. Until kv_cache_tokens is set, prompts are remembered "
+                    f"as if there were room for {replica.kv_tokens} tokens (kv_cache_guess), and "
+                    "how full it is does not count",
                 )
         offload = settings.kv_offload_tokens or reading.offload_tokens or 0
         if offload != replica.offload_tokens:

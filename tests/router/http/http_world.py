@@ -74,6 +74,8 @@ class ScriptedReplica:
 
     model: str = "m"
     models: tuple[str, ...] = ()
+    metrics: bytes = b""
+    """What /metrics says; empty: there is none."""
     handler: Handler | None = None
     received: list[Received] = field(default_factory=list)
     connections: int = 0
@@ -215,7 +217,7 @@ class ScriptedReplica:
             cards = [{"id": name, "object": "model"} for name in (self.model, *self.models)]
             writer.write(sized(json.dumps({"object": "list", "data": cards}).encode()))
         elif target == "/metrics":
-            writer.write(sized(b"", "404 Not Found"))
+            writer.write(sized(self.metrics, "200 OK" if self.metrics else "404 Not Found"))
         else:
             return False
         return True

@@ -67,8 +67,8 @@ class Exact:
     def event_counts(self, slot: int) -> dict[str, int]:
         return {"gap": slot, "restart": 0}
 
-    def next_events(self, slot: int) -> list[int]:
-        return [slot]
+    def next_event(self, slot: int) -> int | None:
+        return slot
 
 
 BUILD = {"version": "0.1.0", "python": "3.11.4", "policy": "cache_aware"}
