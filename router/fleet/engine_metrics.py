@@ -42,6 +42,7 @@ _LABELS = {
         b"kv_offloading_size",
         b"num_gpu_blocks",
         b"block_size",
+        b"effective_attention_block_size",
         b"engine",
         b"enable_prefix_caching",
     )
@@ -232,7 +233,7 @@ def _caches(text: bytes) -> dict[bytes, _Cache]:
             tokens=tokens,
             summed=_number(_label(line, b"num_gpu_blocks")) * block,
             offload=_offload(_label(line, b"kv_offloading_size"), memory / tokens if tokens else 0),
-            block=block,
+            block=_number(_label(line, b"effective_attention_block_size")) or block,
             prefix_caching=word == b"True" if word else None,
         )
     return found
