@@ -109,7 +109,8 @@ async def ask(started: Gateway, body: dict[str, Any]) -> tuple[int, int, int]:
 async def change(started: Gateway, url: str, what: str) -> None:
     """Drain a replica, or the reverse."""
     name = url.removeprefix("http://")
-    async with httpx.AsyncClient(trust_env=False, timeout=60.0) as client:
+    headers = {"x-warmroute-admin": "1"}
+    async with httpx.AsyncClient(trust_env=False, timeout=60.0, headers=headers) as client:
         (await client.post(f"{started.admin}/replicas/{name}/{what}")).raise_for_status()
 
 
