@@ -1,0 +1,228 @@
+"""What the watches find out, and what it means for a replica. Beside the hot path."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+
+from router.fleet.change_notifier import Changes
+from router.fleet.engine_metrics import EngineMetrics
+from router.fleet.health import HealthState
+from router.fleet.listener import FleetListener
+from router.fleet.models import Catalog, ModelCard
+from router.fleet.reader import ReadError
+from router.fleet.replica import Replica
+from router.fleet.restarts import restarted
+from router.fleet.settings import FleetSettings
+from router.fleet.slow_start import SlowStart
+
+log = logging.getLogger(__name__)
+
+
+class Findings:
+    """Turns readings into health, models, sizes and foreign load. It is the watches' Keeper."""
+
+    def __init__(
+        self,
+        settings: FleetSettings,
+        clock: Callable[[], float],
+        catalog: Catalog,
+        slow_start: SlowStart,
+        changes: Changes,
+        listeners: list[FleetListener],
+        refresh: Callable[[Replica], None],
+        set_ranks: Callable[[Replica, int], None],
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._catalog = catalog
+        self._slow_start = slow_start
+        self._changes = changes
+        self._listeners = listeners
+        self._refresh = refresh
+        self._set_ranks = set_ranks
+        self._said: set[str] = set()
+        self.untried = 0
+        """Mask of the replicas of the first round that were not tried yet. Only these start at
+        their full share: with nobody else to take the load, slowness would help nobody."""
+
+    # Health
+
+    def probed(self, replica: Replica) -> None:
+        """It is well."""
+        now = self._clock()
+        health = replica.health
+        if health.state is HealthState.READY:
+            health.good(now)
+            return
+        if health.was_refused:
+            # no metrics came with it that could have told better
+            self._emptied(replica, "it refused connections")
+        health.good(now)
+        replica.breaker.reset()
+        if not self.untried & replica.bit:
+            for rank in replica.ranks:
+                self._slow_start.begin(rank, now)
+        log.info("replica %s: ready", replica.name)
+        self._refresh(replica)
+        self._was_tried(replica)
+
+    def probe_failed(self, replica: Replica, failure: ReadError) -> None:
+        """It is unwell, or cannot be asked."""
+        self.bad(replica, failure, self._clock())
+        self._was_tried(replica)
+
+    def bad(self, replica: Replica, why: ReadError, now: float, at_once: bool = False) -> bool:
+        """Count a failure. True if it made the replica unhealthy."""
+        health = replica.health
+        if not health.bad(why, now, at_once):
+            return False
+        if health.was_ready:
+            log.warning("replica %s: unhealthy: %s", replica.name, why)
+        else:
+            log.warning("replica %s: not ready, will be tried again: %s", replica.name, why)
+        for rank in replica.ranks:
+            rank.foreign.withdraw(rank.load)
+            self._slow_start.drop(rank)
+        self._refresh(replica)
+        return True
+
+    def _was_tried(self, replica: Replica) -> None:
+        if not replica.tried:
+            for rank in replica.ranks:
+                rank.tried = True
+            self.untried &= ~replica.bit
+            self._changes.notify()
+
+    # Models
+
+    def models_told(self, replica: Replica, cards: tuple[ModelCard, ...]) -> None:
+        """The models it serves, now."""
+        names = tuple(card.id for card in cards)
+        told = self._catalog.cards(replica.slot)
+        known = (
+            replica.models_read
+            and not replica.any_model
+            and [(card.id, card.root) for card in told] == [(card.id, card.root) for card in cards]
+        )
+        if known and replica.health.state is HealthState.READY:
+            return
+        if not known:
+            log.info("replica %s: serves %s", replica.name, ", ".join(names) or "no model")
+        for rank in replica.ranks:
+            rank.models = names
+            rank.models_read = True
+            rank.any_model = False
+            self._catalog.tell(rank.slot, cards)
+        self._changes.notify()
+
+    def models_untold(self, replica: Replica, status: int) -> None:
+        """Its models cannot be known: it is taken to serve every one."""
+        if replica.any_model:
+            return
+        for rank in replica.ranks:
+            rank.models = ()
+            rank.models_read = True
+            rank.any_model = True
+            self._catalog.tell_any(rank.slot)
+        self._say_once(
+            f"models {status}",
+            f"replica {replica.name}: /v1/models answered {status}; such a replica is taken to "
+            "serve any model. If it wants a key, set replica_api_key",
+        )
+        self._changes.notify()
+
+    # Metrics
+
+    def metrics_told(
+        self, replica: Replica, metrics: EngineMetrics, most_own: Sequence[int]
+    ) -> None:
+        """A reading, with the most requests of ours that were in flight on each rank while it was
+        taken."""
+        health = replica.health
+        readings = metrics.ranks or (metrics,)
+        for rank, reading in zip(replica.ranks, readings, strict=False):
+            why = restarted(rank.engine, reading, health.was_refused)
+            if why:
+                self._emptied(replica, why)
+                break
+        health.settled()
+        if metrics.prefix_caching is False:
+            self._say_once(
+                f"caching {replica.name}",
+                f"replica {replica.name}: prefix caching is off in this engine; routing by prefix "
+                "gains nothing there (--enable-prefix-caching)",
+            )
+        self._set_ranks(replica, len(readings))
+        now = self._clock()
+        for rank, reading, own in zip_longest(replica.ranks, readings, most_own[: len(readings)]):
+            self._rank_told(rank, reading, own or 0, now)
+        self._changes.notify()
+
+    def _rank_told(self, rank: Replica, reading: EngineMetrics, most_own: int, now: float) -> None:
+        rank.engine = reading
+        rank.engine_at = now
+        rank.engine_missing = ""
+        self._resize(rank, reading)
+        if reading.block_tokens is not None:
+            rank.block_tokens = reading.block_tokens
+        if reading.running is not None and reading.waiting is not None:
+            rank.foreign.observe(
+                rank.load, reading.running, reading.waiting, most_own, reading.uncached_each
+            )
+
+    def metrics_missing(self, replica: Replica, why: str) -> None:
+        """It has no metrics."""
+        if replica.engine_missing == why:
+            return
+        for rank in replica.ranks:
+            rank.engine_missing = why
+            rank.foreign.withdraw(rank.load)
+        self._say_once(
+            f"metrics {why}",
+            f"replica {replica.name}: {why}; without metrics the size of its KV cache is not known "
+            "(set kv_cache_tokens) and other clients' load is not seen",
+        )
+        self._changes.notify()
+
+    def _resize(self, replica: Replica, reading: EngineMetrics) -> None:
+        settings = self._settings
+        before = replica.remembered_tokens
+        if not settings.kv_cache_tokens:
+            tokens = reading.kv_tokens
+            if tokens is not None:
+                if not replica.kv_tokens_known or tokens != replica.kv_tokens:
+                    log.info("replica %s: its KV cache holds %d tokens", replica.name, tokens)
+                replica.kv_tokens_known = True
+                replica.load.kv_capacity = float(tokens)
+                replica.kv_tokens = tokens
+            elif not replica.kv_tokens_known:
+                self._say_once(
+                    f"size {replica.name}",
+                    f"replica {replica.name}: the size of its KV cache is not known: the engine's "
+                    "metrics do not tell it. Until kv_cache_tokens is set, prompts are remembered "
+                    f"as if there were room for {replica.kv_tokens} tokens (kv_cache_guess), and "
+                    "how full it is does not count",
+                )
+        offload = settings.kv_offload_tokens or reading.offload_tokens or 0
+        if offload != replica.offload_tokens:
+            replica.offload_tokens = offload
+            log.info("replica %s: %d tokens more fit behind its GPU", replica.name, offload)
+        if replica.remembered_tokens != before:
+            for listener in self._listeners:
+                listener.on_resized(replica)
+
+    def _emptied(self, replica: Replica, why: str) -> None:
+        log.warning("replica %s: restarted, its cache is empty: %s", replica.name, why)
+        for rank in replica.ranks:
+            rank.restarts += 1
+            rank.engine = None
+            rank.foreign.withdraw(rank.load)
+            for listener in self._listeners:
+                listener.on_emptied(rank)
+
+    def _say_once(self, about: str, text: str) -> None:
+        if about not in self._said:
+            self._said.add(about)
+            log.warning("%s", text)

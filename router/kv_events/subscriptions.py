@@ -1,0 +1,182 @@
+"""Finding every replica's event sources and subscribing to them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from router.fleet.health import HealthState
+from router.fleet.reader import Reader, ReadError
+from router.fleet.replica import Replica
+from router.kv_events.decode import Batch
+from router.kv_events.sequencer import Feed
+from router.kv_events.socket import Subscription
+from router.kv_events.sources import LONGEST_ANSWER, Source, parse_sources, sources_of
+from router.kv_events.token_index import TokenIndex
+
+if TYPE_CHECKING:
+    import ssl
+
+    import zmq
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 10.0
+"""Until a replica that told no sources is asked again."""
+ASK_SECONDS = 2.0
+NOT_KNOWN = "its event sources are not known yet"
+
+
+class ListenSettings(msgspec.Struct, frozen=True):
+    """Where events are, when the engines are not asked."""
+
+    events: str = ""
+    """An endpoint with {host} in it, such as tcp://{host}:5557; empty asks each replica."""
+    replay: str = ""
+    topic: str = ""
+    ranks: int = 1
+
+
+class Listener:
+    """One endpoint's subscriptions, one for each of its ranks. `silent` says why there are none;
+    empty when there are."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        index: TokenIndex,
+        settings: ListenSettings,
+        context: zmq.Context[Any],
+        changed: Callable[[int], None],
+    ) -> None:
+        self.replica = replica
+        self.silent = NOT_KNOWN
+        self.subscriptions: list[Subscription] = []
+        self._index = index
+        self._settings = settings
+        self._context = context
+        self._changed = changed
+        self._task: asyncio.Task[None] | None = None
+        self._next_try = 0.0
+
+    def feeds(self) -> list[Feed]:
+        """Of each rank; empty when there are no subscriptions."""
+        return [subscription.feed for subscription in self.subscriptions]
+
+    def feed(self, rank: int) -> Feed | None:
+        """Of one rank."""
+        return self.subscriptions[rank].feed if rank < len(self.subscriptions) else None
+
+    def tick(self, api_key: str, tls: ssl.SSLContext) -> None:
+        """To be called now and then: looks for sources where there are none."""
+        if self.subscriptions or (self._task is not None and not self._task.done()):
+            return
+        if monotonic() < self._next_try or self.replica.health.state is not HealthState.READY:
+            return
+        self._next_try = monotonic() + RETRY_SECONDS
+        self._task = asyncio.get_running_loop().create_task(self._find(api_key, tls))
+
+    def close(self) -> None:
+        """Subscribe to nothing any more."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        for subscription in self.subscriptions:
+            subscription.close()
+        self.subscriptions = []
+
+    def begin_anew(self) -> None:
+        """It has other ranks than before: look for their sources."""
+        self.close()
+        self.silent = NOT_KNOWN
+        self._next_try = 0.0
+        for rank in self.replica.ranks:
+            self._changed(rank.slot)
+
+    async def _find(self, api_key: str, tls: ssl.SSLContext) -> None:
+        replica, settings = self.replica, self._settings
+        if settings.events:
+            ranks = max(settings.ranks, len(replica.ranks))
+            sources = sources_of(
+                settings.events, settings.replay, settings.topic, ranks, replica.host
+            )
+        else:
+            reader = Reader(replica.url, api_key, tls)
+            try:
+                answer = await reader.get("/kv_event_sources", LONGEST_ANSWER, ASK_SECONDS)
+                if answer.status != 200:
+                    raise ValueError(
+                        f"/kv_event_sources answers {answer.status}: an older engine? Then set "
+                        "exact_events and exact_replay"
+                    )
+                sources = parse_sources(answer.body, replica.host)
+                if not sources:
+                    raise ValueError(
+                        "KV events are off in this engine: --kv-events-config "
+                        '\'{"enable_kv_cache_events":true,"publisher":"zmq",'
+                        '"replay_endpoint":"tcp://*:5558"}\''
+                    )
+            except (ReadError, ValueError) as error:
+                self._fail(str(error))
+                return
+            finally:
+                await reader.close()
+        self._subscribe(sources)
+
+    def _subscribe(self, sources: list[Source]) -> None:
+        import zmq
+
+        ranks = self.replica.ranks
+        if len(sources) != len(ranks):
+            self._fail(
+                f"it has events of {len(sources)} data-parallel ranks, and metrics of {len(ranks)}"
+            )
+            return
+        # As engines do, ranks are told apart by their place among those of their port.
+        for source, rank in zip(sources, ranks, strict=True):
+            sink = _Sink(rank.slot, self._index, self._changed)
+            feed = Feed(f"replica {rank.name}", sink)
+            subscription = Subscription(source, self._context, feed)
+            try:
+                subscription.open()
+            except zmq.ZMQError as error:
+                for other in self.subscriptions:
+                    other.close()
+                self.subscriptions = []
+                self._fail(f"cannot subscribe to {source.endpoint}: {error}")
+                return
+            self.subscriptions.append(subscription)
+        self.silent = ""
+        log.info(
+            "replica %s: subscribed to KV events at %s",
+            self.replica.name,
+            ", ".join(source.endpoint for source in sources),
+        )
+
+    def _fail(self, why: str) -> None:
+        if why != self.silent:
+            log.warning("replica %s: no KV events: %s", self.replica.name, why)
+        self.silent = why
+
+
+class _Sink:
+    """Where a rank's batches go."""
+
+    def __init__(self, slot: int, index: TokenIndex, changed: Callable[[int], None]) -> None:
+        self._slot = slot
+        self._index = index
+        self._changed = changed
+
+    def apply(self, batch: Batch) -> None:
+        self._index.apply(self._slot, batch)
+
+    def empty(self, *, complete: bool) -> None:
+        self._index.empty(self._slot, complete=complete)
+
+    def current(self) -> None:
+        self._changed(self._slot)
