@@ -235,7 +235,7 @@ def events() -> Figures:
         index.add_replica(0)
         started = time.thread_time()
         for batch in batches:
-            index.apply(0, 0, decode(batch))
+            index.apply(0, decode(batch))
         speeds.append((stored + removed) / (time.thread_time() - started))
     return {"block_events_per_second": median(speeds)}
 

@@ -59,7 +59,7 @@ class Sink:
         self.done = asyncio.Event()
 
     def apply(self, batch: Any) -> None:
-        self.index.apply(0, 0, batch)
+        self.index.apply(0, batch)
         self.count += 1
         if self.count >= BATCHES * 0.95:
             self.done.set()

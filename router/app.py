@@ -82,7 +82,7 @@ class _Membership(FleetListener):
 
     def on_added(self, replica: Replica) -> None:
         """An empty cache, as large as the engine says."""
-        self._index.add_replica(replica.slot, _weight(replica.kv_tokens))
+        self._index.add_replica(replica.slot, _weight(replica.remembered_tokens))
         self._telemetry.revived(replica.name)
         self._tell()
 
@@ -97,9 +97,9 @@ class _Membership(FleetListener):
         if self.shared is None or self.shared.emptied(replica):
             self._index.forget(replica.slot)
 
-    def on_resized(self, replica: Replica, tokens: int) -> None:
+    def on_resized(self, replica: Replica) -> None:
         """Its KV cache is of another size than thought."""
-        self._index.resize(replica.slot, _weight(tokens))
+        self._index.resize(replica.slot, _weight(replica.remembered_tokens))
 
     def _tell(self) -> None:
         names = self._fleet.names()
@@ -133,6 +133,7 @@ class App:
                 verify=settings.replica_verify,
                 ca=settings.replica_ca,
                 kv_cache_tokens=settings.kv_cache_tokens,
+                kv_offload_tokens=settings.kv_offload_tokens,
                 kv_cache_guess=settings.kv_cache_guess,
                 prefill_rate=settings.prefill_rate or _PREFILL_RATE,
                 health_interval=settings.health_interval,
@@ -273,10 +274,11 @@ class App:
 
     def _engine_changed(self, replica: Replica, operation: Operation, emptied: bool) -> None:
         """An engine did what the admin port asked of it."""
-        if emptied and self.exact is not None:
-            self.exact.emptied(replica)
-        if emptied and (self.shared is None or self.shared.emptied(replica)):
-            self.index.forget(replica.slot)
+        for rank in replica.ranks if emptied else ():
+            if self.exact is not None:
+                self.exact.emptied(rank)
+            if self.shared is None or self.shared.emptied(rank):
+                self.index.forget(rank.slot)
         if operation.changes_models:
             self.fleet.reread_models(replica)
         if operation.changes_rest:

@@ -185,7 +185,12 @@ class _Admin:
 
     def _split(self, rest: str) -> tuple[list[Replica], str]:
         """(replicas, what to do) of a path after /replicas/. Raises HTTPException."""
-        members = [replica for replica in self._parts.fleet.replicas if replica is not None]
+        # An engine is one, however many ranks it has.
+        members = [
+            replica
+            for replica in self._parts.fleet.replicas
+            if replica is not None and not replica.rank
+        ]
         if rest.startswith("all/"):
             if not members:
                 raise HTTPException(404, "no replica in the fleet")

@@ -28,6 +28,8 @@ class ReplicaReport(msgspec.Struct):
     name: str
     slot: int
     url: str
+    rank: int | None
+    """Which of several data-parallel ranks behind its URL it is; null where there is one engine."""
     state: str
     """starting, ready, unhealthy, draining, sleeping or paused."""
     usable: bool
@@ -46,11 +48,16 @@ class ReplicaReport(msgspec.Struct):
     models: list[str]
     any_model: bool
     """It does not tell its models and is taken to serve every one."""
-    kv_cache_tokens: int
+    kv_cache_tokens: int | None
+    """Size of its KV cache in GPU memory, as set or as its engine tells; null where neither is."""
     kv_cache_known: bool
-    """Not a guess."""
-    index_share: float
-    """How full its KV cache is, as the index models it, from 0 to 1."""
+    kv_cache_assumed: int | None
+    """Where the size is not known: prompts are remembered as if there were room for so many."""
+    kv_offload_tokens: int
+    """What a tier behind it holds."""
+    index_share: float | None
+    """How full its KV cache is, as the index models it, from 0 to 1; null where its size is not
+    known."""
     prompt_tokens: int
     """Of the requests whose engine reported cached tokens; what hit_rate is a share of."""
     hit_rate: float | None
@@ -75,8 +82,8 @@ class ReplicaReport(msgspec.Struct):
     """Why it is not, for one model at least; empty when it is, or when exact mode is off."""
     exact_confidence: float | None
     """How much of what its KV cache holds is known from its events, 0 to 1."""
-    exact_next: list[int] | None
-    """For each rank, the number of the event batch that comes next: all before are applied."""
+    exact_next: int | None
+    """The number of its event batch that comes next: all before are applied."""
 
 
 def reports(parts: AdminParts) -> list[ReplicaReport]:
@@ -104,6 +111,7 @@ def _report(parts: AdminParts, replica: Replica, ledger: Ledger | None) -> Repli
         name=replica.name,
         slot=replica.slot,
         url=replica.url,
+        rank=replica.rank if len(replica.ranks) > 1 else None,
         state=str(replica.state),
         usable=bool(parts.fleet.usable >> replica.slot & 1)
         or (replica.state in ("sleeping", "paused") and replica.breaker.passes),
@@ -116,9 +124,11 @@ def _report(parts: AdminParts, replica: Replica, ledger: Ledger | None) -> Repli
         prefill_rate=int(load.prefill_rate),
         models=list(replica.models),
         any_model=replica.any_model,
-        kv_cache_tokens=replica.kv_tokens,
+        kv_cache_tokens=replica.kv_tokens if replica.kv_tokens_known else None,
         kv_cache_known=replica.kv_tokens_known,
-        index_share=parts.index.share(replica.slot),
+        kv_cache_assumed=None if replica.kv_tokens_known else replica.kv_tokens,
+        kv_offload_tokens=replica.offload_tokens,
+        index_share=parts.index.share(replica.slot) if replica.kv_tokens_known else None,
         prompt_tokens=ledger.prompt if ledger is not None else 0,
         hit_rate=ledger.hit_rate if ledger is not None else None,
         hit_rate_recent=parts.recent.hit_rate(replica.name, ledger),
@@ -140,5 +150,5 @@ def _report(parts: AdminParts, replica: Replica, ledger: Ledger | None) -> Repli
         exact=not why if exact is not None else None,
         exact_missing=why,
         exact_confidence=exact.confidence(replica.slot) if exact is not None else None,
-        exact_next=exact.next_events(replica.slot) if exact is not None else None,
+        exact_next=exact.next_event(replica.slot) if exact is not None else None,
     )

@@ -490,7 +490,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Is(
             ENGINE,
             _TOKENS,
-            "Tokens a replica's KV cache holds; 0 reads it from the engine's metrics.",
+            "Tokens a replica's KV cache in GPU memory holds, that of each data-parallel rank; "
+            "0 reads it from the engine's metrics.",
+        ),
+    ] = 0
+    kv_offload_tokens: Annotated[
+        int,
+        Is(
+            ENGINE,
+            _TOKENS,
+            "Tokens that a tier behind it (CPU memory, disk, LMCache, Mooncake) holds; 0 reads "
+            "it from the engine's metrics (`kv_offloading_size`).",
         ),
     ] = 0
     kv_cache_guess: Annotated[

@@ -141,7 +141,7 @@ class Membership:
             since = member.leaving_since
             if since is None:
                 continue
-            own = member.replica.foreign.own(member.replica.load)
+            own = sum(rank.foreign.own(rank.load) for rank in member.replica.ranks)
             gone_for = now - since
             if (own <= 0 and gone_for >= self._linger) or gone_for >= LONGEST_LEAVING:
                 self._remove(name)

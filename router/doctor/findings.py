@@ -22,13 +22,14 @@ def of_engine(engine: Engine) -> list[Finding]:
         found.append(
             wrong(
                 url,
-                "/metrics has none of vLLM's metrics: the size of its KV cache is guessed",
+                "/metrics has none of vLLM's metrics: the size of its KV cache is not known",
                 "take out --disable-log-stats, let /metrics through the proxy before it, or set "
                 "kv_cache_tokens",
             )
         )
     elif metrics.kv_tokens is None:
-        found.append(note(url, "/metrics does not tell the KV cache's size", "set kv_cache_tokens"))
+        what = "/metrics does not tell the size of the KV cache: it is not known"
+        found.append(note(url, what, "set kv_cache_tokens"))
     off = (metrics is not None and metrics.prefix_caching is False) or _never_hits(engine)
     if off:
         found.append(

@@ -19,7 +19,9 @@ import msgspec
 
 from router.fleet.health import HealthState
 from router.fleet.listener import FleetListener
+from router.fleet.models import ModelCard
 from router.fleet.replica import Replica
+from router.kv_events.sequencer import Feed
 from router.kv_events.subscriptions import Listener, ListenSettings
 from router.kv_events.token_chain import seed
 from router.kv_events.token_index import Coming, TokenIndex
@@ -90,7 +92,10 @@ class Exact(FleetListener):
         self.index = TokenIndex()
         self.current = 0
         """Mask of the replicas whose events are heard without a gap."""
+        self.behind = 0
+        """Mask of the replicas that have a tier of which no event tells."""
         self.listeners: dict[int, Listener] = {}
+        """By slot; the ranks of an endpoint have one."""
         self.prompts: dict[str, int] = {}
         """Why prompts were not tokenised here -> how many; "exact" for those that were."""
         self.models = ExactModels(settings.models, lambda: None)
@@ -98,6 +103,8 @@ class Exact(FleetListener):
         self.chains = ChainMemory(settings.memory // 8)
         self.pool = TokenPool(self.memory, settings.threads)
         self._fleet = fleet
+        self._cards: dict[int, tuple[ModelCard, ...]] = {}
+        """What each replica's models were when last looked at."""
         self._context: zmq.Context[Any] = zmq.Context()
         self._coming: set[Coming] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -110,36 +117,56 @@ class Exact(FleetListener):
     def on_added(self, replica: Replica) -> None:
         """Nothing is known of it."""
         self.index.add_replica(replica.slot)
-        self.listeners[replica.slot] = Listener(
-            replica, self.index, self.settings.listen, self._context, self._refresh
-        )
+        if not replica.rank:
+            self.listeners[replica.slot] = Listener(
+                replica, self.index, self.settings.listen, self._context, self._refresh
+            )
+            return
+        self.listeners[replica.slot] = listener = self.listeners[replica.ranks[0].slot]
+        self._other_ranks(listener)
 
     def on_removed(self, replica: Replica) -> None:
         """What it held is gone."""
         slot = replica.slot
-        self.listeners.pop(slot).close()
+        listener = self.listeners.pop(slot)
+        if replica.rank:
+            self._other_ranks(listener)
+        else:
+            listener.close()
+        self._cards.pop(slot, None)
         self.index.remove_replica(slot)
         self._coming = {coming for coming in self._coming if coming.slot != slot}
         for model in self.models.bases.values():
             model.forget(slot)
         self.current &= ~(1 << slot)
+        self.behind &= ~(1 << slot)
+
+    def _other_ranks(self, listener: Listener) -> None:
+        listener.begin_anew()
+        for model in self.models.bases.values():
+            model.forget(listener.replica.slot)
 
     def on_emptied(self, replica: Replica) -> None:
         """It restarted: what it told does not hold, and it may be another engine."""
         for model in self.models.bases.values():
             model.forget(replica.slot)
-        self.listeners[replica.slot].restarted()
+        feed = self._feed(replica.slot)
+        if feed is not None:
+            feed.restarted()
 
     def emptied(self, replica: Replica) -> None:
         """Its cache was emptied on demand; engines tell of that with the next block only."""
-        for rank in self.index.ranks(replica.slot):
-            self.index.empty(replica.slot, rank, complete=True)
+        self.index.empty(replica.slot, complete=True)
+
+    def _feed(self, slot: int) -> Feed | None:
+        replica, listener = self._fleet.replicas[slot], self.listeners.get(slot)
+        return listener.feed(replica.rank) if listener is not None and replica is not None else None
 
     def _refresh(self, slot: int) -> None:
-        listener = self.listeners.get(slot)
+        feed = self._feed(slot)
         bit = 1 << slot
         self.current = (
-            self.current | bit if listener is not None and listener.current else self.current & ~bit
+            self.current | bit if feed is not None and feed.current else self.current & ~bit
         )
 
     # Running
@@ -177,8 +204,8 @@ class Exact(FleetListener):
                 self.tick(now)
                 if now - verified > VERIFY_SECONDS:
                     verified = now
-                    for listener in self.listeners.values():
-                        for feed in listener.feeds():
+                    for replica in self._fleet.endpoints():
+                        for feed in self.listeners[replica.slot].feeds():
                             feed.verify()
             except Exception:
                 log.exception("exact mode: something went wrong; going on")
@@ -187,12 +214,11 @@ class Exact(FleetListener):
     def tick(self, now: float) -> None:
         """Look for what is new and for what is over."""
         fleet = self._fleet
-        for listener in self.listeners.values():
-            listener.tick(fleet.settings.api_key, fleet.tls)
         self.models.update(fleet.all_models())
         for replica in fleet.members():
-            if replica.block_tokens:
-                self.index.sized(replica.slot, replica.block_tokens)
+            self._look_at(replica)
+        for replica in fleet.endpoints():
+            self.listeners[replica.slot].tick(fleet.settings.api_key, fleet.tls)
             if replica.health.state is not HealthState.READY:
                 continue
             for model in self.models.bases.values():
@@ -202,6 +228,21 @@ class Exact(FleetListener):
         for coming in [one for one in self._coming if one.deadline <= now]:
             self._coming.discard(coming)
             self.index.give_up(coming)
+
+    def _look_at(self, replica: Replica) -> None:
+        """What its metrics and its list of models tell."""
+        slot, engine = replica.slot, replica.engine
+        if engine is not None and engine.block_tokens:
+            self.index.sized(slot, engine.block_tokens)
+        tier = replica.offload_tokens or (engine is not None and engine.loaded)
+        if tier and not self.index.tiers_told(slot):
+            self.behind |= replica.bit
+        else:
+            self.behind &= ~replica.bit
+        cards = self._fleet.cards(slot)
+        if cards is not self._cards.get(slot):
+            self._cards[slot] = cards
+            self.index.adapters(slot, {card.id: card.root for card in cards if card.root})
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -330,13 +371,22 @@ class Exact(FleetListener):
         self, believed: list[tuple[float, int]], prompt: ExactPrompt
     ) -> list[tuple[float, int]]:
         """(leading tokens held, mask of holders), deepest first: as told, and as believed of the
-        replicas that are not exact for this prompt."""
+        replicas that are not exact for this prompt. Of a tier that no event tells of, what is
+        believed is all there is."""
         told = self.told(prompt)
         found = [(tokens, left) for tokens, mask in believed if (left := mask & ~told)]
         index = self.index
         for block, mask in index.sizes.items():
             if mask & told:
                 found += index.match(prompt.chain(block), block, mask & told)
+        behind = told & self.behind
+        if behind:
+            either = found + believed
+            found = [(tokens, left) for tokens, mask in found if (left := mask & ~behind)]
+            for slot in slots(behind):
+                most = max((tokens for tokens, mask in either if mask >> slot & 1), default=0.0)
+                if most:
+                    found.append((most, 1 << slot))
         found.sort(reverse=True)
         return found
 
@@ -372,29 +422,29 @@ class Exact(FleetListener):
 
     def confidence(self, slot: int) -> float:
         """How much of what a replica's engine holds is known, from 0 to 1."""
-        listener = self.listeners.get(slot)
-        if listener is None or not listener.current:
+        replica = self._fleet.replicas[slot]
+        if replica is None or not self.current >> slot & 1:
             return 0.0
         if self.index.complete(slot):
             return 1.0
-        room = listener.replica.kv_tokens
+        room = replica.kv_tokens
         return min(1.0, self.index.placed(slot) / room) if room else 0.0
 
-    def next_events(self, slot: int) -> list[int]:
-        """For each rank, the number of the batch that comes next: all before are applied."""
-        listener = self.listeners.get(slot)
-        return [feed.next for feed in listener.feeds()] if listener is not None else []
+    def next_event(self, slot: int) -> int | None:
+        """The number of the batch that comes next: all before are applied. None where events are
+        not subscribed to."""
+        feed = self._feed(slot)
+        return feed.next if feed is not None else None
 
     def event_counts(self, slot: int) -> dict[str, int]:
         """What went wrong with a replica's events, and how often."""
-        listener = self.listeners.get(slot)
-        feeds = listener.feeds() if listener is not None else []
+        feed = self._feed(slot)
         return {
-            "gap": sum(feed.gaps for feed in feeds),
-            "cut": sum(feed.cuts for feed in feeds),
-            "restart": sum(feed.restarts for feed in feeds),
-            "rebuild": sum(feed.rebuilds for feed in feeds),
-            "unreadable": sum(feed.faults for feed in feeds),
+            "gap": feed.gaps if feed is not None else 0,
+            "cut": feed.cuts if feed is not None else 0,
+            "restart": feed.restarts if feed is not None else 0,
+            "rebuild": feed.rebuilds if feed is not None else 0,
+            "unreadable": feed.faults if feed is not None else 0,
         }
 
     @property
@@ -412,7 +462,7 @@ class Exact(FleetListener):
         listener = self.listeners.get(slot)
         if listener is None or listener.silent:
             return listener.silent if listener is not None else "it is not in the fleet"
-        if not listener.current:
+        if not self.current >> slot & 1:
             return "its KV events are not heard just now, or some are missing"
         for model in self.models.bases.values():
             if not _serves(listener.replica, model.name):

@@ -52,8 +52,11 @@ class ExactPlacer(Placer):
     ) -> Ask:
         ask = super()._ask(chain, size, model, eligible, key, now, output_limit)
         if isinstance(chain, TokenisedChain):
-            ask.held = self._exact.held(ask.held, chain.prompt)
-            ask.tokens = float(chain.prompt.count)
+            count = float(chain.prompt.count)
+            scale = count / ask.tokens  # what is believed was estimated by bytes
+            believed = [(tokens * scale, mask) for tokens, mask in ask.held]
+            ask.held = self._exact.held(believed, chain.prompt)
+            ask.tokens = count
         return ask
 
     def _book(

@@ -17,6 +17,11 @@ LONGEST_TEXT = 4 * 1024 * 1024
 MOST_SERIES = 4096
 """Lines of one name that are read: one for each data-parallel rank and model."""
 LONGEST_LINE = 64 * 1024
+MOST_RANKS = 256
+"""Data-parallel ranks behind one port that are told apart."""
+OFFLOAD_TOKEN_BYTES = 64 * 1024
+"""What a token takes in a tier behind the GPU, where the engine does not tell what it takes in GPU
+memory: that of a small model, since a tier thought too large costs little."""
 
 _RUNNING = (b"\nvllm:num_requests_running",)
 _WAITING = (b"\nvllm:num_requests_waiting",)
@@ -25,6 +30,7 @@ _QUERIES = (b"\nvllm:prefix_cache_queries_total", b"\nvllm:gpu_prefix_cache_quer
 _HITS = (b"\nvllm:prefix_cache_hits_total", b"\nvllm:gpu_prefix_cache_hits_total")
 _PROMPTS = (b"\nvllm:request_prompt_tokens_count",)
 _PROMPT_TOKENS = (b"\nvllm:request_prompt_tokens_sum",)
+_LOADED = (b"\nvllm:external_prefix_cache_hits_total",)
 _STARTED = (b"\nprocess_start_time_seconds",)
 _CONFIG = b"\nvllm:cache_config_info"
 _SLEEP = b"\nvllm:engine_sleep_state"
@@ -33,8 +39,11 @@ _LABELS = {
     name: re.compile(rb'[{,]%s="([^"\\]*)"' % name)
     for name in (
         b"kv_cache_size_tokens",
+        b"kv_cache_memory_bytes",
+        b"kv_offloading_size",
         b"num_gpu_blocks",
         b"block_size",
+        b"effective_attention_block_size",
         b"engine",
         b"enable_prefix_caching",
         b"sleep_state",
@@ -43,7 +52,8 @@ _LABELS = {
 
 
 class EngineMetrics(msgspec.Struct, frozen=True, gc=False):
-    """One reading, summed over a replica's engines (data-parallel ranks). None: not told."""
+    """One reading: of an engine, or summed over the engines (data-parallel ranks) behind a port.
+    None: not told."""
 
     running: float | None = None
     waiting: float | None = None
@@ -57,14 +67,20 @@ class EngineMetrics(msgspec.Struct, frozen=True, gc=False):
     """Requests finished since the engine started."""
     prompt_tokens: float | None = None
     """Their prompt tokens."""
+    loaded: float | None = None
+    """Prompt tokens that came from a tier behind the GPU, or from another engine."""
     started: float | None = None
     """When the process started, Unix seconds; several API servers in one engine do not tell it."""
     kv_tokens: int | None = None
+    """Tokens the KV cache in GPU memory has room for."""
+    offload_tokens: int | None = None
+    """Tokens a tier behind it (CPU memory, disk) has room for."""
     block_tokens: int | None = None
-    """Tokens the KV cache has room for."""
     prefix_caching: bool | None = None
     asleep: bool | None = None
     """Whether any of its engines sleeps: it answers /health, and requests when it wakes."""
+    ranks: tuple[EngineMetrics, ...] = ()
+    """The same of each engine, in the order of their ranks; empty where there is one."""
 
     @property
     def told_anything(self) -> bool:
@@ -86,24 +102,78 @@ class EngineMetrics(msgspec.Struct, frozen=True, gc=False):
         return self.prompt_tokens / self.prompts * (1.0 - min(1.0, self.hit_rate or 0.0))
 
 
+class _Cache(msgspec.Struct, frozen=True, gc=False):
+    """What vllm:cache_config_info tells of one engine; 0: not told."""
+
+    tokens: int
+    summed: int
+    """Tokens of all engines together, which each of them repeats (see vLLM's
+    v1/engine/core_client.py). It is what older versions tell, and too much for hybrid models."""
+    offload: int
+    block: int
+    prefix_caching: bool | None
+
+
+_Told = dict[bytes, list[float]]
+"""The values of one name, by the engine they are of."""
+
+
 def parse_metrics(text: bytes) -> EngineMetrics:
     """Read what is there. A line that is not understood counts as not told; nothing raises."""
     text = b"\n" + text
-    usage, engines = _total(text, _USAGE)
-    kv_tokens, block_tokens, prefix_caching = _cache_config(text)
+    told = {
+        "running": _values(text, _RUNNING),
+        "waiting": _values(text, _WAITING),
+        "kv_usage": _values(text, _USAGE),
+        "queries": _values(text, _QUERIES),
+        "hits": _values(text, _HITS),
+        "prompts": _values(text, _PROMPTS),
+        "prompt_tokens": _values(text, _PROMPT_TOKENS),
+        "loaded": _values(text, _LOADED),
+    }
+    caches = _caches(text)
+    started = _sum(_values(text, _STARTED), None)
+    names = set(caches).union(told["running"])
+    ranks: tuple[EngineMetrics, ...] = ()
+    # A rank is asked for by its place among those of its port, not by its name.
+    if 1 < len(names) <= MOST_RANKS and all(map(bytes.isdigit, names)):
+        ranks = tuple(
+            _reading(told, caches, started, [name], len(names)) for name in sorted(names, key=int)
+        )
+    whole = _reading(told, caches, started, None, 1)
+    return msgspec.structs.replace(whole, ranks=ranks, asleep=_asleep(text))
+
+
+def _reading(
+    told: dict[str, _Told],
+    caches: dict[bytes, _Cache],
+    started: float | None,
+    engines: list[bytes] | None,
+    among: int,
+) -> EngineMetrics:
+    """What is told of some engines, or of all, that are one of so many equal parts."""
+    found = [caches[each] for each in (caches if engines is None else engines) if each in caches]
+    tokens = sum(cache.tokens for cache in found)
+    summed = max((cache.summed for cache in found), default=0) // among
+    usage = told["kv_usage"]
+    total = _sum(usage, engines)
+    series = sum(len(usage.get(each, ())) for each in (usage if engines is None else engines))
     return EngineMetrics(
-        running=_total(text, _RUNNING)[0],
-        waiting=_total(text, _WAITING)[0],
-        kv_usage=None if usage is None else usage / engines,
-        queries=_total(text, _QUERIES)[0],
-        hits=_total(text, _HITS)[0],
-        prompts=_total(text, _PROMPTS)[0],
-        prompt_tokens=_total(text, _PROMPT_TOKENS)[0],
-        started=_total(text, _STARTED)[0],
-        kv_tokens=kv_tokens,
-        block_tokens=block_tokens,
-        prefix_caching=prefix_caching,
-        asleep=_asleep(text),
+        running=_sum(told["running"], engines),
+        waiting=_sum(told["waiting"], engines),
+        kv_usage=None if total is None else total / series,
+        queries=_sum(told["queries"], engines),
+        hits=_sum(told["hits"], engines),
+        prompts=_sum(told["prompts"], engines),
+        prompt_tokens=_sum(told["prompt_tokens"], engines),
+        loaded=_sum(told["loaded"], engines),
+        started=started,
+        kv_tokens=tokens or summed or None,
+        offload_tokens=sum(cache.offload for cache in found) or None,
+        block_tokens=next((cache.block for cache in found if cache.block), None),
+        prefix_caching=next(
+            (cache.prefix_caching for cache in found if cache.prefix_caching is not None), None
+        ),
     )
 
 
@@ -127,50 +197,61 @@ def _lines(text: bytes, start: bytes) -> list[bytes]:
     return found
 
 
-def _total(text: bytes, names: tuple[bytes, ...]) -> tuple[float | None, int]:
-    """The sum over all series of the first name that is there, and how many there were."""
+def _values(text: bytes, names: tuple[bytes, ...]) -> _Told:
+    """The values of the first name that is there; none when one of them makes no sense."""
     for name in names:
         lines = _lines(text, name)
         if not lines:
             continue
-        total = 0.0
+        found: _Told = {}
         for line in lines:
             value = line[line.rfind(b"}") + 1 :].split()
             try:
                 number = float(value[0])
             except (IndexError, ValueError):
-                return None, 0
+                return {}
             if not isfinite(number) or number < 0.0:
-                return None, 0
-            total += number
-        return total, len(lines)
-    return None, 0
+                return {}
+            found.setdefault(_label(line, b"engine"), []).append(number)
+        return found
+    return {}
 
 
-def _cache_config(text: bytes) -> tuple[int | None, int | None, bool | None]:
-    """(KV cache tokens, tokens of a block, prefix caching on), from the labels of
-    vllm:cache_config_info.
+def _sum(told: _Told, engines: list[bytes] | None) -> float | None:
+    """Over these engines, or over all; None when none of them told."""
+    values = [
+        value for each in (told if engines is None else engines) for value in told.get(each, ())
+    ]
+    return sum(values) if values else None
 
-    kv_cache_size_tokens is one engine's and right for hybrid models too; num_gpu_blocks is older,
-    and the sum over data-parallel engines already, though each of them repeats it (see vLLM's
-    v1/engine/core_client.py).
-    """
-    tokens: int | None = None
-    blocks = block = 0
-    caching: bool | None = None
-    engines: set[bytes] = set()
+
+def _caches(text: bytes) -> dict[bytes, _Cache]:
+    """What each engine's KV cache is, from the labels of vllm:cache_config_info."""
+    found = {}
     for line in _lines(text, _CONFIG):
-        engines.add(_label(line, b"engine"))
-        tokens = max(tokens or 0, _number(_label(line, b"kv_cache_size_tokens"))) or None
-        block = _number(_label(line, b"block_size")) or block
-        size = _number(_label(line, b"num_gpu_blocks")) * block
-        blocks = max(blocks, size)
+        tokens = _number(_label(line, b"kv_cache_size_tokens"))
+        block = _number(_label(line, b"block_size"))
+        memory = _number(_label(line, b"kv_cache_memory_bytes"))
         word = _label(line, b"enable_prefix_caching")
-        if word:
-            caching = word == b"True"
-    if tokens is not None:
-        tokens *= len(engines)
-    return tokens or blocks or None, block or None, caching
+        found[_label(line, b"engine")] = _Cache(
+            tokens=tokens,
+            summed=_number(_label(line, b"num_gpu_blocks")) * block,
+            offload=_offload(_label(line, b"kv_offloading_size"), memory / tokens if tokens else 0),
+            block=_number(_label(line, b"effective_attention_block_size")) or block,
+            prefix_caching=word == b"True" if word else None,
+        )
+    return found
+
+
+def _offload(gib: bytes, token_bytes: float) -> int:
+    """Tokens that a tier of so many GiB has room for."""
+    try:
+        size = float(gib)
+    except ValueError:
+        return 0  # "None", or not told
+    if not 0.0 < size < 1e9:
+        return 0
+    return int(size * (1 << 30) / (token_bytes or OFFLOAD_TOKEN_BYTES))
 
 
 def _asleep(text: bytes) -> bool | None:

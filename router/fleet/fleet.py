@@ -78,6 +78,7 @@ class Fleet:
             self._changes,
             self._listeners,
             self._refresh,
+            self._set_ranks,
         )
         self._look = Look(self._read_models, lambda: self.pace.stretch(EVERY))
         self._watches: dict[int, Watch] = {}
@@ -96,31 +97,24 @@ class Fleet:
         """
         settings = self.settings
         address = parse_address(url)
-        for other in self.replicas:
-            if other is not None and other.name == address.name:
+        for other in self.endpoints():
+            if other.name == address.name:
                 raise ValueError(f"replica {url!r} is in the fleet already, as {other.url!r}")
-        now = self._clock()
-        slot = self._free_slot()
-        load = Load(prefill_rate=settings.prefill_rate, kv_capacity=float(settings.kv_cache_tokens))
         replica = Replica(
-            slot=slot,
+            slot=self._free_slot(),
             address=address,
-            load=load,
+            load=Load(
+                prefill_rate=settings.prefill_rate, kv_capacity=float(settings.kv_cache_tokens)
+            ),
             breaker=Breaker(settings.breaker_failures, settings.breaker_cooldown),
-            health=Health(settings.health_interval, settings.unhealthy_after, now),
+            health=Health(settings.health_interval, settings.unhealthy_after, self._clock()),
             kv_tokens=settings.kv_cache_tokens or settings.kv_cache_guess,
             kv_tokens_known=settings.kv_cache_tokens > 0,
+            offload_tokens=settings.kv_offload_tokens,
         )
-        if slot == len(self.replicas):
-            self.replicas.append(replica)
-            self.loads.append(load)
-        else:
-            self.replicas[slot] = replica
-            self.loads[slot] = load
-        self._catalog.join(slot)
+        self._catalog.join(replica.slot)
         self.pace.size += 1
-        for listener in self._listeners:
-            listener.on_added(replica)
+        self._join(replica)
         if models:
             self.set_models(replica, models)
         if self._ticking is not None:
@@ -134,26 +128,83 @@ class Fleet:
         Raises KeyError if it is not in the fleet.
         """
         replica = self.find(url)
-        slot = replica.slot
-        self.usable &= ~replica.bit
-        self.half_open &= ~replica.bit
         self._findings.untried &= ~replica.bit
-        self._catalog.leave(slot)
         self.pace.size -= 1
-        self._slow_start.drop(replica)
-        replica.foreign.withdraw(replica.load)
-        self.replicas[slot] = None
-        watch = self._watches.pop(slot, None)
+        watch = self._watches.pop(replica.slot, None)
         if watch is not None:
             watch.cancel()
             task = asyncio.create_task(watch.closed())
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
         log.info("replica %s removed", replica.name)
-        for listener in self._listeners:
-            listener.on_removed(replica)
+        for rank in reversed(replica.ranks):
+            self._leave(rank)
         self._changes.notify()
         return replica
+
+    def _join(self, replica: Replica) -> None:
+        slot = replica.slot
+        if slot == len(self.replicas):
+            self.replicas.append(replica)
+            self.loads.append(replica.load)
+        else:
+            self.replicas[slot] = replica
+            self.loads[slot] = replica.load
+        for listener in self._listeners:
+            listener.on_added(replica)
+
+    def _leave(self, replica: Replica) -> None:
+        self.usable &= ~replica.bit
+        self.half_open &= ~replica.bit
+        self._catalog.leave(replica.slot)
+        self._slow_start.drop(replica)
+        replica.foreign.withdraw(replica.load)
+        self.replicas[replica.slot] = None
+        for listener in self._listeners:
+            listener.on_removed(replica)
+
+    def _set_ranks(self, first: Replica, count: int) -> None:
+        """So many engines are behind a replica's port, as its metrics tell."""
+        ranks = first.ranks
+        if len(ranks) == count:
+            return
+        log.info("replica %s: has %d data-parallel ranks", first.name, count)
+        while len(ranks) > count:
+            self._leave(ranks.pop())
+        for rank in range(len(ranks), count):
+            slot = self._free_slot()
+            new = Replica(
+                slot=slot,
+                address=first.address,
+                load=Load(
+                    prefill_rate=first.load.prefill_rate,
+                    kv_capacity=first.load.kv_capacity,
+                ),
+                breaker=first.breaker,
+                health=first.health,
+                kv_tokens=first.kv_tokens,
+                kv_tokens_known=first.kv_tokens_known,
+                offload_tokens=first.offload_tokens,
+                block_tokens=first.block_tokens,
+                ranks=ranks,
+                rank=rank,
+                models=first.models,
+                models_read=first.models_read,
+                models_given=first.models_given,
+                any_model=first.any_model,
+                draining=first.draining,
+                asleep=first.asleep,
+                paused=first.paused,
+                by_discovery=first.by_discovery,
+                tried=first.tried,
+            )
+            ranks.append(new)
+            self._catalog.join_as(slot, first.slot)
+            self._join(new)
+        for each in ranks:
+            each.bits = sum(one.bit for one in ranks)
+            each.rank_header = b"x-data-parallel-rank: %d\r\n" % each.rank if count > 1 else b""
+        self._refresh(first)
 
     def drain(self, url: str) -> Replica:
         """Send a replica nothing new; it goes on with what it has.
@@ -162,23 +213,28 @@ class Fleet:
         """
         replica = self.find(url)
         if not replica.draining:
-            replica.draining = True
-            log.info("replica %s: draining, %d in flight", replica.name, replica.load.in_flight)
-            self._refresh(replica)
+            in_flight = sum(rank.load.in_flight for rank in replica.ranks)
+            log.info("replica %s: draining, %d in flight", replica.name, in_flight)
+            self._set_draining(replica, True)
         return replica
 
     def undrain(self, url: str) -> Replica:
         """Send a drained replica requests again. Raises KeyError if it is not in the fleet."""
         replica = self.find(url)
         if replica.draining:
-            replica.draining = False
             log.info("replica %s: no longer draining", replica.name)
-            self._refresh(replica)
+            self._set_draining(replica, False)
         return replica
+
+    def _set_draining(self, replica: Replica, draining: bool) -> None:
+        for rank in replica.ranks:
+            rank.draining = draining
+        self._refresh(replica)
 
     def set_models(self, replica: Replica, models: Sequence[str]) -> None:
         """These are what it serves: its /v1/models is not asked any more."""
-        replica.models_given = True
+        for rank in replica.ranks:
+            rank.models_given = True
         self._findings.models_told(replica, tuple(map(named_card, models)))
 
     def reread_models(self, replica: Replica) -> None:
@@ -196,14 +252,18 @@ class Fleet:
     def find(self, url: str) -> Replica:
         """The member at this URL, however it is spelled. Raises KeyError if there is none."""
         name = parse_address(url).name
-        for replica in self.replicas:
-            if replica is not None and replica.name == name:
+        for replica in self.endpoints():
+            if replica.name == name:
                 return replica
         raise KeyError(f"no replica {url!r} in the fleet")
 
     def members(self) -> list[Replica]:
-        """The replicas there are, by slot."""
+        """The replicas there are, by slot: of an endpoint with several ranks, each."""
         return [replica for replica in self.replicas if replica is not None]
+
+    def endpoints(self) -> list[Replica]:
+        """The replicas there are, of an endpoint with several ranks the first."""
+        return [replica for replica in self.members() if not replica.rank]
 
     def names(self) -> dict[int, str]:
         """Slot -> stable name, as a policy's members() wants it."""
@@ -420,6 +480,10 @@ class Fleet:
         """Whether there is no model that all replicas serve whose models are known."""
         return self._catalog.mixed
 
+    def cards(self, slot: int) -> tuple[ModelCard, ...]:
+        """What one replica serves, as it told."""
+        return self._catalog.cards(slot)
+
     def models_body(self) -> bytes:
         """The same as an OpenAI list object in JSON."""
         cards = b",".join(card.raw for card in self._catalog.union)
@@ -432,9 +496,9 @@ class Fleet:
         if self._ticking is not None:
             raise RuntimeError("the fleet runs already")
         self._ticking = asyncio.create_task(self._tick_forever(), name="fleet tick")
-        members = self.members()
-        self._findings.untried = sum(replica.bit for replica in members if not replica.tried)
-        for place, replica in enumerate(members):
+        endpoints = self.endpoints()
+        self._findings.untried = sum(replica.bit for replica in endpoints if not replica.tried)
+        for place, replica in enumerate(endpoints):
             self._watch(replica, self.pace.offset(place))
 
     async def stop(self) -> None:
@@ -491,13 +555,14 @@ class Fleet:
 
     def _hurry(self, slot: int) -> None:
         """Have its health looked at soon."""
-        watch = self._watches.get(slot)
+        replica = self.replicas[slot]
+        watch = self._watches.get(replica.ranks[0].slot) if replica is not None else None
         if watch is not None:
             watch.hurry()
 
     def _refresh(self, replica: Replica) -> None:
-        """Put a replica's bits where its state says."""
-        bit = replica.bit
+        """Put the bits of a replica, and of its other ranks, where its state says."""
+        bits = replica.bits
         breaker = replica.breaker
         usable = (
             replica.health.state is HealthState.READY
@@ -506,6 +571,6 @@ class Fleet:
             and breaker.passes
         )
         trial = usable and breaker.state is BreakerState.HALF_OPEN
-        self.usable = self.usable | bit if usable else self.usable & ~bit
-        self.half_open = self.half_open | bit if trial else self.half_open & ~bit
+        self.usable = self.usable | bits if usable else self.usable & ~bits
+        self.half_open = self.half_open | bits if trial else self.half_open & ~bits
         self._changes.notify()

@@ -9,7 +9,8 @@ class FleetListener:
     """Told of changes, synchronously. Override what is of interest."""
 
     def on_added(self, replica: Replica) -> None:
-        """It is in the fleet, with an empty cache of replica.kv_tokens, and not usable yet."""
+        """It is in the fleet, with an empty cache of replica.remembered_tokens. A further rank of
+        one that is here may be usable already."""
 
     def on_removed(self, replica: Replica) -> None:
         """It left; its slot will be given to another."""
@@ -17,5 +18,5 @@ class FleetListener:
     def on_emptied(self, replica: Replica) -> None:
         """It restarted: its KV cache is empty."""
 
-    def on_resized(self, replica: Replica, tokens: int) -> None:
-        """Its KV cache turned out to have room for so many tokens."""
+    def on_resized(self, replica: Replica) -> None:
+        """kv_tokens or offload_tokens turned out to be others."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -32,11 +32,13 @@ class ModelCard(msgspec.Struct, frozen=True, gc=False):
     """The base model, where this is a LoRA adapter."""
     length: int = UNBOUNDED
     """max_model_len: tokens of prompt and answer together."""
+    root: str = ""
+    """Where the engine has it from; empty when it does not say."""
 
     @property
-    def told(self) -> tuple[str, str, int]:
+    def told(self) -> tuple[str, str, int, str]:
         """What routing reads. The rest changes with every answer, such as `created`."""
-        return self.id, self.parent, self.length
+        return self.id, self.parent, self.length, self.root
 
 
 class _List(msgspec.Struct):
@@ -47,6 +49,7 @@ class _Card(msgspec.Struct):
     id: str
     parent: msgspec.Raw = msgspec.Raw(b"null")
     max_model_len: msgspec.Raw = msgspec.Raw(b"null")
+    root: Any = None
 
 
 _list_decoder = msgspec.json.Decoder(_List)
@@ -73,6 +76,7 @@ def parse_models(body: bytes) -> tuple[ModelCard, ...]:
                 bytes(raw),
                 parent if isinstance(parent, str) else "",
                 length if isinstance(length, int) and length > 0 else UNBOUNDED,
+                card.root if isinstance(card.root, str) else "",
             )
             cards.setdefault(card.id, found)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -124,7 +128,7 @@ class Catalog:
     def _bases(self, slot: int) -> frozenset[str]:
         return frozenset(card.id for card in self._cards.get(slot, ()) if not card.parent)
 
-    def told(self, slot: int) -> tuple[tuple[str, str, int], ...] | None:
+    def told(self, slot: int) -> tuple[tuple[str, str, int, str], ...] | None:
         """What routing reads of a replica's cards; None before it told them."""
         cards = self._cards.get(slot)
         return None if cards is None else tuple(card.told for card in cards)
@@ -165,9 +169,21 @@ class Catalog:
             self._union = tuple(found.values())
         return self._union
 
+    def cards(self, slot: int) -> tuple[ModelCard, ...]:
+        """What a replica told; empty when it did not, or serves any model."""
+        return self._cards.get(slot, ())
+
     def join(self, slot: int) -> None:
         """A replica whose models are not known yet."""
         self._masks[ABSENT] |= 1 << slot
+
+    def join_as(self, slot: int, other: int) -> None:
+        """A rank of a replica that is here already: it serves what that one does."""
+        self.join(slot)
+        if self._any >> other & 1:
+            self.tell_any(slot)
+        elif other in self._cards:
+            self.tell(slot, self._cards[other])
 
     def tell(self, slot: int, cards: Iterable[ModelCard]) -> None:
         """A replica's models are these."""

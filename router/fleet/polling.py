@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -48,8 +48,11 @@ class Keeper(Protocol):
     def models_untold(self, replica: Replica, status: int) -> None:
         """It will not tell its models, now or later."""
 
-    def metrics_told(self, replica: Replica, metrics: EngineMetrics, most_own: int) -> None:
-        """A reading; most_own requests of ours were in flight at most while it was taken."""
+    def metrics_told(
+        self, replica: Replica, metrics: EngineMetrics, most_own: Sequence[int]
+    ) -> None:
+        """A reading; most_own has for each rank how many requests of ours were in flight at most
+        while it was taken."""
 
     def metrics_missing(self, replica: Replica, why: str) -> None:
         """It has no metrics, and will have none later."""
@@ -196,8 +199,7 @@ class Watch:
     async def read_metrics(self) -> None:
         """Read /metrics and tell the keeper; a read that fails lets the last one grow stale."""
         replica = self._replica
-        load, foreign = replica.load, replica.foreign
-        most_own = foreign.own(load)
+        before = [each.foreign.own(each.load) for each in replica.ranks]
         try:
             answer = await self._reader.get(
                 "/metrics", engine_metrics.LONGEST_TEXT, self._settings.health_timeout
@@ -215,7 +217,8 @@ class Watch:
         if not metrics.told_anything:
             self._keeper.metrics_missing(replica, "/metrics has none of vLLM's names")
             return
-        self._keeper.metrics_told(replica, metrics, max(most_own, foreign.own(load)))
+        after = [each.foreign.own(each.load) for each in replica.ranks]
+        self._keeper.metrics_told(replica, metrics, list(map(max, before, after)))
         if metrics.asleep is not None:
             self._rest_paths.pop(IS_SLEEPING, None)
             self._keeper.rest_told(replica, metrics.asleep, None)

@@ -1,4 +1,10 @@
-"""One engine endpoint, as the gateway knows it."""
+"""One replica, as the gateway knows it: an engine endpoint, or one data-parallel rank of it.
+
+Behind one port there may be several engines, each with a KV cache, a queue and a load of its own.
+Each is a replica with a slot of its own: what is chosen among, what the index knows a cache of.
+They share what belongs to the port: address, health, breaker, models. The first of them is the one
+that is watched, and goes by the port's name.
+"""
 
 from __future__ import annotations
 
@@ -97,8 +103,10 @@ class Replica:
     breaker: Breaker
     health: Health
     kv_tokens: int
-    """KV cache size: as set, as read from the engine, or a guess."""
+    """Size of the KV cache in GPU memory: as set, as read from the engine, or a guess."""
     kv_tokens_known: bool
+    offload_tokens: int = 0
+    """Tokens that a tier behind the KV cache holds: as set, or as read from the engine."""
     block_tokens: int = 16
     """Tokens of a KV cache block: vLLM's usual size until the engine's metrics tell."""
     url: str = ""
@@ -109,6 +117,14 @@ class Replica:
     prefix: str = ""
     host_header: bytes = b""
     bit: int = 0
+    ranks: list[Replica] = field(default_factory=list)
+    """All of its endpoint, in order, itself among them: one list, shared by them."""
+    rank: int = 0
+    """Its place among them."""
+    rank_header: bytes = b""
+    """What tells the endpoint which of several engines a request is for: a whole line."""
+    bits: int = 0
+    """Those of all of them."""
     models: tuple[str, ...] = ()
     """Names served, adapters included; see models_read and any_model."""
     models_read: bool = False
@@ -144,7 +160,16 @@ class Replica:
         self.tls = address.tls
         self.prefix = address.prefix
         self.host_header = address.authority.encode("ascii")
-        self.bit = 1 << self.slot
+        self.bit = self.bits = 1 << self.slot
+        if not self.ranks:
+            self.ranks.append(self)
+        if self.rank:
+            self.name += f"@{self.rank}"
+
+    @property
+    def remembered_tokens(self) -> int:
+        """Tokens of prompts that it can still have, in GPU memory or behind it."""
+        return self.kv_tokens + self.offload_tokens
 
     @property
     def state(self) -> str:

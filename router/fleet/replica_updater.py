@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 from router.fleet.change_notifier import Changes
 from router.fleet.engine_metrics import EngineMetrics
@@ -34,6 +35,7 @@ class Findings:
         changes: Changes,
         listeners: list[FleetListener],
         refresh: Callable[[Replica], None],
+        set_ranks: Callable[[Replica, int], None],
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -42,6 +44,7 @@ class Findings:
         self._changes = changes
         self._listeners = listeners
         self._refresh = refresh
+        self._set_ranks = set_ranks
         self._said: set[str] = set()
         self._told_lack = float("-inf")
         self.untried = 0
@@ -63,7 +66,8 @@ class Findings:
         health.good(now)
         replica.breaker.reset()
         if not self.untried & replica.bit:
-            self._slow_start.begin(replica, now)
+            for rank in replica.ranks:
+                self._slow_start.begin(rank, now)
         log.info("replica %s: ready", replica.name)
         self._refresh(replica)
         self._was_tried(replica)
@@ -85,8 +89,9 @@ class Findings:
             log.warning("replica %s: unhealthy: %s", replica.name, why)
         else:
             log.warning("replica %s: not ready, will be tried again: %s", replica.name, why)
-        replica.foreign.withdraw(replica.load)
-        self._slow_start.drop(replica)
+        for rank in replica.ranks:
+            rank.foreign.withdraw(rank.load)
+            self._slow_start.drop(rank)
         self._refresh(replica)
         return True
 
@@ -99,7 +104,8 @@ class Findings:
 
     def _was_tried(self, replica: Replica) -> None:
         if not replica.tried:
-            replica.tried = True
+            for rank in replica.ranks:
+                rank.tried = True
             self.untried &= ~replica.bit
             self._changes.notify()
 
@@ -115,65 +121,80 @@ class Findings:
         )
         if known and replica.health.state is HealthState.READY:
             return
-        replica.models = names
-        replica.models_read = True
-        replica.any_model = False
         if not known:
             log.info("replica %s: serves %s", replica.name, ", ".join(names) or "no model")
-        self._catalog.tell(replica.slot, cards)
+        for rank in replica.ranks:
+            rank.models = names
+            rank.models_read = True
+            rank.any_model = False
+            self._catalog.tell(rank.slot, cards)
         self._changes.notify()
 
     def models_untold(self, replica: Replica, status: int) -> None:
         """Its models cannot be known: it is taken to serve every one."""
         if replica.any_model:
             return
-        replica.models = ()
-        replica.models_read = True
-        replica.any_model = True
+        for rank in replica.ranks:
+            rank.models = ()
+            rank.models_read = True
+            rank.any_model = True
+            self._catalog.tell_any(rank.slot)
         self._say_once(
             f"models {status}",
             f"replica {replica.name}: /v1/models answered {status}; such a replica is taken to "
             "serve any model. If it wants a key, set replica_api_key",
         )
-        self._catalog.tell_any(replica.slot)
         self._changes.notify()
 
     # Metrics
 
-    def metrics_told(self, replica: Replica, metrics: EngineMetrics, most_own: int) -> None:
-        """A reading, with the most requests of ours that were in flight while it was taken."""
+    def metrics_told(
+        self, replica: Replica, metrics: EngineMetrics, most_own: Sequence[int]
+    ) -> None:
+        """A reading, with the most requests of ours that were in flight on each rank while it was
+        taken."""
         health = replica.health
-        why = restarted(replica.engine, metrics, health.was_refused)
-        if why:
-            self._emptied(replica, why)
+        readings = metrics.ranks or (metrics,)
+        for rank, reading in zip(replica.ranks, readings, strict=False):
+            why = restarted(rank.engine, reading, health.was_refused)
+            if why:
+                self._emptied(replica, why)
+                break
         health.settled()
-        replica.engine = metrics
-        replica.engine_at = self._clock()
-        replica.engine_missing = ""
         if metrics.prefix_caching is False:
             self._say_once(
                 f"caching {replica.name}",
                 f"replica {replica.name}: prefix caching is off in this engine; routing by prefix "
                 "gains nothing there (--enable-prefix-caching)",
             )
-        self._resize(replica, metrics.kv_tokens)
-        if metrics.block_tokens is not None:
-            replica.block_tokens = metrics.block_tokens
-        if metrics.running is not None and metrics.waiting is not None:
-            replica.foreign.observe(
-                replica.load, metrics.running, metrics.waiting, most_own, metrics.uncached_each
-            )
+        self._set_ranks(replica, len(readings))
+        now = self._clock()
+        for rank, reading, own in zip_longest(replica.ranks, readings, most_own[: len(readings)]):
+            self._rank_told(rank, reading, own or 0, now)
         self._changes.notify()
+
+    def _rank_told(self, rank: Replica, reading: EngineMetrics, most_own: int, now: float) -> None:
+        rank.engine = reading
+        rank.engine_at = now
+        rank.engine_missing = ""
+        self._resize(rank, reading)
+        if reading.block_tokens is not None:
+            rank.block_tokens = reading.block_tokens
+        if reading.running is not None and reading.waiting is not None:
+            rank.foreign.observe(
+                rank.load, reading.running, reading.waiting, most_own, reading.uncached_each
+            )
 
     def metrics_missing(self, replica: Replica, why: str) -> None:
         """It has no metrics."""
         if replica.engine_missing == why:
             return
-        replica.engine_missing = why
-        replica.foreign.withdraw(replica.load)
+        for rank in replica.ranks:
+            rank.engine_missing = why
+            rank.foreign.withdraw(rank.load)
         self._say_once(
             f"metrics {why}",
-            f"replica {replica.name}: {why}; without metrics its KV cache size is a guess "
+            f"replica {replica.name}: {why}; without metrics the size of its KV cache is not known "
             "(set kv_cache_tokens) and other clients' load is not seen",
         )
         self._changes.notify()
@@ -183,47 +204,59 @@ class Findings:
     def rest_told(self, replica: Replica, asleep: bool | None, paused: bool | None) -> None:
         """Whether it sleeps and whether it is paused; None: as it was."""
         rested = replica.resting
-        if asleep is not None:
-            replica.asleep = asleep
-        if paused is not None:
-            replica.paused = paused
+        for rank in replica.ranks:
+            if asleep is not None:
+                rank.asleep = asleep
+            if paused is not None:
+                rank.paused = paused
         if replica.resting == rested:
             return
         if not rested:
             word = "sleeps" if replica.asleep else "is paused"
             log.info("replica %s: %s, nothing is sent there", replica.name, word)
             # An engine drops its cache for sleep, and for a pause unless told to keep it.
-            for listener in self._listeners:
-                listener.on_emptied(replica)
+            for rank in replica.ranks:
+                for listener in self._listeners:
+                    listener.on_emptied(rank)
         else:
             log.info("replica %s: no longer sleeping or paused", replica.name)
         self._refresh(replica)
 
-    def _resize(self, replica: Replica, tokens: int | None) -> None:
-        if self._settings.kv_cache_tokens:
-            return
-        if tokens is None:
-            self._say_once(
-                "size",
-                f"replica {replica.name}: its metrics do not tell the size of its KV cache; "
-                f"{replica.kv_tokens} tokens are assumed (set kv_cache_tokens)",
-            )
-            return
-        replica.kv_tokens_known = True
-        replica.load.kv_capacity = float(tokens)
-        if tokens != replica.kv_tokens:
-            replica.kv_tokens = tokens
-            log.info("replica %s: its KV cache holds %d tokens", replica.name, tokens)
+    def _resize(self, replica: Replica, reading: EngineMetrics) -> None:
+        settings = self._settings
+        before = replica.remembered_tokens
+        if not settings.kv_cache_tokens:
+            tokens = reading.kv_tokens
+            if tokens is not None:
+                if not replica.kv_tokens_known or tokens != replica.kv_tokens:
+                    log.info("replica %s: its KV cache holds %d tokens", replica.name, tokens)
+                replica.kv_tokens_known = True
+                replica.load.kv_capacity = float(tokens)
+                replica.kv_tokens = tokens
+            elif not replica.kv_tokens_known:
+                self._say_once(
+                    f"size {replica.name}",
+                    f"replica {replica.name}: the size of its KV cache is not known: the engine's "
+                    "metrics do not tell it. Until kv_cache_tokens is set, prompts are remembered "
+                    f"as if there were room for {replica.kv_tokens} tokens (kv_cache_guess), and "
+                    "how full it is does not count",
+                )
+        offload = settings.kv_offload_tokens or reading.offload_tokens or 0
+        if offload != replica.offload_tokens:
+            replica.offload_tokens = offload
+            log.info("replica %s: %d tokens more fit behind its GPU", replica.name, offload)
+        if replica.remembered_tokens != before:
             for listener in self._listeners:
-                listener.on_resized(replica, tokens)
+                listener.on_resized(replica)
 
     def _emptied(self, replica: Replica, why: str) -> None:
         log.warning("replica %s: restarted, its cache is empty: %s", replica.name, why)
-        replica.restarts += 1
-        replica.engine = None
-        replica.foreign.withdraw(replica.load)
-        for listener in self._listeners:
-            listener.on_emptied(replica)
+        for rank in replica.ranks:
+            rank.restarts += 1
+            rank.engine = None
+            rank.foreign.withdraw(rank.load)
+            for listener in self._listeners:
+                listener.on_emptied(rank)
 
     def _say_once(self, about: str, text: str) -> None:
         if about not in self._said:

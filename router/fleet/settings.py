@@ -18,6 +18,8 @@ class FleetSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Path of a PEM file to check them against; empty for the system's."""
     kv_cache_tokens: int = 0
     """KV cache size of every replica; 0 reads it from the engine's metrics."""
+    kv_offload_tokens: int = 0
+    """Tokens that a tier behind every replica's GPU holds; 0 reads it from the engine's metrics."""
     kv_cache_guess: int = 500_000
     """Used until the size is known. Too high costs little, too low costs much."""
     prefill_rate: float = 20_000.0

@@ -235,11 +235,12 @@ class Exchange:
                 NO_CHAIN, 0, "", eligible, "", monotonic(), stream=False
             )
         slot = placement.slot
-        self.tried |= 1 << slot
         self._blamed = False
         if fleet.half_open >> slot & 1:
             fleet.admitted(slot)
-        self.replica = fleet.replicas[slot]
+        self.replica = replica = fleet.replicas[slot]
+        assert replica is not None
+        self.tried |= replica.bits
         upstream = gateway.pools[slot].take()
         if upstream is not None:
             send(self, upstream)

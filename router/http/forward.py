@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from router.http.gateway import Gateway
     from router.http.upstream import UpstreamConnection
 
+RANK = b"x-data-parallel-rank"
 ASK_USAGE = b'"stream_options":{"include_usage":true},'
 _VIA = f"via: {VIA}\r\n".encode()
 # Bodies up to this size go out in one piece with their head: copying them costs less than a second
@@ -23,6 +24,12 @@ _VIA = f"via: {VIA}\r\n".encode()
 _ONE_PIECE = 16_384
 # Turns of the event loop after which a connection that was closed has given up its file.
 _CLOSED_AFTER = 3
+
+
+def _without_rank(headers: list[bytes]) -> list[bytes]:
+    """Without the rank a client asks for: where the router tells ranks apart, it names one."""
+    pairs = zip(headers[::2], headers[1::2], strict=True)
+    return [part for pair in pairs if pair[0].lower() != RANK for part in pair]
 
 
 def connect(exchange: Exchange) -> None:
@@ -86,13 +93,17 @@ def send(exchange: Exchange, upstream: UpstreamConnection) -> None:
         length = b"content-length: %d\r\n" % len(body)
     else:
         length = b""
-    head = b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%b%b%b%bx-request-id: %b\r\n\r\n" % (
+    headers = request.headers
+    if replica.rank_header:
+        headers = _without_rank(headers)
+    head = b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%b%b%b%b%bx-request-id: %b\r\n\r\n" % (
         request.method,
         replica.prefix.encode(),
         request.target,
         replica.host_header,
-        header_lines(request.headers),
+        header_lines(headers),
         _VIA,
+        replica.rank_header,
         length,
         b"connection: upgrade\r\nupgrade: %b\r\n" % request.upgrade if request.upgrade else b"",
         request.request_id,

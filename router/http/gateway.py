@@ -118,9 +118,9 @@ class Gateway(FleetListener):
     # -- the fleet changes
 
     def on_added(self, replica: Replica) -> None:
-        """A replica came: give its slot a pool."""
+        """A replica came: give its slot a pool, the ranks of one endpoint the same."""
         self._divide_files()
-        pool = Pool(self, replica)
+        pool = self.pools[replica.ranks[0].slot] if replica.rank else Pool(self, replica)
         if replica.slot == len(self.pools):
             self.pools.append(pool)
         else:
@@ -129,7 +129,8 @@ class Gateway(FleetListener):
     def on_removed(self, replica: Replica) -> None:
         """A replica left: its idle connections go; those in use end with their exchanges."""
         self._divide_files()
-        self.pools[replica.slot].retire()
+        if not replica.rank:
+            self.pools[replica.slot].retire()
 
     def on_emptied(self, replica: Replica) -> None:
         """A replica restarted: connections to what it was are dead."""

@@ -7,12 +7,14 @@ hashes are integers or bytes. See vLLM's ``vllm/distributed/kv_events.py``.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
 EngineHash: TypeAlias = int | bytes
 """A block's name as its engine gives it; nothing is assumed about how it is made."""
+TokenId: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+"""What fits the arrays that prompts are kept in."""
 
 
 class Stored(msgspec.Struct, tag_field="type", tag="BlockStored", gc=False):
@@ -20,7 +22,7 @@ class Stored(msgspec.Struct, tag_field="type", tag="BlockStored", gc=False):
 
     block_hashes: list[int | bytes]
     parent_block_hash: int | bytes | None
-    token_ids: list[int]
+    token_ids: list[TokenId]
     block_size: int
     lora_id: int | None = None
     medium: str | None = None

@@ -1,4 +1,4 @@
-"""One cache of one engine: a data-parallel rank's blocks on one medium."""
+"""One cache of one engine: its blocks on one medium."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Lane:
     """
 
     __slots__ = (
+        "_adapters",
         "_bit",
         "_blocks",
         "_copies",
@@ -34,16 +35,21 @@ class Lane:
         "complete",
         "expected",
         "learned",
+        "parts",
         "placed",
         "salts_told",
         "strays",
     )
 
-    def __init__(self, masks: dict[int, int], bit: int) -> None:
+    def __init__(self, masks: dict[int, int], bit: int, parts: int = 1) -> None:
+        """parts: blocks of GPU memory that make one of this medium."""
+        self.parts = parts
         self._masks = masks
         self._bit = bit
         self._blocks: dict[EngineHash, int] = {}
         """The engine's hash -> the router's, UNPLACED when not known."""
+        self._adapters: dict[EngineHash, str] = {}
+        """The engine's hash -> the adapter's name, for blocks of one."""
         self._copies: dict[EngineHash, int] = {}
         """The engine's hash -> copies, for blocks stored more than once."""
         self._twins: dict[int, int] = {}
@@ -69,20 +75,27 @@ class Lane:
         """Whether a block counts as held."""
         return bool(self._masks.get(block, 0) & self._bit)
 
-    def store(self, event: Stored) -> None:
-        """Blocks entered. One without a known parent is kept to be removed, and found by nobody."""
+    def place(self, name: EngineHash | None) -> int:
+        """The router's hash of a block; UNPLACED when the block or its place is not known."""
+        return UNPLACED if name is None else self._blocks.get(name, UNPLACED)
+
+    def store(self, event: Stored, parent: int = UNPLACED) -> None:
+        """Blocks entered. One without a known parent is kept to be removed, and found by nobody.
+
+        parent: the router's hash of the block before, where another lane may know it.
+        """
         blocks, copies, masks, bit = self._blocks, self._copies, self._masks, self._bit
-        parent = event.parent_block_hash
         extra = event.extra_keys
         if extra is not None:
             self.salts_told = True
-        if parent is None:
+        if event.parent_block_hash is None:
             own = _first(event)
         else:
-            own = blocks.get(parent, UNPLACED)
+            own = blocks.get(event.parent_block_hash) or parent
             if own == UNPLACED:
                 self.strays += 1
-        width = event.block_size * TOKEN_BYTES
+        parts = self.parts
+        width = event.block_size // parts * TOKEN_BYTES
         tokens = memoryview(array("I", event.token_ids)).cast("B")
         media = extra is not None and any(_media(keys) for keys in extra)
         xxh3 = xxhash.xxh3_64_intdigest
@@ -90,10 +103,12 @@ class Lane:
         at = 0
         for place, name in enumerate(event.block_hashes):
             if own:
-                own = xxh3(tokens[at : at + width], own)
+                for _ in range(parts):
+                    own = xxh3(tokens[at : at + width], own)
+                    at += width
                 if media and extra is not None and place < len(extra) and _media(extra[place]):
-                    own = xxh3(repr(_media(extra[place])).encode(), own)
-                at += width
+                    # In which part of a larger block it is cannot be known.
+                    own = xxh3(repr(_media(extra[place])).encode(), own) if parts == 1 else UNPLACED
             had = blocks.get(name)
             if had is not None:
                 copies[name] = copies.get(name, 1) + 1
@@ -102,6 +117,8 @@ class Lane:
             blocks[name] = own
             if not own:
                 continue
+            if event.lora_name:
+                self._adapters[name] = event.lora_name
             self.placed += 1
             mask = masks.get(own, 0)
             if not mask & bit:
@@ -131,14 +148,39 @@ class Lane:
                     # Which one cannot be known. Engines evict what was used least recently.
                     self._unlearn(next(iter(self.learned)))
             elif own:
-                self.placed -= 1
-                others = self._twins.get(own, 0)
-                if others > 1:
-                    self._twins[own] = others - 1
-                elif others:
-                    del self._twins[own]
-                else:
-                    self._clear(own)
+                self._let_go(name, own)
+
+    def _let_go(self, name: EngineHash, own: int) -> None:
+        """A block under this name is not there any more, or cannot be found."""
+        if self._adapters:
+            self._adapters.pop(name, None)
+        self.placed -= 1
+        others = self._twins.get(own, 0)
+        if others > 1:
+            self._twins[own] = others - 1
+        elif others:
+            del self._twins[own]
+        else:
+            self._clear(own)
+
+    def replaces(self, event: Stored) -> bool:
+        """An adapter's first block is there under another name: engines name it by the adapter's
+        name and path, so it is another adapter of that name."""
+        extra = event.extra_keys
+        if not extra or _media(extra[0]) or event.block_hashes[0] in self._blocks:
+            return False
+        tokens = array("I", event.token_ids[: event.block_size]).tobytes()
+        own: int = xxhash.xxh3_64_intdigest(tokens, _first(event))
+        return self.holds(own) and own not in self.expected and own not in self.learned
+
+    def forget_adapter(self, adapter: str) -> None:
+        """Its name stands for another one: the blocks of the old one are only there to be
+        removed. What was learned may be among them."""
+        for name in [name for name, each in self._adapters.items() if each == adapter]:
+            own, self._blocks[name] = self._blocks[name], UNPLACED
+            self._let_go(name, own)
+        for own in list(self.learned):
+            self._unlearn(own)
 
     def empty(self, *, complete: bool) -> None:
         """The cache holds nothing (complete), or what it holds is not known any more."""
@@ -149,6 +191,7 @@ class Lane:
             if own not in self.expected:
                 self._clear(own)
         self._blocks = {}
+        self._adapters = {}
         self._copies = {}
         self._twins = {}
         self.learned = {}

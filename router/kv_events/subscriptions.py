@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 10.0
 """Until a replica that told no sources is asked again."""
 ASK_SECONDS = 2.0
+NOT_KNOWN = "its event sources are not known yet"
 
 
 class ListenSettings(msgspec.Struct, frozen=True):
@@ -42,7 +43,8 @@ class ListenSettings(msgspec.Struct, frozen=True):
 
 
 class Listener:
-    """One replica's subscriptions. `silent` says why there are none; empty when there are."""
+    """One endpoint's subscriptions, one for each of its ranks. `silent` says why there are none;
+    empty when there are."""
 
     def __init__(
         self,
@@ -53,7 +55,7 @@ class Listener:
         changed: Callable[[int], None],
     ) -> None:
         self.replica = replica
-        self.silent = "its event sources are not known yet"
+        self.silent = NOT_KNOWN
         self.subscriptions: list[Subscription] = []
         self._index = index
         self._settings = settings
@@ -62,14 +64,13 @@ class Listener:
         self._task: asyncio.Task[None] | None = None
         self._next_try = 0.0
 
-    @property
-    def current(self) -> bool:
-        """Every rank can be heard, and no batch of any is known to be missing."""
-        return bool(self.subscriptions) and all(s.feed.current for s in self.subscriptions)
-
     def feeds(self) -> list[Feed]:
-        """Of each rank."""
+        """Of each rank; empty when there are no subscriptions."""
         return [subscription.feed for subscription in self.subscriptions]
+
+    def feed(self, rank: int) -> Feed | None:
+        """Of one rank."""
+        return self.subscriptions[rank].feed if rank < len(self.subscriptions) else None
 
     def tick(self, api_key: str, tls: ssl.SSLContext) -> None:
         """To be called now and then: looks for sources where there are none."""
@@ -80,24 +81,29 @@ class Listener:
         self._next_try = monotonic() + RETRY_SECONDS
         self._task = asyncio.get_running_loop().create_task(self._find(api_key, tls))
 
-    def restarted(self) -> None:
-        """The replica's engine restarted, with other sources perhaps."""
-        for feed in self.feeds():
-            feed.restarted()
-
     def close(self) -> None:
         """Subscribe to nothing any more."""
         if self._task is not None:
             self._task.cancel()
+            self._task = None
         for subscription in self.subscriptions:
             subscription.close()
         self.subscriptions = []
 
+    def begin_anew(self) -> None:
+        """It has other ranks than before: look for their sources."""
+        self.close()
+        self.silent = NOT_KNOWN
+        self._next_try = 0.0
+        for rank in self.replica.ranks:
+            self._changed(rank.slot)
+
     async def _find(self, api_key: str, tls: ssl.SSLContext) -> None:
         replica, settings = self.replica, self._settings
         if settings.events:
+            ranks = max(settings.ranks, len(replica.ranks))
             sources = sources_of(
-                settings.events, settings.replay, settings.topic, settings.ranks, replica.host
+                settings.events, settings.replay, settings.topic, ranks, replica.host
             )
         else:
             reader = Reader(replica.url, api_key, tls)
@@ -125,9 +131,16 @@ class Listener:
     def _subscribe(self, sources: list[Source]) -> None:
         import zmq
 
-        for source in sources:
-            sink = _Sink(self, self.replica.slot, source.rank, self._index, self._changed)
-            feed = Feed(f"replica {self.replica.name} rank {source.rank}", sink)
+        ranks = self.replica.ranks
+        if len(sources) != len(ranks):
+            self._fail(
+                f"it has events of {len(sources)} data-parallel ranks, and metrics of {len(ranks)}"
+            )
+            return
+        # As engines do, ranks are told apart by their place among those of their port.
+        for source, rank in zip(sources, ranks, strict=True):
+            sink = _Sink(rank.slot, self._index, self._changed)
+            feed = Feed(f"replica {rank.name}", sink)
             subscription = Subscription(source, self._context, feed)
             try:
                 subscription.open()
@@ -149,31 +162,21 @@ class Listener:
         if why != self.silent:
             log.warning("replica %s: no KV events: %s", self.replica.name, why)
         self.silent = why
-        self._changed(self.replica.slot)
 
 
 class _Sink:
     """Where a rank's batches go."""
 
-    def __init__(
-        self,
-        listener: Listener,
-        slot: int,
-        rank: int,
-        index: TokenIndex,
-        changed: Callable[[int], None],
-    ) -> None:
-        self._listener = listener
+    def __init__(self, slot: int, index: TokenIndex, changed: Callable[[int], None]) -> None:
         self._slot = slot
-        self._rank = rank
         self._index = index
         self._changed = changed
 
     def apply(self, batch: Batch) -> None:
-        self._index.apply(self._slot, self._rank, batch)
+        self._index.apply(self._slot, batch)
 
     def empty(self, *, complete: bool) -> None:
-        self._index.empty(self._slot, self._rank, complete=complete)
+        self._index.empty(self._slot, complete=complete)
 
     def current(self) -> None:
         self._changed(self._slot)

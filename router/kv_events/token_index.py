@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
 
 import msgspec
@@ -14,10 +15,13 @@ FULL_ATTENTION = frozenset(("full_attention", "mla_attention", "sink_full_attent
 """Kinds of layers that need every earlier token: what these hold decides what can be reused. The
 other groups of a hybrid model keep a window or a state, dropped and rebuilt along the way."""
 
-WORTH = {"GPU": 1.0, "CPU": 0.9, "STORAGE": 0.6, "DISK": 0.6}
+GPU = "GPU"
+WORTH = {GPU: 1.0, "CPU": 0.9, "STORAGE": 0.6, "DISK": 0.6}
 """What a token on a medium saves, as a share of computing it: loading takes time too."""
 OTHER_WORTH = 0.6
 
+MOST_ROOTS = 1024
+"""Adapters of a replica whose place is remembered after they were unloaded."""
 MOST_EXPECTED = 8192
 """Blocks of one prompt that are noted as on their way: beyond, noting them would take longer than
 what it is good for."""
@@ -37,13 +41,20 @@ class Held(msgspec.Struct):
     """One replica's caches."""
 
     block: int = 0
-    """Tokens of a block; 0 until known."""
+    """Tokens of a block in GPU memory, which all is counted in; 0 until known."""
+    told: int = 0
+    """The block size of the engine's metrics; 0 until known. A block is a multiple of it: under
+    context parallelism, and where groups of a hybrid model have sizes of their own."""
     sure: bool = False
-    """An event told the tokens of a block."""
-    lanes: dict[tuple[int, str], Lane] = {}
-    """(data-parallel rank, medium) -> what is there."""
+    """An event of several blocks has shown the size. One of a single block may be of a part of it,
+    the end of a prompt."""
+    lanes: dict[str, Lane] = {}
+    """Medium -> what is there."""
     group: int | None = None
     """The group whose blocks count: the first of full attention that was told of."""
+    roots: dict[str, str | None] = {}
+    """Adapter's name -> where it was loaded from; None when events showed it to be another one
+    than the engine's list of models has it."""
     odd: int = 0
     """Events left out: groups without full attention are not among them."""
 
@@ -51,9 +62,9 @@ class Held(msgspec.Struct):
 class TokenIndex:
     """Which replica holds which token blocks, by events; ``match`` is as in types.PrefixIndex.
 
-    The table has one mask for each block that anybody holds in GPU memory at rank 0, which is all
-    there is for most fleets. Other ranks and media have tables of their own, and replicas with such
-    are matched one by one.
+    The table has one mask for each block that anybody holds in GPU memory, which is all there is
+    for most fleets. Other media have tables of their own, and replicas with such are matched one by
+    one.
     """
 
     def __init__(self) -> None:
@@ -68,8 +79,8 @@ class TokenIndex:
         """A replica of which nothing is known. Raises ValueError if the slot is taken."""
         if slot in self._replicas:
             raise ValueError(f"slot {slot} is taken; call remove_replica({slot}) first")
-        held = Held(lanes={})
-        held.lanes[0, "GPU"] = Lane(self._masks, 1 << slot)
+        held = Held(lanes={}, roots={})
+        held.lanes[GPU] = Lane(self._masks, 1 << slot)
         self._replicas[slot] = held
 
     def remove_replica(self, slot: int) -> None:
@@ -92,67 +103,121 @@ class TokenIndex:
         return len(self._masks)
 
     def block(self, slot: int) -> int:
-        """Tokens of the replica's blocks; 0 until its first event."""
+        """Tokens of the replica's blocks; 0 until its metrics or first event tell."""
         return self._replicas[slot].block
 
     def sized(self, slot: int, block: int) -> None:
-        """Tokens of the replica's blocks, known before its first event."""
+        """Tokens of the replica's blocks, as its metrics tell."""
         held = self._replicas[slot]
-        if not held.block:
+        if block == held.told:
+            return
+        held.told = block
+        if not held.block or held.block % block:
+            held.sure = False
             self._size(slot, held, block)
 
     def _size(self, slot: int, held: Held, block: int) -> None:
+        """The size is this: what is held under another is no block. Blocks of this size were left
+        out before, if it was too large."""
+        if block == held.block:
+            return
+        for lane in held.lanes.values():
+            if len(lane):
+                lane.empty(complete=lane.complete and block > held.block)
         if held.block:
             self.sizes[held.block] &= ~(1 << slot)
         held.block = block
         self.sizes[block] = self.sizes.get(block, 0) | 1 << slot
 
-    def empty(self, slot: int, rank: int, *, complete: bool) -> None:
-        """A rank's cache is empty (complete), or what it holds has to be learned anew."""
-        for (each, _), lane in self._replicas[slot].lanes.items():
-            if each == rank:
-                lane.empty(complete=complete)
+    def empty(self, slot: int, *, complete: bool) -> None:
+        """A replica's cache is empty (complete), or what it holds has to be learned anew."""
+        held = self._replicas[slot]
+        held.sure = False  # it may have restarted with another size
+        for lane in held.lanes.values():
+            lane.empty(complete=complete)
 
-    def apply(self, slot: int, rank: int, batch: Batch) -> None:
+    def adapters(self, slot: int, roots: Mapping[str, str]) -> None:
+        """The adapters a replica's engine has, and where it loaded them from. One that comes from
+        another place than before is another adapter, and the engine takes it for one."""
+        held = self._replicas[slot]
+        for name, root in roots.items():
+            before = held.roots.pop(name, None)
+            if before is not None and before != root:
+                self._forget_adapter(held, name)
+            held.roots[name] = root
+        while len(held.roots) > max(MOST_ROOTS, len(roots)):
+            del held.roots[next(iter(held.roots))]
+
+    def _forget_adapter(self, held: Held, name: str) -> None:
+        for lane in held.lanes.values():
+            lane.forget_adapter(name)
+
+    def apply(self, slot: int, batch: Batch) -> None:
         """What one engine step changed."""
         held = self._replicas[slot]
-        if (rank, "GPU") not in held.lanes:
-            self._lane(slot, held, rank, "GPU")
         for event in batch.events:
             if isinstance(event, Stored):
-                if self._counts(slot, held, event):
-                    self._lane(slot, held, rank, event.medium).store(event)
+                self._store(slot, held, event)
             elif isinstance(event, Removed):
-                if event.group_idx is None or event.group_idx == held.group:
-                    self._lane(slot, held, rank, event.medium).remove(event)
+                lane = held.lanes.get(_medium(event.medium))
+                if lane is not None and event.group_idx in (None, held.group):
+                    lane.remove(event)
             else:
-                self.empty(slot, rank, complete=True)
+                self.empty(slot, complete=True)
 
-    def _counts(self, slot: int, held: Held, event: Stored) -> bool:
+    def _store(self, slot: int, held: Held, event: Stored) -> None:
         kind = event.kv_cache_spec_kind
         if kind is not None and kind not in FULL_ATTENTION:
-            return False
+            return
+        medium = _medium(event.medium)
+        group = event.group_idx
+        if group not in (None, held.group) and (medium != GPU or held.group is not None):
+            return
+        size = event.block_size
+        if not event.token_ids or size * len(event.block_hashes) != len(event.token_ids):
+            held.odd += 1  # a connector's placeholder among them: without tokens, of size 0
+            return
+        gpu = held.lanes[GPU]
+        if medium != GPU:
+            lane = self._tier(slot, held, medium, size)
+            if lane is None:
+                held.odd += 1
+            else:
+                lane.store(event, gpu.place(event.parent_block_hash))
+            return
+        several = len(event.block_hashes) > 1
+        if size != held.block:
+            if not self._may_be(held, size, several):
+                held.odd += 1
+                return
+            self._size(slot, held, size)
+        held.sure = held.sure or several
         if held.group is None:
-            held.group = event.group_idx
-        if event.group_idx is not None and event.group_idx != held.group:
-            return False
-        if not held.sure:
-            held.sure = True
-            self._size(slot, held, event.block_size)
-        if event.block_size != held.block or len(event.token_ids) != held.block * len(
-            event.block_hashes
-        ):
-            held.odd += 1
-            return False
-        return True
+            held.group = group
+        name = event.lora_name
+        if name and event.parent_block_hash is None and gpu.replaces(event):
+            self._forget_adapter(held, name)
+            held.roots[name] = None
+        gpu.store(event)
 
-    def _lane(self, slot: int, held: Held, rank: int, medium: str | None) -> Lane:
-        key = (rank, medium or "GPU")
-        lane = held.lanes.get(key)
-        if lane is None:
-            lane = held.lanes[key] = Lane({}, 1)
+    def _tier(self, slot: int, held: Held, medium: str, size: int) -> Lane | None:
+        """Where a tier's blocks of a size of its own are kept; None where they cannot be compared
+        with those of GPU memory, or with the tier's own."""
+        parts, rest = divmod(size, held.block) if held.block else (0, 0)
+        lane = held.lanes.get(medium)
+        if not parts or rest or (lane is not None and len(lane) and lane.parts != parts):
+            return None
+        if lane is None or lane.parts != parts:
+            lane = held.lanes[medium] = Lane({}, 1, parts)
+            lane.complete = held.lanes[GPU].complete
             self._compound |= 1 << slot
         return lane
+
+    def _may_be(self, held: Held, size: int, several: bool) -> bool:
+        """Whether an event of this size tells the size of blocks in GPU memory."""
+        if held.sure or (held.told and size % held.told):
+            return False
+        return several or not held.block or (size > held.block and not size % held.block)
 
     # Looking up
 
@@ -187,33 +252,29 @@ class TokenIndex:
         return found
 
     def _deepest(self, held: Held, chain: Chain) -> float:
-        """The most that one of a replica's ranks has of a chain, on any of its media."""
-        best = 0.0
-        for rank in {rank for rank, _ in held.lanes}:
-            tiers = sorted(
-                (
-                    (WORTH.get(medium, OTHER_WORTH), lane)
-                    for (each, medium), lane in held.lanes.items()
-                    if each == rank
-                ),
-                key=lambda tier: -tier[0],
-            )
-            worth = 0.0
-            for block in chain:
-                for share, lane in tiers:
-                    if lane.holds(block):
-                        worth += share
-                        break
-                else:
+        """What a replica has of a chain, on any of its media."""
+        tiers = sorted(
+            ((WORTH.get(medium, OTHER_WORTH), lane) for medium, lane in held.lanes.items()),
+            key=lambda tier: -tier[0],
+        )
+        worth = 0.0
+        blocks = len(chain)
+        for at in range(blocks):
+            for share, lane in tiers:
+                # A tier's block is there as a whole, and named by its last part.
+                last = at - at % lane.parts + lane.parts - 1
+                if last < blocks and lane.holds(chain[last]):
+                    worth += share
                     break
-            best = max(best, worth)
-        return best * held.block
+            else:
+                break
+        return worth * held.block
 
     # Requests on their way, and what answers show
 
     def expect(self, slot: int, chain: Chain) -> Coming:
         """A prompt is sent to a replica: it counts as held there until told or given up."""
-        lane = self._replicas[slot].lanes[0, "GPU"]
+        lane = self._replicas[slot].lanes[GPU]
         return Coming(slot, lane, lane.expect(chain[:MOST_EXPECTED]))
 
     def give_up(self, coming: Coming) -> None:
@@ -225,8 +286,8 @@ class TokenIndex:
         """An answer's ``cached_tokens`` has come; predicted were expected, in whole blocks."""
         held = self._replicas[slot]
         if not held.block or len(held.lanes) > 1:
-            return  # which rank answered is not known
-        lane = held.lanes[0, "GPU"]
+            return  # which medium it came from is not known
+        lane = held.lanes[GPU]
         blocks = cached // held.block
         if blocks < predicted // held.block:
             lane.doubt(chain[blocks : predicted // held.block])
@@ -236,9 +297,10 @@ class TokenIndex:
 
     # What is known
 
-    def ranks(self, slot: int) -> set[int]:
-        """The data-parallel ranks it has."""
-        return {rank for rank, _ in self._replicas[slot].lanes}
+    def tiers_told(self, slot: int) -> bool:
+        """Its events tell of a medium behind GPU memory, so that it can be looked up there."""
+        lanes = self._replicas[slot].lanes
+        return any(lane.placed for medium, lane in lanes.items() if medium != GPU)
 
     def complete(self, slot: int) -> bool:
         """Everything this replica's engine holds was told of."""
@@ -251,8 +313,13 @@ class TokenIndex:
     def placed(self, slot: int) -> int:
         """Tokens the replica's engine is known to hold, copies not counted."""
         held = self._replicas[slot]
-        return held.block * sum(lane.placed for lane in held.lanes.values())
+        return held.block * sum(lane.placed * lane.parts for lane in held.lanes.values())
 
     def strays(self, slot: int) -> int:
         """Events about blocks whose history is not known."""
         return sum(lane.strays for lane in self._replicas[slot].lanes.values())
+
+
+def _medium(told: str | None) -> str:
+    """Connectors spell it as they like, and engines that have only one leave it out."""
+    return told.upper() if told else GPU

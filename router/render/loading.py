@@ -88,7 +88,7 @@ class ExactModel:
         )
 
     async def check(self, client: httpx.AsyncClient, replica: Replica) -> None:
-        """Compare with an engine, once for each of its lives."""
+        """Compare with an engine, once for each of its lives, for all of its ranks."""
         assert self.render is not None
         slot, life = replica.slot, replica.restarts
         self._checking.add(slot)
@@ -103,9 +103,14 @@ class ExactModel:
         if life != replica.restarts:
             return
         self._checked[slot] = life
+        for rank in replica.ranks:
+            if why:
+                self.different[rank.slot] = why
+                self.mask &= ~rank.bit
+            else:
+                self.different.pop(rank.slot, None)
+                self.mask |= rank.bit
         if why:
-            self.different[slot] = why
-            self.mask &= ~(1 << slot)
             log.warning(
                 "replica %s: model %s is routed by the byte-block index: %s",
                 replica.name,
@@ -113,8 +118,6 @@ class ExactModel:
                 why,
             )
         else:
-            self.different.pop(slot, None)
-            self.mask |= 1 << slot
             log.info(
                 "replica %s: model %s is tokenised as the engine does", replica.name, self.name
             )

@@ -246,9 +246,10 @@ class Shared(FleetListener):
         self.names.pop(slot, None)
         self._forgot_at.pop(slot, None)
 
-    def on_resized(self, replica: Replica, tokens: int) -> None:
+    def on_resized(self, replica: Replica) -> None:
         """Tell those who cannot read it."""
-        self.outbox.resized(self._keys[replica.slot], tokens)
+        if replica.kv_tokens_known:
+            self.outbox.resized(self._keys[replica.slot], replica.kv_tokens)
 
     def emptied(self, replica: Replica) -> bool:
         """This router saw a replica restart. False when another router told of it before: what was
@@ -274,7 +275,7 @@ class Shared(FleetListener):
         replica = self._fleet.replicas[slot]
         if replica is not None and not replica.kv_tokens_known:
             replica.load.kv_capacity = float(tokens)
-            self._resize(slot, tokens)
+            self._resize(slot, tokens + replica.offload_tokens)
 
     def _kept(self, slot: int, key: int) -> None:
         """A replica of this router keeps a response or a conversation."""

@@ -201,7 +201,15 @@ INDEX_SHARE = Metric(
     "warmroute_index_share",
     "gauge",
     "share",
-    "How full the replica's KV cache is, as the index models it: 0 to 1.",
+    "How full the replica's KV cache is, as the index models it: 0 to 1. "
+    "Absent where the size of that cache is not known.",
+    _REPLICA,
+)
+KV_CACHE = Metric(
+    "warmroute_kv_cache_tokens",
+    "gauge",
+    "tokens",
+    "Tokens the replica's KV cache in GPU memory holds. Absent where that is not known.",
     _REPLICA,
 )
 DISCOVERY = Metric(
@@ -339,7 +347,7 @@ OWN = (
     REQUESTS, ERRORS, ATTEMPTS, RETRIES, DECISIONS, TTFT, TPOT, DURATION, OVERHEAD,
     PROMPT_TOKENS, OUTPUT_TOKENS, LEDGER_PROMPT, AVAILABLE, CHOSEN, PREDICTED, DELIVERED,
     GAP, SURPLUS, UNREPORTED, IN_FLIGHT, QUEUED, USABLE, STATE, BREAKER, DISCOVERY,
-    INDEX_BLOCKS, INDEX_BYTES, INDEX_SHARE, CONNECTIONS, STREAMS, BODY_BYTES,
+    INDEX_BLOCKS, INDEX_BYTES, INDEX_SHARE, KV_CACHE, CONNECTIONS, STREAMS, BODY_BYTES,
     EXACT_CONFIDENCE, EXACT_PROMPTS, EXACT_EVENTS, EXACT_BYTES, EXACT_TOKENS, LOG_DROPPED,
     OWN_LOG_DROPPED,
     STATE_UP, STATE_LAG, STATE_ROUTERS, STATE_FACTS_SENT, STATE_FACTS_RECEIVED,

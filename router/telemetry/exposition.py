@@ -181,9 +181,13 @@ class Exposition:
         yield _single(catalogue.DISCOVERY, int(discovery is None or discovery.current))
         yield _single(catalogue.INDEX_BLOCKS, index.blocks)
         yield _single(catalogue.INDEX_BYTES, index.nbytes())
+        sized = [(labels, replica) for labels, replica in named if replica.kv_tokens_known]
         yield _head(catalogue.INDEX_SHARE)
-        for labels, replica in named:
+        for labels, replica in sized:
             yield _line(catalogue.INDEX_SHARE, labels, index.share(replica.slot))
+        yield _head(catalogue.KV_CACHE)
+        for labels, replica in sized:
+            yield _line(catalogue.KV_CACHE, labels, replica.kv_tokens)
         live = self._telemetry.live
         yield _single(catalogue.CONNECTIONS, live.connections)
         yield _single(catalogue.STREAMS, live.streams)

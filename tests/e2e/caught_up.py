@@ -67,9 +67,10 @@ class CaughtUp:
 
     async def _applied(self, replica: str, rank: int, last: int) -> bool:
         told = (await self._client.get(self._admin + "/replicas")).json()
-        ranks = next(one["exact_next"] for one in told if one["name"] == replica)
+        name = f"{replica}@{rank}" if rank else replica
+        one = next(one for one in told if one["name"] == name)
         # Null where exact mode is off: then the engine alone is waited for.
-        return ranks is None or (rank < len(ranks) and ranks[rank] > last)
+        return one["exact"] is None or (one["exact_next"] or 0) > last
 
     async def _published(self, source: Source) -> int:
         """The number of the last batch, once there is none that waits for one; -1 when none ever

@@ -93,20 +93,35 @@ class FakeEngine:
         self.shift = 0
         self.cards: list[dict[str, Any]] = [{"id": "m", "object": "model", "root": root}]
         self.publishers: dict[str, Publisher] = {}
+        """By rank."""
+        self.sources: dict[str, Publisher] = {}
+        """What is told in place of these."""
         self.compared = 0
+        self.loaded = 0
+        """Tokens that came from a tier."""
         self.url = ""
 
     async def _models(self, _: Request) -> Response:
         return JSONResponse({"object": "list", "data": self.cards})
 
     async def _sources(self, _: Request) -> Response:
-        return JSONResponse({rank: one.source() for rank, one in self.publishers.items()})
+        sources = self.sources or self.publishers
+        return JSONResponse({rank: one.source() for rank, one in sources.items()})
 
     async def _metrics(self, _: Request) -> Response:
-        return PlainTextResponse(
-            'vllm:cache_config_info{block_size="4",num_gpu_blocks="100"} 1.0\n'
-            'vllm:num_requests_running{engine="0"} 0.0\nvllm:num_requests_waiting{engine="0"} 0.0\n'
-        )
+        """An engine for each publisher, as under data parallelism."""
+        lines = []
+        for name, value in (
+            ("num_requests_running", 0),
+            ("num_requests_waiting", 0),
+            ("external_prefix_cache_hits_total", self.loaded),
+        ):
+            lines += [f'vllm:{name}{{engine="{rank}"}} {value}' for rank in self.publishers]
+        lines += [
+            f'vllm:cache_config_info{{block_size="4",engine="{rank}",num_gpu_blocks="100"}} 1.0'
+            for rank in self.publishers
+        ]
+        return PlainTextResponse("\n".join(lines) + "\n")
 
     async def _tokenize(self, request: Request) -> Response:
         self.compared += 1

@@ -68,6 +68,8 @@ async def test_replicas_are_told_with_what_is_known_of_them() -> None:
     world.parts.recent.sample(world.telemetry.ledgers())
     world.finish("new", delivered=900)
     world.engine_told(0, running=2.0, waiting=1.0, queries=1000.0, hits=400.0, kv_usage=0.5)
+    one = world.fleet.members()[0]
+    one.kv_tokens, one.kv_tokens_known = 1000, True
     world.hold(0, 5)
     world.fleet.loads[0].in_flight = 3
     world.fleet.failed(1, "connect", 0.0)
@@ -81,6 +83,10 @@ async def test_replicas_are_told_with_what_is_known_of_them() -> None:
     assert (first["engine_waiting"], first["engine_kv_usage"]) == (1.0, 0.5)
     assert 0 <= first["metrics_age"] < 60
     assert first["index_share"] == 0.5
+    assert (first["kv_cache_tokens"], first["kv_cache_known"]) == (1000, True)
+    assert first["kv_cache_assumed"] is None
+    assert (second["kv_cache_tokens"], second["kv_cache_known"]) == (None, False)
+    assert (second["kv_cache_assumed"], second["index_share"]) == (500_000, None)
     assert first["in_flight"] == 3
     assert second["name"] == "10.0.0.2:8000/x"
     assert (second["state"], second["usable"]) == ("unhealthy", False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,20 +60,31 @@ class World:
 
 
 @asynccontextmanager
-async def world(folder: Path, *, shift: int = 0, **settings: Any) -> AsyncIterator[World]:
+async def world(
+    folder: Path, *, shift: int = 0, ranks: int = 1, **settings: Any
+) -> AsyncIterator[World]:
+    """Two slots: two engines, or two ranks of one."""
     model = RenderModel(folder)
-    engines = [FakeEngine(model, str(folder)) for _ in range(2)]
-    engines[1].shift = shift
+    engines = [FakeEngine(model, str(folder)) for _ in range(2 // ranks)]
+    engines[-1].shift = shift
     for engine in engines:
-        engine.publishers["0"] = Publisher()
-    async with engines[0].serve(), engines[1].serve():
-        fleet = Fleet(FleetSettings(replicas=tuple(engine.url for engine in engines)))
+        engine.publishers |= {str(rank): Publisher() for rank in range(ranks)}
+    async with AsyncExitStack() as stack:
+        for engine in engines:
+            await stack.enter_async_context(engine.serve())
+        fleet = Fleet(
+            FleetSettings(
+                replicas=tuple(engine.url for engine in engines),
+                metrics_interval=0.1,
+                models_interval=0.1,
+            )
+        )
         exact = Exact(ExactSettings(**settings), fleet)
-        made = World(engines, exact, fleet)
         await fleet.start()
         exact.start()
         try:
             await fleet.wait_first_round(10)
+            made = World(engines, exact, fleet)
             await made.until(lambda: exact.current == 3 and "m" in exact.models.bases)
             base = exact.models.bases["m"]
             await made.until(lambda: base.mask.bit_count() + len(base.different) == 2)
@@ -112,9 +123,111 @@ async def test_a_prompt_goes_where_events_say_it_is_held(folder: Path) -> None:
         assert (placement.slot, placement.held_tokens) == (1, count * BLOCK)
         assert placement.tokens == known.count
         assert made.exact.confidence(1) == 1.0
-        assert made.exact.next_events(1) == [1]
-        assert made.exact.next_events(0) == [0]
+        assert made.exact.next_event(1) == 1
+        assert made.exact.next_event(0) == 0
         assert made.exact.why_not(1) == ""
+
+
+def known(prompt: Prompt) -> tuple[list[int], int]:
+    """(the tokens of a prompt's whole blocks, the number of these)."""
+    assert isinstance(prompt.chain, TokenisedChain)
+    found = prompt.chain.prompt
+    count = found.count // BLOCK
+    return memoryview(found.tokens).cast("I").tolist()[: count * BLOCK], count
+
+
+async def test_each_rank_behind_a_port_is_a_cache_of_its_own(folder: Path) -> None:
+    async with world(folder, ranks=2) as made:
+        first, second = made.fleet.members()
+        assert (second.name, second.rank) == (f"{first.name}@1", 1)
+        prompt, body = chat(200)
+        assert await made.prepared(prompt, body)
+        tokens, count = known(prompt)
+        await made.engines[0].publishers["1"].publish(event(list(range(1, count + 1)), tokens))
+        await made.until(lambda: made.exact.index.placed(1) == count * BLOCK)
+        placement = made.placer.place(prompt.chain, prompt.size, "m", 3, "", 1.0)
+        assert (placement.slot, placement.held_tokens) == (1, count * BLOCK)
+        assert (made.exact.next_event(0), made.exact.next_event(1)) == (0, 1)
+        assert [made.exact.why_not(slot) for slot in range(2)] == ["", ""]
+
+
+async def test_events_of_more_ranks_than_the_metrics_tell_are_not_gone_by(folder: Path) -> None:
+    """Which rank a request goes to could not be said."""
+    async with world(folder) as made:
+        engine = made.engines[1]
+        engine.sources = dict.fromkeys(("0", "1"), engine.publishers["0"])
+        made.exact.listeners[1].begin_anew()
+        assert not made.exact.current & 2
+        await made.until(lambda: "2 data-parallel ranks" in made.exact.why_not(1))
+        assert made.exact.why_not(0) == ""
+
+
+@pytest.mark.parametrize("medium", ["CPU", "cpu", None])
+async def test_a_connectors_placeholders_do_no_harm(folder: Path, medium: str | None) -> None:
+    """They are the first that comes, and name neither tokens nor a size."""
+    async with world(folder) as made:
+        publisher = made.engines[0].publishers["0"]
+        await publisher.publish(
+            event([9], []) | {"block_size": 0, "medium": medium},
+            event([8], list(range(256))) | {"block_size": 256, "medium": "cpu"},
+        )
+        prompt, body = chat(200)
+        assert await made.prepared(prompt, body)
+        tokens, count = known(prompt)
+        await publisher.publish(event(list(range(11, count + 11)), tokens))
+        await made.until(lambda: made.exact.index.placed(0) >= count * BLOCK)
+        placement = made.placer.place(prompt.chain, prompt.size, "m", 3, "", 1.0)
+        assert (placement.slot, placement.held_tokens) == (0, count * BLOCK)
+        assert made.exact.index.block(0) == BLOCK
+
+
+async def test_what_a_silent_tier_has_is_believed(folder: Path) -> None:
+    """The engine loads from a tier (LMCache as a process of its own) of which no event tells: what
+    was sent there before is what there is to go by."""
+    async with world(folder) as made:
+        prompt, body = chat(200)
+        await made.prepared(prompt, body)
+        sent = made.placer.place(prompt.chain, prompt.size, "m", 1, "", 1.0)
+        made.placer.failed(sent, 1.1)
+        again, body = chat(200)
+        await made.prepared(again, body)
+        assert made.placer.place(again.chain, again.size, "m", 1, "", 1.2).held_tokens == 0
+        made.engines[0].loaded = 640
+        await made.until(lambda: made.exact.behind == 1)
+        once_more, body = chat(200)
+        await made.prepared(once_more, body)
+        placement = made.placer.place(once_more.chain, once_more.size, "m", 3, "", 1.3)
+        assert placement.slot == 0
+        assert placement.held_tokens > 0.8 * placement.tokens
+
+
+async def test_an_adapter_from_another_path_has_nothing_of_the_old_one(folder: Path) -> None:
+    card = {"id": "ada", "object": "model", "root": "/adapters/one", "parent": "m"}
+    async with world(folder) as made:
+        engine = made.engines[0]
+        engine.cards = [*engine.cards, card]
+        await made.until(lambda: made.exact.models.find("ada") is not None)
+        body = msgspec.json.encode({"model": "ada", "prompt": " ".join(["word"] * 200)})
+
+        async def held() -> float:
+            prompt = PARSERS["/v1/completions"](body)
+            assert await made.prepared(prompt, body, "completions")
+            placement = made.placer.place(prompt.chain, prompt.size, "ada", 1, "", 1.0)
+            made.placer.failed(placement, 1.0)
+            return placement.held_tokens
+
+        prompt = PARSERS["/v1/completions"](body)
+        await made.prepared(prompt, body, "completions")
+        tokens, count = known(prompt)
+        stored = event(list(range(1, count + 1)), tokens) | {
+            "lora_name": "ada", "extra_keys": [["ada"]] * count
+        }  # fmt: skip
+        await engine.publishers["0"].publish(stored)
+        await made.until(lambda: made.exact.index.placed(0) == count * BLOCK)
+        assert await held() == count * BLOCK
+        engine.cards = [engine.cards[0], card | {"root": "/adapters/two"}]
+        await made.until(lambda: made.exact.index.placed(0) == 0)
+        assert await held() == 0
 
 
 async def test_a_prompt_on_its_way_counts_as_held_until_it_failed(folder: Path) -> None:

@@ -22,8 +22,8 @@ class Diary(FleetListener):
     def on_emptied(self, replica: Replica) -> None:
         self.emptied.append(replica.name)
 
-    def on_resized(self, replica: Replica, tokens: int) -> None:
-        self.resized.append((replica.name, tokens))
+    def on_resized(self, replica: Replica) -> None:
+        self.resized.append((replica.name, replica.remembered_tokens))
 
 
 async def test_ready_with_models_and_sizes_after_the_first_round(

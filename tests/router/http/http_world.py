@@ -81,6 +81,8 @@ class ScriptedReplica:
     """Asked for at /v1/models, where there is one."""
     own: Counter[str] = field(default_factory=Counter)
     """What the router asks for by itself."""
+    metrics: bytes = b""
+    """What /metrics says; empty: there is none."""
     handler: Handler | None = None
     received: list[Received] = field(default_factory=list)
     connections: int = 0
@@ -233,7 +235,9 @@ class ScriptedReplica:
                 writer.write(sized(b"", "401 Unauthorized"))
             else:
                 writer.write(sized(self._list()))
-        elif target in ("/metrics", "/is_paused", "/is_sleeping"):
+        elif target == "/metrics":
+            writer.write(sized(self.metrics, "200 OK" if self.metrics else "404 Not Found"))
+        elif target in ("/is_paused", "/is_sleeping"):
             writer.write(sized(b"", "404 Not Found"))
         else:
             return False

@@ -116,7 +116,8 @@ def test_every_recorded_frame_decodes_and_the_index_equals_a_naive_model() -> No
     frames = 0
     for _, cases in _cases():
         index = TokenIndex()
-        index.add_replica(0)
+        for rank in range(2):
+            index.add_replica(rank)
         naive: dict[int, NaiveHeld] = {}
         prompts: set[tuple[str, str, tuple[int, ...]]] = set()
         for case in cases:
@@ -130,7 +131,7 @@ def test_every_recorded_frame_decodes_and_the_index_equals_a_naive_model() -> No
                 frames += 1
                 batch = decode(bytes.fromhex(frame["hex"][-1]))
                 rank = batch.data_parallel_rank or 0
-                index.apply(0, rank, batch)
+                index.apply(rank, batch)
                 for event in batch.events:
                     held = naive.setdefault(rank, NaiveHeld())
                     if isinstance(event, Stored):
@@ -149,13 +150,11 @@ def _compare(
     size = index.block(0) or 32
     for adapter, salt, tokens in prompts:
         words = tuple(word for word in (adapter, salt) if word)
-        expected = max(
-            (held.depth(tokens, size, (words, adapter or None)) for held in naive.values()),
-            default=0,
-        )
         hashes = chain(array("I", tokens).tobytes(), size, seed(adapter, salt))
-        found = {mask: held for held, mask in index.match(hashes, size, 1)}
-        assert found.get(1, 0) == expected
+        found = index.match(hashes, size, -1)
+        for rank, held in naive.items():
+            depth = max((depth for depth, mask in found if mask >> rank & 1), default=0)
+            assert depth == held.depth(tokens, size, (words, adapter or None))
 
 
 @needs_recording

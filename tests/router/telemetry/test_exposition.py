@@ -27,6 +27,8 @@ class Replica:
         self.state = "ready"
         self.load = Load(queued_tokens=12.5, in_flight=3)
         self.breaker = Breaker()
+        self.kv_tokens = 2000
+        self.kv_tokens_known = True
 
 
 class Fleet:
@@ -65,8 +67,8 @@ class Exact:
     def event_counts(self, slot: int) -> dict[str, int]:
         return {"gap": slot, "restart": 0}
 
-    def next_events(self, slot: int) -> list[int]:
-        return [slot]
+    def next_event(self, slot: int) -> int | None:
+        return slot
 
 
 BUILD = {"version": "0.1.0", "python": "3.11.4", "policy": "cache_aware"}
@@ -158,12 +160,25 @@ async def test_values_come_out_as_counted() -> None:
     assert value(samples, "warmroute_replica_state", replica="a:1", state="ready") == 1
     assert value(samples, "warmroute_breaker_state", replica="a:1", state="closed") == 1
     assert value(samples, "warmroute_index_share", replica="b:1") == 0.25
+    assert value(samples, "warmroute_kv_cache_tokens", replica="b:1") == 2000
     assert value(samples, "warmroute_index_blocks") == 7
     assert value(samples, "warmroute_index_bytes") == 700
     assert value(samples, "warmroute_client_connections") == 11
     assert value(samples, "warmroute_access_log_dropped_total") == 4
     assert value(samples, "warmroute_build_info", **BUILD) == 1
     assert value(samples, "process_resident_memory_bytes") > 1e6
+
+
+async def test_a_cache_of_unknown_size_is_no_number() -> None:
+    """Neither the size that is assumed nor a share of it."""
+    exposition = make(Telemetry(), "a:1", "b:1")
+    for replica in exposition._fleet.replicas:
+        if isinstance(replica, Replica):
+            replica.kv_tokens_known = replica.name == "b:1"
+    samples, _ = await scrape(exposition)
+    for name in ("warmroute_kv_cache_tokens", "warmroute_index_share"):
+        told = {dict(labels)["replica"] for each, labels in samples if each == name}
+        assert told == {"b:1"}
 
 
 async def test_histograms_are_cumulative_and_end_at_their_count() -> None:
