@@ -2,4 +2,4 @@
 
 from router.index.tree import ByteIndex
 
-__all__ = ["ByteIndex", "Prefill", "Prefills"]
+__all__ = ["ByteIndex"]
