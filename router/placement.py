@@ -72,7 +72,8 @@ class Placement(msgspec.Struct, gc=False):
     """The replica's books; kept, as the slot may be another replica's by the time this ends."""
     stream: bool
     alone: bool
-    """No prefill was known to be queued there when this was sent: its wait is its own."""
+    """No prefill was known to be queued there when this was sent, and no other router's request was
+    heard of since: the wait for its first token is its own."""
     first: bool = False
     """The first token is booked: nothing of this is queued any more."""
     first_seconds: float = 0.0
@@ -268,6 +269,10 @@ class Placer:
         if placement.stream and not placement.first:
             placement.first = True
             placement.first_seconds = now - placement.sent_at
+            # Asked here and not at the answer's end: what others send after the first token was
+            # not before it.
+            if placement.alone and self._heard.get(placement.slot, 0.0) >= placement.sent_at:
+                placement.alone = False
             self._computed(placement)
             first_token(placement.load, placement.uncached, now)
             if self.listener is not None:
@@ -303,13 +308,7 @@ class Placer:
             facts.saw_prompt(placement.weight, prompt_tokens)
         if output_tokens:
             facts.saw_answer(output_tokens)
-        if (
-            placement.alone
-            and placement.first_seconds
-            and current
-            and self._learn_speed
-            and self._heard.get(slot, 0.0) < placement.sent_at
-        ):
+        if placement.alone and placement.first_seconds and current and self._learn_speed:
             uncached = placement.uncached
             if prompt_tokens and cached_tokens >= 0:
                 uncached = float(prompt_tokens - cached_tokens)
