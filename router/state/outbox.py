@@ -6,9 +6,10 @@ The mutable state: facts not sent yet, and the requests in flight that others kn
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from router.placement import Placement
+from router.state.allowance import Allowance
 from router.state.book import Book
 from router.state.codec import (
     BYE,
@@ -29,6 +30,13 @@ from router.types import Chain
 
 DELAY: Final = 0.015
 """Seconds from a fact to the batch it is sent in: long enough for a batch to hold several."""
+LARGE: Final = 1024.0
+"""A request with so many uncached tokens is told at once: a router that does not know of it would
+send its own behind it."""
+SPACING: Final = 0.002
+"""Seconds between two batches sent at once."""
+EARLY: Final = 8
+"""Batches sent at once after a rest; then one every DELAY, as if all were sent with the others."""
 MOST_WAITING: Final = 20_000
 """Facts that wait for a way out before they are given up: 13 s of 500 requests a second."""
 BATCH_BYTES: Final = 256 * 1024
@@ -38,10 +46,19 @@ Told: TypeAlias = "Placement | tuple[int, int] | None"
 """What a fact is about: a request, (a replica's key or a hash, a number), or nothing."""
 
 
+class Timer(Protocol):
+    """What waits to be called."""
+
+    def cancel(self) -> None:
+        """Do not."""
+        ...
+
+
 class Outbox:
     """The placer tells it of requests, the rest of the router of replicas.
 
-    `later(DELAY, due)` is called with the first fact after a batch; `due` then calls `ready`.
+    `later(DELAY, due)` is called with the first fact after a batch, and sooner for a large request;
+    `due` then calls `ready`.
     """
 
     def __init__(
@@ -49,7 +66,7 @@ class Outbox:
         router: int,
         book: Book,
         replicas: dict[int, int],
-        later: Callable[[float, Callable[[], None]], object],
+        later: Callable[[float, Callable[[], None]], Timer],
     ) -> None:
         """replicas: slot -> name_key, kept by whoever made it."""
         self.router = router
@@ -68,7 +85,12 @@ class Outbox:
         self._facts: list[tuple[int, Told]] = []
         self._open: dict[int, Placement] = {}
         self._serial = 0
-        self._armed = False
+        self._timer: Timer | None = None
+        """Runs from the first fact after a batch to its sending."""
+        self._hurried = False
+        """It runs short, for a large request."""
+        self._early = Allowance(DELAY, EARLY)
+        self._next_early = 0.0
         self._roll = False
 
     # On the requests' way
@@ -76,26 +98,28 @@ class Outbox:
     def routed(self, placement: Placement) -> None:
         """A request was placed."""
         self._facts.append((ROUTED, placement))
-        if not self._armed:
-            self._arm()
+        if placement.uncached >= LARGE and not self._hurried:
+            self._hurry(placement.sent_at)
+        elif self._timer is None:
+            self._arm(DELAY)
 
     def first_token(self, placement: Placement) -> None:
         """Its first token came."""
         self._facts.append((FIRST, placement))
-        if not self._armed:
-            self._arm()
+        if self._timer is None:
+            self._arm(DELAY)
 
     def finished(self, placement: Placement) -> None:
         """It ended."""
         self._facts.append((FINISHED, placement))
-        if not self._armed:
-            self._arm()
+        if self._timer is None:
+            self._arm(DELAY)
 
     def failed(self, placement: Placement) -> None:
         """It was not answered."""
         self._facts.append((FAILED, placement))
-        if not self._armed:
-            self._arm()
+        if self._timer is None:
+            self._arm(DELAY)
 
     # Beside it
 
@@ -124,8 +148,8 @@ class Outbox:
     def call_roll(self) -> None:
         """Put all requests in flight into the next batch."""
         self._roll = True
-        if not self._armed:
-            self._arm()
+        if self._timer is None:
+            self._arm(DELAY)
 
     @property
     def waiting(self) -> int:
@@ -139,15 +163,28 @@ class Outbox:
 
     def _tell(self, kind: int, about: tuple[int, int] | None) -> None:
         self._facts.append((kind, about))
-        if not self._armed:
-            self._arm()
+        if self._timer is None:
+            self._arm(DELAY)
 
-    def _arm(self) -> None:
-        self._armed = True
-        self._later(DELAY, self._due)
+    def _arm(self, delay: float) -> None:
+        self._timer = self._later(delay, self._due)
+
+    def _hurry(self, now: float) -> None:
+        """Send a batch as soon as may be."""
+        timer = self._timer
+        if self._early.spend(now):
+            self._hurried = True
+            at = max(now, self._next_early)
+            self._next_early = at + SPACING
+            if timer is not None:
+                timer.cancel()
+            self._arm(at - now)
+        elif timer is None:
+            self._arm(DELAY)
 
     def _due(self) -> None:
-        self._armed = False
+        self._timer = None
+        self._hurried = False
         if self.ready is not None:
             self.ready()
 

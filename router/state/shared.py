@@ -111,7 +111,7 @@ class Shared(FleetListener):
         fleet.listen(self)
 
     @staticmethod
-    def _later(delay: float, call: Callable[[], None]) -> object:
+    def _later(delay: float, call: Callable[[], None]) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(delay, call)
 
     @property

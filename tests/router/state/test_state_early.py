@@ -1,0 +1,133 @@
+"""When facts are sent and read: large requests at once, and not too often."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import pytest
+from state_world import Node, chain, until
+
+from router.index import ByteIndex
+from router.placement import Placer
+from router.policies import load_policy
+from router.spans import SPANS
+from router.state.allowance import Allowance
+from router.state.book import Book
+from router.state.outbox import DELAY, EARLY, SPACING, Outbox
+from router.types import Load
+
+LARGE_BLOCKS = 40
+SMALL_BLOCKS = 4
+
+
+class Later:
+    """Timers that never run by themselves."""
+
+    def __init__(self) -> None:
+        self.armed: list[tuple[float, Callable[[], None]]] = []
+
+    def __call__(self, delay: float, call: Callable[[], None]) -> Later.Timer:
+        entry = (delay, call)
+        self.armed.append(entry)
+        return self.Timer(partial(self.armed.remove, entry))
+
+    class Timer:
+        def __init__(self, cancel: Callable[[], None]) -> None:
+            self.cancel = cancel
+
+    @property
+    def delays(self) -> list[float]:
+        return [round(delay, 6) for delay, _ in self.armed]
+
+    def run(self) -> None:
+        _, call = self.armed.pop()
+        call()
+
+
+class Routing:
+    """A placer that tells an outbox, at times of the test's own."""
+
+    def __init__(self) -> None:
+        index = ByteIndex(SPANS)
+        index.add_replica(0, 1 << 40)
+        self.placer = Placer(index, load_policy("cache_aware"), [Load()])
+        self.later = Later()
+        self.outbox = Outbox(1, Book(), {0: 7}, self.later)
+        self.placer.listener = self.outbox
+        self.batches = 0
+        self.outbox.ready = self.take
+
+    def take(self) -> None:
+        self.batches += self.outbox.take() is not None
+
+    def send(self, blocks: int, now: float) -> None:
+        self.placer.place(chain(blocks), SPANS[blocks] + 9, "m", 1, "", now)
+
+
+def test_a_large_request_is_told_at_once() -> None:
+    routing = Routing()
+    routing.send(SMALL_BLOCKS, 1.0)
+    assert routing.later.delays == [DELAY]
+    routing.send(LARGE_BLOCKS, 1.004)
+    assert routing.later.delays == [0.0]  # in place of the other timer: one batch has both
+    routing.send(LARGE_BLOCKS, 1.004)
+    assert routing.later.delays == [0.0]
+    routing.later.run()
+    assert routing.batches == 1
+    assert not routing.outbox.waiting
+    assert not routing.later.armed
+
+
+def test_what_a_replica_holds_already_makes_no_request_large() -> None:
+    routing = Routing()
+    whole = chain(LARGE_BLOCKS)
+    for now, delay in ((1.0, 0.0), (2.0, DELAY)):
+        routing.placer.place(whole, SPANS[LARGE_BLOCKS] + 9, "m", 1, "", now)
+        assert routing.later.delays == [delay]
+        routing.later.run()
+
+
+def test_batches_at_once_are_spaced() -> None:
+    routing = Routing()
+    routing.send(LARGE_BLOCKS, 1.0)
+    routing.later.run()
+    routing.send(LARGE_BLOCKS, 1.0005)
+    assert routing.later.delays == [SPACING - 0.0005]
+
+
+def test_who_sends_much_that_is_large_sends_it_in_ordinary_batches() -> None:
+    routing = Routing()
+    for step in range(100):
+        now = 1.0 + 0.003 * step
+        routing.send(LARGE_BLOCKS, now)
+        if routing.later.armed[0][0] < DELAY:
+            routing.later.run()
+    assert routing.batches <= EARLY + 3
+    assert routing.later.delays == [DELAY]
+    routing.later.run()
+    routing.send(LARGE_BLOCKS, 3.0)  # after a rest
+    assert routing.later.delays == [0.0]
+
+
+def test_an_allowance_is_spent_and_comes_back() -> None:
+    allowance = Allowance(0.01, 4)
+    assert [allowance.spend(5.0) for _ in range(6)] == [True] * 4 + [False] * 2
+    assert not allowance.spend(5.009)
+    assert allowance.spend(5.03)
+    asked = [allowance.spend(6.0 + 0.008 * turn) for turn in range(60)]
+    assert all(asked[:4])
+    assert not any(asked[20:])  # who asks too often all the time gets nothing
+
+
+async def test_a_large_request_waits_for_no_timer(
+    node: Callable[..., Awaitable[Node]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.state.outbox.DELAY", 60.0)
+    monkeypatch.setattr("router.state.shared.TICK", 60.0)
+    monkeypatch.setattr("router.state.redis_carrier.LONG_PAUSE", 60.0)
+    a, b = await node(), await node()
+    for _ in range(3):
+        large = chain(LARGE_BLOCKS)
+        a.place(large)
+        await until(partial(b.holds, large))
