@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from math import inf
 
 import msgspec
 
@@ -12,9 +13,12 @@ from loadgen.simulate.exact import ExactIndex
 from loadgen.simulate.prepare import BYTES_PER_TOKEN, Job
 from router.index import ByteIndex, Prefill
 from router.placement import INDEX_ROOM, Placement, Placer
+from router.state.outbox import LARGE
 from router.types import Load, Policy, PrefixIndex
 
 MODEL = "model"
+AT_ONCE = 0.002
+"""Seconds until others hear of a large request, which is told at once."""
 
 
 class Arrangement(msgspec.Struct, frozen=True):
@@ -52,8 +56,8 @@ def make_load(params: EngineParams, *, known_speed: bool) -> Load:
 class Gateways:
     """All routers of one arm.
 
-    Each has its own index, books and policy. What one does, the others hear `sync` seconds later,
-    or never when that is None. `later` schedules a call.
+    Each has its own index, books and policy. What one does, the others hear `sync` seconds later, a
+    large request within AT_ONCE, or never when that is None. `later` schedules a call.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class Gateways:
                 router,
                 now,
                 lambda other, at: self._hear(other, p, at),
+                AT_ONCE if p.uncached >= LARGE else inf,
             )
         return router, placement
 
@@ -158,16 +163,19 @@ class Gateways:
                 ),
             )
 
-    def _tell(self, router: int, now: float, fact: Callable[[int, float], None]) -> None:
+    def _tell(
+        self, router: int, now: float, fact: Callable[[int, float], None], most: float = inf
+    ) -> None:
         if self._sync is None:
             return
+        lag = min(self._sync, most)
 
         def arrive(at: float) -> None:
             for other in range(len(self.placers)):
                 if other != router:
                     fact(other, at)
 
-        if self._sync:
-            self._later(now + self._sync, arrive)
+        if lag:
+            self._later(now + lag, arrive)
         else:
             arrive(now)

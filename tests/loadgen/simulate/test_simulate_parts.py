@@ -3,6 +3,8 @@ from __future__ import annotations
 from array import array
 from itertools import pairwise
 
+import pytest
+
 from loadgen.engine import Engine, EngineParams, Request
 from loadgen.simulate.arms import arrangement
 from loadgen.simulate.exact import ExactIndex
@@ -70,7 +72,8 @@ class TestExactIndex:
         assert room.used == 40 * 16 * 4
 
 
-def test_routers_hear_of_each_other_after_the_lag() -> None:
+@pytest.mark.parametrize(("size", "lag"), [("900", 0.5), ("5000", 0.002)])
+def test_routers_hear_of_each_other_after_the_lag(size: str, lag: float) -> None:
     coming = []
     engine = EngineParams(block_size=64, num_blocks=4000)
     gateways = Gateways(
@@ -83,14 +86,15 @@ def test_routers_hear_of_each_other_after_the_lag() -> None:
         known_speed=False,
         later=lambda at, call: coming.append((at, call)),
     )
-    ((_, (job, *_)),) = prepare(Plan(make("unique"), Fixed(1.0), requests=1), 64, SPANS).sessions
+    workload = make("unique", {"prompt_tokens": size})
+    ((_, (job, *_)),) = prepare(Plan(workload, Fixed(1.0), requests=1), 64, SPANS).sessions
     router, placement = gateways.place(job, 10.0)
     here, there = gateways.placers[router], gateways.placers[1 - router]
     assert here.loads[0].in_flight == 1
     assert there.loads[0].in_flight == 0
     gateways.first_token(router, placement, 11.0)
     gateways.finished(router, placement, job, 0, 12.0)
-    assert [at for at, _ in coming] == [10.5, 11.5, 12.5]
+    assert [at for at, _ in coming] == [10.0 + lag, 11.5, 12.5]
     seen = []
     for at, call in coming:
         call(at)
