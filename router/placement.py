@@ -131,6 +131,8 @@ class Placer:
         self.models: dict[str, ModelFacts] = {}
         self.listener: Listener | None = None
         """Who tells other routers."""
+        self.routers = 1
+        """Routers that share the traffic, as far as they are known, this one among them."""
         self._speeds = Speeds(loads)
         self._prefills = Prefills(index.spans)
         self._heard: dict[int, float] = {}
@@ -193,7 +195,7 @@ class Placer:
         blocks = len(chain)
         tokens = float(int(size * scale) + 1)
         if not blocks:
-            return Ask(eligible, tokens, [], output, key, 0, now)
+            return Ask(eligible, tokens, [], output, key, 0, now, routers=self.routers)
         prefix = chain[PREFIX_BLOCKS - 1 if blocks > PREFIX_BLOCKS else blocks - 1]
         found = self.index.match(chain)
         held = [(weight * scale, mask) for weight, mask in found]
@@ -209,7 +211,7 @@ class Placer:
                     if under_way:
                         shared = {slot: each * scale for slot, each in under_way.items()}
                 break
-        return Ask(eligible, tokens, held, output, key, prefix, now, deepest, shared)
+        return Ask(eligible, tokens, held, output, key, prefix, now, deepest, shared, self.routers)
 
     def _book(
         self, ask: Ask, choice: Choice, chain: Chain, size: int, model: str, stream: bool

@@ -92,7 +92,10 @@ class Gateways:
                     size = engine.params.cache_tokens * BYTES_PER_TOKEN * arrangement.capacity
                     index.add_replica(slot, int(size))
             loads = [make_load(engine.params, known_speed=known_speed) for engine in engines]
-            self.placers.append(Placer(index, policy, loads))
+            placer = Placer(index, policy, loads)
+            if sync is not None:
+                placer.routers = routers
+            self.placers.append(placer)
 
     def place(self, job: Job, now: float) -> tuple[int, Placement]:
         """(router, placement) of a request at a router taken at random."""

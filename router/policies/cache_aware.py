@@ -174,7 +174,8 @@ class CacheAware:
             elif least_copied < least_holder < inf:
                 if share_saved > 1.0:
                     share_saved = 1.0
-                saved += share_saved * (least_holder - least_copied)
+                # What the other routers see of this prefix would have saved as much each time.
+                saved += share_saved * ask.routers * (least_holder - least_copied)
                 self._savings.put(prefix, saved, now)
         if size == 1:
             reason = "only_one"

@@ -183,3 +183,10 @@ async def test_sessions_go_on_anywhere(node: MakeNode) -> None:
     told = sum(one.carrier.bytes_sent for one in nodes)
     assert sum(one.shared.peers.unknown for one in nodes) == 0
     assert told < 40_000
+
+
+async def test_who_places_knows_how_many_routers_share_the_traffic(node: MakeNode) -> None:
+    a, b, c = [await node() for _ in range(3)]
+    await until(lambda: [one.placer.routers for one in (a, b, c)] == [3, 3, 3])
+    await c.die()
+    await until(lambda: [one.placer.routers for one in (a, b)] == [2, 2])
