@@ -1,0 +1,82 @@
+"""Several routers against one: the cases of docs/results.md in virtual time.
+
+    python -m bench.routers                        # 1 and 8 routers, all cases
+    python -m bench.routers --routers 1,2,4,8 --case unique --case burst
+    python -m bench.routers --trace FILE           # with the Mooncake trace
+
+Each request goes to a router taken at random; what one does the others hear --sync later, large
+requests within 2 ms (router/state/outbox.py). Geometric means over the case's seeds. Exit status 1
+if any is more than 5% above one router's, in TTFT mean or p90.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import geometric_mean
+
+import numpy as np
+
+from loadgen.engine import preset
+from loadgen.records import floats
+from loadgen.reproduce.cases import OURS, PRESET, REPLICAS, cases
+from loadgen.simulate import arrangement, coarser, prepare, run_once
+from router.spans import SPANS
+
+MEASURES = ("ttft mean", "ttft p90", "end to end", "learned")
+MOST = 1.05
+BLOCK = 64
+"""Tokens of an engine's block, for speed."""
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--routers", default="1,8", help="the first is what the others are set to")
+    parser.add_argument("--sync", type=float, default=0.02, metavar="SECONDS")
+    parser.add_argument("--case", action="append", help="sections of the page; all by default")
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--seeds", type=int, default=2, help="of each case, at most")
+    parser.add_argument("--trace", type=Path)
+    args = parser.parse_args()
+    counts = [int(word) for word in args.routers.split(",")]
+    params = [coarser(preset(PRESET), BLOCK)] * REPLICAS
+    worst = 0.0
+    print(f"{'':16}{'routers':>8}" + "".join(f"{name:>20}" for name in MEASURES))
+    for case in cases(args.trace, scale=args.scale):
+        if args.case and case.section not in args.case:
+            continue
+        found: dict[int, list[tuple[float, ...]]] = defaultdict(list)
+        for seed in case.seeds[: args.seeds]:
+            prepared = prepare(case.plan(seed), BLOCK, SPANS, keys=case.keys)
+            for count in counts:
+                run = run_once(
+                    prepared, arrangement(OURS), params, routers=count, sync=args.sync, seed=seed
+                )
+                sent, first, end = (
+                    floats(column)
+                    for column in (run.records.sent, run.records.first, run.records.end)
+                )
+                ttft = first - sent
+                p90 = float(np.quantile(ttft, 0.9))
+                found[count].append(
+                    (float(ttft.mean()), p90, float((end - sent).mean()), run.learned)
+                )
+        base = [geometric_mean(column) for column in zip(*found[counts[0]], strict=True)]
+        for count in counts:
+            means = [geometric_mean(column) for column in zip(*found[count], strict=True)]
+            ratios = [mean / first for mean, first in zip(means, base, strict=True)]
+            worst = max(worst, *ratios[:2])
+            units = [f"{1e3 * mean:,.0f} ms" for mean in means[:3]] + [f"{means[3]:,.0f}/s"]
+            cells = "".join(
+                f"{unit:>13} x{ratio:5.3f}" for unit, ratio in zip(units, ratios, strict=True)
+            )
+            print(f"{case.name:16}{count:>8}{cells}", flush=True)
+    print(f"worst of TTFT mean and p90: x{worst:.3f}")
+    return int(worst > MOST)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
