@@ -13,12 +13,11 @@ from loadgen.simulate.exact import ExactIndex
 from loadgen.simulate.prepare import BYTES_PER_TOKEN, Job
 from router.index import ByteIndex, Prefill
 from router.placement import INDEX_ROOM, Placement, Placer
-from router.state.outbox import LARGE
 from router.types import Load, Policy, PrefixIndex
 
 MODEL = "model"
-AT_ONCE = 0.002
-"""Seconds until others hear of a large request, which is told at once."""
+AT_ONCE = 0.001
+"""Seconds until others hear of a request that was sent, which is told at once."""
 
 
 class Arrangement(msgspec.Struct, frozen=True):
@@ -56,8 +55,9 @@ def make_load(params: EngineParams, *, known_speed: bool) -> Load:
 class Gateways:
     """All routers of one arm.
 
-    Each has its own index, books and policy. What one does, the others hear `sync` seconds later, a
-    large request within AT_ONCE, or never when that is None. `later` schedules a call.
+    Each has its own index, books and policy. Of a request sent the others hear within AT_ONCE, of
+    what becomes of it `sync` seconds later, or never of both when that is None. `later` schedules a
+    call.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Gateways:
                 router,
                 now,
                 lambda other, at: self._hear(other, p, at),
-                AT_ONCE if p.uncached >= LARGE else inf,
+                AT_ONCE,
             )
         return router, placement
 

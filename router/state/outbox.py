@@ -30,13 +30,14 @@ from router.types import Chain
 
 DELAY: Final = 0.015
 """Seconds from a fact to the batch it is sent in: long enough for a batch to hold several."""
-LARGE: Final = 1024.0
-"""A request with so many uncached tokens is told at once: a router that does not know of it would
-send its own behind it."""
 SPACING: Final = 0.002
-"""Seconds between two batches sent at once."""
+"""Seconds between two batches sent at once, for a request that was routed: a router that does not
+know of it would send its own behind it."""
 EARLY: Final = 8
-"""Batches sent at once after a rest; then one every DELAY, as if all were sent with the others."""
+"""Batches sent at once after a rest; who wants more of them than one every DELAY gets none."""
+LARGE: Final = 1024.0
+"""Requests with so many uncached tokens count by themselves, so that many small ones do not hold
+them up."""
 MOST_WAITING: Final = 20_000
 """Facts that wait for a way out before they are given up: 13 s of 500 requests a second."""
 BATCH_BYTES: Final = 256 * 1024
@@ -57,8 +58,8 @@ class Timer(Protocol):
 class Outbox:
     """The placer tells it of requests, the rest of the router of replicas.
 
-    `later(DELAY, due)` is called with the first fact after a batch, and sooner for a large request;
-    `due` then calls `ready`.
+    `later(DELAY, due)` is called with the first fact after a batch, and sooner for a request that
+    was routed; `due` then calls `ready`.
     """
 
     def __init__(
@@ -88,8 +89,9 @@ class Outbox:
         self._timer: Timer | None = None
         """Runs from the first fact after a batch to its sending."""
         self._hurried = False
-        """It runs short, for a large request."""
-        self._early = Allowance(DELAY, EARLY)
+        """It runs short, for a request."""
+        self._small_early = Allowance(DELAY, EARLY)
+        self._large_early = Allowance(DELAY, EARLY)
         self._next_early = 0.0
         self._roll = False
 
@@ -98,10 +100,12 @@ class Outbox:
     def routed(self, placement: Placement) -> None:
         """A request was placed."""
         self._facts.append((ROUTED, placement))
-        if placement.uncached >= LARGE and not self._hurried:
-            self._hurry(placement.sent_at)
-        elif self._timer is None:
-            self._arm(DELAY)
+        if not self._hurried:
+            early = self._large_early if placement.uncached >= LARGE else self._small_early
+            if early.spend(placement.sent_at):
+                self._hurry(placement.sent_at)
+            elif self._timer is None:
+                self._arm(DELAY)
 
     def first_token(self, placement: Placement) -> None:
         """Its first token came."""
@@ -171,16 +175,12 @@ class Outbox:
 
     def _hurry(self, now: float) -> None:
         """Send a batch as soon as may be."""
-        timer = self._timer
-        if self._early.spend(now):
-            self._hurried = True
-            at = max(now, self._next_early)
-            self._next_early = at + SPACING
-            if timer is not None:
-                timer.cancel()
-            self._arm(at - now)
-        elif timer is None:
-            self._arm(DELAY)
+        self._hurried = True
+        if self._timer is not None:
+            self._timer.cancel()
+        at = max(now, self._next_early)
+        self._next_early = at + SPACING
+        self._arm(at - now)
 
     def _due(self) -> None:
         self._timer = None

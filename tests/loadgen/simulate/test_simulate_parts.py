@@ -8,7 +8,7 @@ import pytest
 from loadgen.engine import Engine, EngineParams, Request
 from loadgen.simulate.arms import arrangement
 from loadgen.simulate.exact import ExactIndex
-from loadgen.simulate.fleet import Gateways, Gauge
+from loadgen.simulate.fleet import AT_ONCE, Gateways, Gauge
 from loadgen.simulate.peers.dynamo import DynamoCost
 from loadgen.simulate.peers.llmd import WeightedScorers
 from loadgen.simulate.peers.sglang import SglangCacheAware
@@ -72,8 +72,8 @@ class TestExactIndex:
         assert room.used == 40 * 16 * 4
 
 
-@pytest.mark.parametrize(("size", "lag"), [("900", 0.5), ("5000", 0.002)])
-def test_routers_hear_of_each_other_after_the_lag(size: str, lag: float) -> None:
+@pytest.mark.parametrize(("sync", "sent"), [(0.5, AT_ONCE), (AT_ONCE / 2, AT_ONCE / 2)])
+def test_routers_hear_of_each_other_after_the_lag(sync: float, sent: float) -> None:
     coming = []
     engine = EngineParams(block_size=64, num_blocks=4000)
     gateways = Gateways(
@@ -81,20 +81,19 @@ def test_routers_hear_of_each_other_after_the_lag(size: str, lag: float) -> None
         [Engine(engine)],
         SPANS,
         routers=2,
-        sync=0.5,
+        sync=sync,
         seed=1,
         known_speed=False,
         later=lambda at, call: coming.append((at, call)),
     )
-    workload = make("unique", {"prompt_tokens": size})
-    ((_, (job, *_)),) = prepare(Plan(workload, Fixed(1.0), requests=1), 64, SPANS).sessions
+    ((_, (job, *_)),) = prepare(Plan(make("unique"), Fixed(1.0), requests=1), 64, SPANS).sessions
     router, placement = gateways.place(job, 10.0)
     here, there = gateways.placers[router], gateways.placers[1 - router]
     assert here.loads[0].in_flight == 1
     assert there.loads[0].in_flight == 0
     gateways.first_token(router, placement, 11.0)
     gateways.finished(router, placement, job, 0, 12.0)
-    assert [at for at, _ in coming] == [10.0 + lag, 11.5, 12.5]
+    assert [at for at, _ in coming] == [10.0 + sent, 11.0 + sync, 12.0 + sync]
     seen = []
     for at, call in coming:
         call(at)

@@ -1,4 +1,4 @@
-"""When facts are sent and read: large requests at once, and not too often."""
+"""When facts are sent and read: requests at once, and not too often."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from state_world import Node, chain, until
 
 from router.index import ByteIndex
-from router.placement import Placer
+from router.placement import Placement, Placer
 from router.policies import load_policy
 from router.spans import SPANS
 from router.state.allowance import Allowance
@@ -61,15 +61,15 @@ class Routing:
     def take(self) -> None:
         self.batches += self.outbox.take() is not None
 
-    def send(self, blocks: int, now: float) -> None:
-        self.placer.place(chain(blocks), SPANS[blocks] + 9, "m", 1, "", now)
+    def send(self, blocks: int, now: float) -> Placement:
+        return self.placer.place(chain(blocks), SPANS[blocks] + 9, "m", 1, "", now)
 
 
-def test_a_large_request_is_told_at_once() -> None:
+def test_a_request_is_told_at_once() -> None:
     routing = Routing()
-    routing.send(SMALL_BLOCKS, 1.0)
+    routing.outbox.forgot(7)
     assert routing.later.delays == [DELAY]
-    routing.send(LARGE_BLOCKS, 1.004)
+    routing.send(SMALL_BLOCKS, 1.004)
     assert routing.later.delays == [0.0]  # in place of the other timer: one batch has both
     routing.send(LARGE_BLOCKS, 1.004)
     assert routing.later.delays == [0.0]
@@ -79,13 +79,13 @@ def test_a_large_request_is_told_at_once() -> None:
     assert not routing.later.armed
 
 
-def test_what_a_replica_holds_already_makes_no_request_large() -> None:
+def test_what_becomes_of_a_request_waits_for_company() -> None:
     routing = Routing()
-    whole = chain(LARGE_BLOCKS)
-    for now, delay in ((1.0, 0.0), (2.0, DELAY)):
-        routing.placer.place(whole, SPANS[LARGE_BLOCKS] + 9, "m", 1, "", now)
-        assert routing.later.delays == [delay]
-        routing.later.run()
+    placement = routing.send(LARGE_BLOCKS, 1.0)
+    routing.later.run()
+    routing.placer.first_token(placement, 2.0)
+    routing.placer.finished(placement, 2.001)
+    assert routing.later.delays == [DELAY]
 
 
 def test_batches_at_once_are_spaced() -> None:
@@ -96,17 +96,27 @@ def test_batches_at_once_are_spaced() -> None:
     assert routing.later.delays == [SPACING - 0.0005]
 
 
-def test_who_sends_much_that_is_large_sends_it_in_ordinary_batches() -> None:
+@pytest.mark.parametrize("blocks", [SMALL_BLOCKS, LARGE_BLOCKS])
+def test_who_sends_much_sends_it_in_ordinary_batches(blocks: int) -> None:
     routing = Routing()
     for step in range(100):
-        now = 1.0 + 0.003 * step
-        routing.send(LARGE_BLOCKS, now)
+        routing.send(blocks, 1.0 + 0.003 * step)
         if routing.later.armed[0][0] < DELAY:
             routing.later.run()
     assert routing.batches <= EARLY + 3
     assert routing.later.delays == [DELAY]
     routing.later.run()
-    routing.send(LARGE_BLOCKS, 3.0)  # after a rest
+    routing.send(blocks, 3.0)  # after a rest
+    assert routing.later.delays == [0.0]
+
+
+def test_many_small_requests_do_not_hold_up_a_large_one() -> None:
+    routing = Routing()
+    for step in range(100):
+        routing.send(SMALL_BLOCKS, 1.0 + 0.003 * step)
+        if routing.later.armed[0][0] < DELAY:
+            routing.later.run()
+    routing.send(LARGE_BLOCKS, 1.3)
     assert routing.later.delays == [0.0]
 
 
@@ -120,7 +130,7 @@ def test_an_allowance_is_spent_and_comes_back() -> None:
     assert not any(asked[20:])  # who asks too often all the time gets nothing
 
 
-async def test_a_large_request_waits_for_no_timer(
+async def test_a_request_is_told_and_read_without_waiting_for_company(
     node: Callable[..., Awaitable[Node]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("router.state.outbox.DELAY", 60.0)
@@ -128,6 +138,6 @@ async def test_a_large_request_waits_for_no_timer(
     monkeypatch.setattr("router.state.redis_carrier.LONG_PAUSE", 60.0)
     a, b = await node(), await node()
     for _ in range(3):
-        large = chain(LARGE_BLOCKS)
-        a.place(large)
-        await until(partial(b.holds, large))
+        sent = chain(LARGE_BLOCKS)
+        a.place(sent)
+        await until(partial(b.holds, sent))
