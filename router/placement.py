@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from heapq import heappop, heappush
+from math import inf
 from typing import Protocol
 
 import msgspec
@@ -273,7 +274,7 @@ class Placer:
             placement.first_seconds = now - placement.sent_at
             # Asked here and not at the answer's end: what others send after the first token was
             # not before it.
-            if placement.alone and self._heard.get(placement.slot, 0.0) >= placement.sent_at:
+            if self._heard.get(placement.slot, -inf) >= placement.sent_at:
                 placement.alone = False
             self._computed(placement)
             first_token(placement.load, placement.uncached, now)
