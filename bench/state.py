@@ -4,7 +4,8 @@ python -m bench.state                        # all
 python -m bench.state visibility large cpu   # some
 
 CPU is that of the router's process for each request, sharing on and off taking turns; `hearing` is
-a second router beside it that has no requests of its own and is told of all.
+a second router beside it that has no requests of its own and is told of all. `live`: one router and
+eight route the same requests to simulated engines that run by the clock.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 import resource
 import shutil
 import statistics
@@ -22,20 +24,30 @@ import time
 from array import array
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
+from math import inf
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import uvloop
 import xxhash
 
 from bench.bodies import bodies
 from bench.proxy import cpu_seconds, drive, free_port, process, wait_for, warmroute
+from loadgen.engine import preset
+from loadgen.records import floats
+from loadgen.reproduce.cases import OURS, PRESET, REPLICAS, SEEDS
+from loadgen.simulate import arrangement, coarser, prepare
+from loadgen.simulate.fleet import Gateways
+from loadgen.simulate.loop import Loop
+from loadgen.simulate.prepare import BYTES_PER_TOKEN, Job
+from loadgen.workloads import Plan, Poisson, make
 from router.fleet.fleet import Fleet
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
 from router.fleet.settings import FleetSettings
 from router.index import ByteIndex, Prefill
-from router.placement import Placer
+from router.placement import INDEX_ROOM, Placement, Placer
 from router.policies import load_policy
 from router.spans import SPANS
 from router.state.address import parse
@@ -46,6 +58,11 @@ from router.state.shared import Shared
 from router.types import Chain
 
 RATE = 500
+LIVE = (("unique", 35.0), ("hot", 40.0))
+LIVE_REQUESTS = 1000
+LIVE_ROUTERS = 8
+LIVE_BLOCK = 64
+"""Tokens of an engine's block, for speed."""
 BLOCKS = 16
 """Of a prompt of 4 KB."""
 
@@ -76,14 +93,22 @@ class _Membership(FleetListener):
 class Node:
     """A router without sockets for clients and replicas."""
 
-    def __init__(self, url: str, replicas: int = 8, capacity: int = 1 << 40) -> None:
+    def __init__(
+        self,
+        url: str,
+        replicas: int = 8,
+        capacity: int = 1 << 40,
+        kv_tokens: int = 1,
+        *,
+        learn_speed: bool = False,
+    ) -> None:
         urls = tuple(f"http://replica-{k}:8000" for k in range(replicas))
-        self.fleet = Fleet(FleetSettings(replicas=urls, kv_cache_tokens=1))
+        self.fleet = Fleet(FleetSettings(replicas=urls, kv_cache_tokens=kv_tokens))
         self.index = ByteIndex(SPANS)
         self.fleet.listen(_Membership(self.index, capacity))
         policy = load_policy("cache_aware")
         policy.members(self.fleet.names())
-        self.placer = Placer(self.index, policy, self.fleet.loads, learn_speed=False)
+        self.placer = Placer(self.index, policy, self.fleet.loads, learn_speed=learn_speed)
         self.carrier = RedisCarrier(Link(parse(url), "", "", "bench"), "warmroute")
         self.shared = Shared(self.fleet, self.index, [self.placer], self.carrier, self.index.resize)
         self.shared.start()
@@ -238,6 +263,92 @@ async def load(url: str, blocks: int = 1_000_000) -> dict[str, float]:
     }
 
 
+class LiveGateways(Gateways):
+    """Routers that share through Redis, in front of simulated engines that run by the clock."""
+
+    def __init__(self, nodes: list[Node], seed: int) -> None:
+        self.nodes = nodes
+        self.placers = [node.placer for node in nodes]
+        self._random = random.Random(f"{seed}/routers")
+
+    def place(self, job: Job, now: float) -> tuple[int, Placement]:
+        router = self._random.randrange(len(self.nodes))
+        size = job.prompt_tokens * BYTES_PER_TOKEN
+        everybody = (1 << len(self.nodes[0].fleet.replicas)) - 1
+        return router, self.placers[router].place(
+            job.chain, size, "m", everybody, job.key, time.monotonic()
+        )
+
+    def first_token(self, router: int, placement: Placement, now: float) -> None:
+        self.placers[router].first_token(placement, time.monotonic())
+
+    def finished(
+        self,
+        router: int,
+        placement: Placement,
+        job: Job,
+        cached: int,
+        now: float,
+    ) -> None:
+        self.placers[router].finished(
+            placement, time.monotonic(), job.prompt_tokens, job.output_tokens, cached
+        )
+
+    def failed(self, router: int, placement: Placement, now: float) -> None:
+        self.placers[router].failed(placement, time.monotonic())
+
+
+async def routed(url: str, name: str, load: float, routers: int) -> tuple[float, float, float]:
+    """TTFT mean and p90 in ms and learned prefill tokens/s of a case of docs/results.md, in real
+    time."""
+    params = [coarser(preset(PRESET), LIVE_BLOCK)] * REPLICAS
+    plan = Plan(make(name), Poisson(load), seed=SEEDS[0], requests=LIVE_REQUESTS)
+    prepared = prepare(plan, LIVE_BLOCK, SPANS)
+    tokens = params[0].cache_tokens
+    room = int(tokens * BYTES_PER_TOKEN * INDEX_ROOM)
+    nodes = [Node(url, REPLICAS, room, tokens, learn_speed=True) for _ in range(routers)]
+    for node in nodes:
+        await node.shared.ready(5)
+    await asyncio.sleep(3.0)  # until all have loaded and called the roll
+    loop = Loop(
+        prepared,
+        arrangement(OURS),
+        params,
+        SPANS,
+        routers=1,
+        sync=None,
+        seed=SEEDS[0],
+        known_speed=False,
+    )
+    loop.gateways = LiveGateways(nodes, SEEDS[0])
+    loop.begin()
+    start = time.monotonic()
+    while loop.due < inf:
+        ahead = start + loop.due - time.monotonic()
+        if ahead > 0:
+            await asyncio.sleep(ahead)
+        loop.turn()
+    for node in nodes:
+        await node.shared.stop()
+    ttft = 1e3 * (floats(loop.records.first) - floats(loop.records.sent))
+    speeds = [load.prefill_rate for node in nodes for load in node.fleet.loads]
+    return float(ttft.mean()), float(np.quantile(ttft, 0.9)), statistics.median(speeds)
+
+
+async def live(url: str) -> dict[str, float]:
+    """One router and eight, with two kinds of load."""
+    results = {}
+    for name, load in LIVE:
+        one = await routed(url, name, load, 1)
+        many = await routed(url, name, load, LIVE_ROUTERS)
+        for measure, single, several in zip(("ttft", "p90", "speed"), one, many, strict=True):
+            results[f"live_{name}_{measure}_1"] = single
+            results[f"live_{name}_{measure}_{LIVE_ROUTERS}"] = several
+        results[f"live_{name}_ttft_ratio"] = many[0] / one[0]
+        results[f"live_{name}_p90_ratio"] = many[1] / one[1]
+    return results
+
+
 def cpu(rounds: int) -> dict[str, float]:
     """The router's CPU a request at 4 KB, with and without sharing."""
     results = {}
@@ -320,12 +431,13 @@ WITH_REDIS: Final[dict[str, Callable[[str], Coroutine[None, None, dict[str, floa
     "large": large,
     "sessions": sessions,
     "load": load,
+    "live": live,
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    names = ("visibility", "large", "sessions", "load", "cpu", "client")
+    names = (*WITH_REDIS, "cpu", "client")
     parser.add_argument("what", nargs="*", choices=[[], *names])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json")
@@ -349,6 +461,7 @@ def main() -> int:
         "commands_per_request_two_routers": 0.6,
         "large_visibility_p50_ms": 1.0,
         "load_seconds": 5.0,
+        **{f"live_{name}_{of}_ratio": 1.05 for name, _ in LIVE for of in ("ttft", "p90")},
         "cpu_ratio_at_500": 1.25,
         "cpu_ratio_at_2000": 1.25,
     }
