@@ -298,9 +298,10 @@ class LiveGateways(Gateways):
         self.placers[router].failed(placement, time.monotonic())
 
 
-async def routed(url: str, name: str, load: float, routers: int) -> tuple[float, float, float]:
-    """TTFT mean and p90 in ms and learned prefill tokens/s of a case of docs/results.md, in real
-    time."""
+async def routed(url: str, name: str, load: float, routers: int) -> dict[str, float]:
+    """A case of docs/results.md in real time: TTFT, learned prefill tokens/s, and the share of time
+    that the engines' clock stood still, for this process was late: a busy machine must not let
+    requests seem to come at the same moment."""
     params = [coarser(preset(PRESET), LIVE_BLOCK)] * REPLICAS
     plan = Plan(make(name), Poisson(load), seed=SEEDS[0], requests=LIVE_REQUESTS)
     prepared = prepare(plan, LIVE_BLOCK, SPANS)
@@ -322,30 +323,42 @@ async def routed(url: str, name: str, load: float, routers: int) -> tuple[float,
     )
     loop.gateways = LiveGateways(nodes, SEEDS[0])
     loop.begin()
-    start = time.monotonic()
+    stood = 0.0
+    began = time.monotonic()
     while loop.due < inf:
-        ahead = start + loop.due - time.monotonic()
-        if ahead > 0:
-            await asyncio.sleep(ahead)
+        await asyncio.sleep(max(0.0, began + stood + loop.due - time.monotonic()))
+        stood = max(stood, time.monotonic() - began - loop.due)
         loop.turn()
+    took = time.monotonic() - began
     for node in nodes:
         await node.shared.stop()
     ttft = 1e3 * (floats(loop.records.first) - floats(loop.records.sent))
     speeds = [load.prefill_rate for node in nodes for load in node.fleet.loads]
-    return float(ttft.mean()), float(np.quantile(ttft, 0.9)), statistics.median(speeds)
+    return {
+        "ttft": float(ttft.mean()),
+        "p90": float(np.quantile(ttft, 0.9)),
+        "speed": statistics.median(speeds),
+        "stood_still": stood / took,
+    }
 
 
 async def live(url: str) -> dict[str, float]:
     """One router and eight, with two kinds of load."""
     results = {}
     for name, load in LIVE:
-        one = await routed(url, name, load, 1)
-        many = await routed(url, name, load, LIVE_ROUTERS)
-        for measure, single, several in zip(("ttft", "p90", "speed"), one, many, strict=True):
-            results[f"live_{name}_{measure}_1"] = single
-            results[f"live_{name}_{measure}_{LIVE_ROUTERS}"] = several
-        results[f"live_{name}_ttft_ratio"] = many[0] / one[0]
-        results[f"live_{name}_p90_ratio"] = many[1] / one[1]
+        found = []
+        for routers in (1, LIVE_ROUTERS):
+            # Else the second run would know from the first where all of these prompts are.
+            connection = await Link(parse(url), "", "", "bench").open()
+            await connection.call("FLUSHALL")
+            connection.close()
+            found.append(await routed(url, name, load, routers))
+        one, many = found
+        for measure in one:
+            results[f"live_{name}_{measure}_1"] = one[measure]
+            results[f"live_{name}_{measure}_{LIVE_ROUTERS}"] = many[measure]
+        for measure in ("ttft", "p90"):
+            results[f"live_{name}_{measure}_ratio"] = many[measure] / one[measure]
     return results
 
 
