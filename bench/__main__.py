@@ -34,6 +34,7 @@ SUITES = {
     "replicas": Suite(("engine",)),
     "loadgen": Suite(),
     "exact": Suite(),
+    "thousand": Suite(tells_json=True),
 }
 
 

@@ -25,7 +25,6 @@ import time
 from asyncio.subprocess import PIPE
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from statistics import median
 
@@ -53,8 +52,11 @@ AIMS = {
 MODEL = "m"
 KV_TOKENS = 4_000_000
 """What the router takes each cache for: the index must have room for the blocks asked for."""
-WATCHED = 20.0
+WATCHED = 10.0
 """Seconds the router is watched while it has nothing else to do."""
+LONGEST = 110
+"""New blocks of a conversation, at most: the index's nodes are then as long as in bench.index."""
+PROMPTS = 4000
 SCRAPES = 10
 IN_FLIGHT = 16
 """Requests on each replica when choosing is measured."""
@@ -115,18 +117,21 @@ async def cpu_of(wait: Callable[[], Coroutine[None, None, object]]) -> tuple[flo
 
 
 async def fill(app: App, blocks: int) -> list[Chain]:
-    """Conversations in the index, on all replicas. Returns prompts that go on with them."""
+    """Conversations in the index, each as its last turn left it, on all replicas. Returns prompts
+    that go on with some of them."""
     members = app.fleet.members()
-    turns = iter(Traffic(replicas=len(members)))
-    now = 0
+    traffic = Traffic()
+    rng = traffic.rng
+    prompts: list[Chain] = []
     while app.index.blocks < blocks:
-        for place, routed, answered in islice(turns, 500):
-            slot = members[place].slot
-            app.index.record(slot, routed, float(now))
-            app.index.record(slot, answered, float(now))
-            now += 1
+        for _ in range(100):
+            slot = rng.choice(members).slot
+            chain = rng.choice(rng.choice(traffic.heads)) + traffic.fresh(rng.randint(1, LONGEST))
+            app.index.record(slot, chain, time.monotonic())
+            if len(prompts) < PROMPTS:
+                prompts.append(chain + traffic.fresh(4))
         await asyncio.sleep(0)
-    return [routed for _, routed, _ in islice(turns, 4000)]
+    return prompts
 
 
 def place(app: App, prompts: list[Chain]) -> list[float]:
@@ -167,6 +172,8 @@ async def measure(urls: list[str], blocks: int, folder: Path) -> dict[str, float
             discovery="file",
             discovery_file=str(listed),
             kv_cache_tokens=KV_TOKENS,
+            # The replicas share what this machine has left, and may be slow to answer.
+            health_timeout=60.0,
             access_log=False,
         )
     )
@@ -193,6 +200,8 @@ async def measure(urls: list[str], blocks: int, folder: Path) -> dict[str, float
     prompts = await fill(app, blocks)
     gc.collect()
     out["blocks"] = app.index.blocks
+    # Whoever was not answered in time meanwhile is back.
+    await app.fleet.until(lambda: app.fleet.usable.bit_count() == everybody, 30.0)
     spent = place(app, prompts)
     out["placing us, median"] = median(spent) * 1e6
     out["placing us, mean"] = sum(spent) / len(spent) * 1e6
