@@ -24,10 +24,10 @@ import msgspec
 import numpy as np
 
 from loadgen.engine import preset
-from loadgen.records import floats
 from loadgen.reproduce.cases import LADDER_SEEDS, OURS, PRESET, REPLICAS, Case, cases
+from loadgen.results.records import floats
 from loadgen.simulate import arrangement, coarser, prepare, run_once
-from router.spans import SPANS
+from router.prompt.spans import SPANS
 
 MEASURES = ("ttft mean", "ttft p90", "end to end", "learned")
 MOST = 1.05

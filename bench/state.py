@@ -35,8 +35,8 @@ import xxhash
 from bench.bodies import bodies
 from bench.proxy import cpu_seconds, drive, free_port, process, wait_for, warmroute
 from loadgen.engine import preset
-from loadgen.records import floats
 from loadgen.reproduce.cases import OURS, PRESET, REPLICAS, SEEDS
+from loadgen.results.records import floats
 from loadgen.simulate import arrangement, coarser, prepare
 from loadgen.simulate.fleet import Gateways
 from loadgen.simulate.loop import Loop
@@ -47,14 +47,14 @@ from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
 from router.fleet.settings import FleetSettings
 from router.index import ByteIndex, Prefill
-from router.placement import INDEX_ROOM, Placement, Placer
 from router.policies import load_policy
-from router.spans import SPANS
+from router.prompt.spans import SPANS
+from router.scheduling.placer import INDEX_ROOM, Placement, Placer
 from router.state.address import parse
-from router.state.keeper import Keeper
 from router.state.link import Link
-from router.state.redis_carrier import RedisCarrier
-from router.state.shared import Shared
+from router.state.redis_transport import RedisCarrier
+from router.state.snapshot_writer import Keeper
+from router.state.sync import Shared
 from router.types import Chain
 
 RATE = 500

@@ -38,9 +38,9 @@ from bench.proxy import drive
 from loadgen.replicas import QUICK, SimulatedFleet
 from router.app import App
 from router.config import Settings
-from router.insight.record import Finished
 from router.malloc import keep_freed_memory
-from router.spans import SPANS
+from router.prompt.spans import SPANS
+from router.telemetry.record import Finished
 from router.types import Chain
 
 AIMS = {

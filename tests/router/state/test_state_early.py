@@ -9,11 +9,11 @@ import pytest
 from state_world import Node, chain, until
 
 from router.index import ByteIndex
-from router.placement import Placement, Placer
 from router.policies import load_policy
-from router.spans import SPANS
+from router.prompt.spans import SPANS
+from router.scheduling.placer import Placement, Placer
 from router.state.allowance import Allowance
-from router.state.book import Book
+from router.state.chain_dictionary import Book
 from router.state.outbox import DELAY, EARLY, SPACING, Outbox
 from router.types import Load
 
@@ -134,8 +134,8 @@ async def test_a_request_is_told_and_read_without_waiting_for_company(
     node: Callable[..., Awaitable[Node]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("router.state.outbox.DELAY", 60.0)
-    monkeypatch.setattr("router.state.shared.TICK", 60.0)
-    monkeypatch.setattr("router.state.redis_carrier.LONG_PAUSE", 60.0)
+    monkeypatch.setattr("router.state.sync.TICK", 60.0)
+    monkeypatch.setattr("router.state.redis_transport.LONG_PAUSE", 60.0)
     a, b = await node(), await node()
     for _ in range(3):
         sent = chain(LARGE_BLOCKS)
