@@ -35,6 +35,7 @@ SUITES = {
     "replicas": Suite(("engine",)),
     "loadgen": Suite(),
     "exact": Suite(),
+    "thousand": Suite(tells_json=True),
 }
 
 

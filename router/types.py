@@ -105,6 +105,8 @@ class Ask(msgspec.Struct, gc=False):
     shared: Mapping[int, float] = NOTHING_SHARED
     """S: slot -> tokens queued there that are of this prompt's own prefix: another request with it
     is being computed. Slots without any are absent."""
+    routers: int = 1
+    """Routers that share this traffic, this one among them: each sees so small a part of it."""
 
 
 class Choice(msgspec.Struct, gc=False, frozen=True):

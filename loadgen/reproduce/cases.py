@@ -95,7 +95,7 @@ def cases(trace: Path | None, *, scale: float = 1.0) -> list[Case]:
         for load in loads
     ]
     if trace is not None:
-        # The trace is the same whatever the seed.
+        # But for where within 3 s a request comes, the trace is the same whatever the seed.
         requests = 0 if scale >= 1 else max(20, round(5000 * scale))
         made.append(Case(f"mooncake:{trace}", 1.0, requests, "mooncake", seeds=SEEDS[:1]))
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from math import inf
 
 import msgspec
 
@@ -16,6 +17,8 @@ from router.scheduling.prefills import Prefill
 from router.types import Load, Policy, PrefixIndex
 
 MODEL = "model"
+AT_ONCE = 0.001
+"""Seconds until others hear of a request that was sent, which is told at once."""
 
 
 class Arrangement(msgspec.Struct, frozen=True):
@@ -53,8 +56,9 @@ def make_load(params: EngineParams, *, known_speed: bool) -> Load:
 class Gateways:
     """All routers of one arm.
 
-    Each has its own index, books and policy. What one does, the others hear `sync` seconds later,
-    or never when that is None. `later` schedules a call.
+    Each has its own index, books and policy. Of a request sent the others hear within AT_ONCE, of
+    what becomes of it `sync` seconds later, or never of both when that is None. `later` schedules a
+    call.
     """
 
     def __init__(
@@ -89,7 +93,10 @@ class Gateways:
                     size = engine.params.cache_tokens * BYTES_PER_TOKEN * arrangement.capacity
                     index.add_replica(slot, int(size))
             loads = [make_load(engine.params, known_speed=known_speed) for engine in engines]
-            self.placers.append(Placer(index, policy, loads))
+            placer = Placer(index, policy, loads)
+            if sync is not None:
+                placer.routers = routers
+            self.placers.append(placer)
 
     def place(self, job: Job, now: float) -> tuple[int, Placement]:
         """(router, placement) of a request at a router taken at random."""
@@ -108,6 +115,7 @@ class Gateways:
                 router,
                 now,
                 lambda other, at: self._hear(other, p, at),
+                AT_ONCE,
             )
         return router, placement
 
@@ -159,16 +167,19 @@ class Gateways:
                 ),
             )
 
-    def _tell(self, router: int, now: float, fact: Callable[[int, float], None]) -> None:
+    def _tell(
+        self, router: int, now: float, fact: Callable[[int, float], None], most: float = inf
+    ) -> None:
         if self._sync is None:
             return
+        lag = min(self._sync, most)
 
         def arrive(at: float) -> None:
             for other in range(len(self.placers)):
                 if other != router:
                     fact(other, at)
 
-        if self._sync:
-            self._later(now + self._sync, arrive)
+        if lag:
+            self._later(now + lag, arrive)
         else:
             arrive(now)

@@ -74,30 +74,42 @@ class Loop:
 
     def run(self) -> Records:
         """Run to the end of the last request."""
+        self.begin()
+        while self._heap:
+            self.turn()
+        return self.records
+
+    def begin(self) -> None:
+        """Let the first sessions start."""
         for _ in range(self._closed or 1):
             self._next_session(0.0)
         if self._polled:
             self._poll(0.0)
-        heap, engines, queued = self._heap, self.engines, self._queued
-        while heap:
-            now, _, what = heappop(heap)
-            if not isinstance(what, int):
-                what(now)
-                continue
-            if queued[what] != now:
-                continue
-            engine = engines[what]
-            result = engine.step()
-            for request in result.first_tokens:
-                flight: Flight = request.tag
-                self.gateways.first_token(flight.router, flight.placement, now)
-            for request in result.finished:
-                self._finished(request, now)
-            queued[what] = due = engine.due
-            if due < inf:
-                self._order += 1
-                heappush(heap, (due, self._order, what))
-        return self.records
+
+    @property
+    def due(self) -> float:
+        """When the next thing happens; infinity after the end."""
+        return self._heap[0][0] if self._heap else inf
+
+    def turn(self) -> None:
+        """Let the next thing happen."""
+        now, _, what = heappop(self._heap)
+        if not isinstance(what, int):
+            what(now)
+            return
+        if self._queued[what] != now:
+            return
+        engine = self.engines[what]
+        result = engine.step()
+        for request in result.first_tokens:
+            flight: Flight = request.tag
+            self.gateways.first_token(flight.router, flight.placement, now)
+        for request in result.finished:
+            self._finished(request, now)
+        self._queued[what] = due = engine.due
+        if due < inf:
+            self._order += 1
+            heappush(self._heap, (due, self._order, what))
 
     def _later(self, at: float, call: Callable[[float], None]) -> None:
         self._order += 1

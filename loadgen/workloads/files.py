@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Annotated, TypeAlias, TypeVar
 
 import msgspec
 import xxhash
 
+from loadgen.workloads.draw import rng
 from loadgen.workloads.types import Prompt, Role, Segment, Session, Step, Tokens
 from router.prompt.spans import SPANS
 
 MOONCAKE_BLOCK = 512
+MOONCAKE_STEP = 3000.0
+"""Milliseconds between the time stamps there are."""
 _Line = TypeVar("_Line")
 _NotNegative: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 _Time: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
@@ -122,10 +126,16 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mooncake(msgspec.Struct, frozen=True, kw_only=True):
-    """Each line is a session of one request, at its own time. The seed changes nothing."""
+    """Each line is a session of one request, at its own time.
+
+    The published traces round times down to whole steps of 3 s, so that dozens of requests seem to
+    come at the very same moment. Unless `raw` is given, the lines of one time stamp are spread at
+    random over the time to the next one, in their order; a line alone keeps its own."""
 
     path: str
     name: str = "mooncake"
+    raw: bool = False
+    """Keep the time stamps as they are."""
     most_tokens: _NotNegative = 0
     """Leave out prompts longer than this; 0 keeps all."""
 
@@ -137,27 +147,50 @@ class Mooncake(msgspec.Struct, frozen=True, kw_only=True):
     def group(self) -> int:
         return 1
 
-    def sessions(self, seed: int) -> Iterator[Session]:  # noqa: ARG002
-        before = 0.0
+    def sessions(self, seed: int) -> Iterator[Session]:
         sent = 0
-        for number, line in _lines(self.path, MooncakeLine):
-            if line.timestamp < before:
-                raise TraceError(
-                    f"{self.path} line {number}: timestamp {line.timestamp:g} comes after "
-                    f"{before:g}: sort the lines by timestamp"
-                )
-            before = line.timestamp
+        for number, at, line in self._timed(seed):
             if self.most_tokens and line.input_length > self.most_tokens:
                 continue
             output = Segment(
                 _segment_id("answer", number - 1), max(1, line.output_length), Role.ASSISTANT
             )
             step = Step(self._prompt(line, number), output)
-            yield Session(number - 1, (step,), line.timestamp / 1e3)
+            yield Session(number - 1, (step,), at / 1e3)
             sent += 1
         if not sent:
             left = f" of at most {self.most_tokens} tokens" if self.most_tokens else ""
             raise TraceError(f"{self.path} has no request{left}: nothing to play")
+
+    def _timed(self, seed: int) -> Iterator[tuple[int, float, MooncakeLine]]:
+        """(number, milliseconds from the start, line) of every line."""
+        random = rng(seed, self.name)
+        bucket: list[tuple[int, MooncakeLine]] = []
+        start = 0.0
+        width = MOONCAKE_STEP
+        for number, line in _lines(self.path, MooncakeLine):
+            if line.timestamp < start:
+                raise TraceError(
+                    f"{self.path} line {number}: timestamp {line.timestamp:g} comes after "
+                    f"{start:g}: sort the lines by timestamp"
+                )
+            if line.timestamp > start:
+                width = min(line.timestamp - start, MOONCAKE_STEP)
+                yield from self._spread(random, start, width, bucket)
+                bucket.clear()
+                start = line.timestamp
+            bucket.append((number, line))
+        # Nothing tells how long the last step was: as long as the one before.
+        yield from self._spread(random, start, width, bucket)
+
+    def _spread(
+        self, random: Random, start: float, width: float, bucket: list[tuple[int, MooncakeLine]]
+    ) -> Iterator[tuple[int, float, MooncakeLine]]:
+        offsets = [0.0] * len(bucket)
+        if not self.raw and len(bucket) > 1:
+            offsets = sorted(random.random() * width for _ in bucket)
+        for (number, line), offset in zip(bucket, offsets, strict=True):
+            yield number, start + offset, line
 
     def _prompt(self, line: MooncakeLine, number: int) -> Prompt:
         left = line.input_length

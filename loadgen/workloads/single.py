@@ -14,6 +14,7 @@ from loadgen.workloads.types import (
     Exponent,
     Prompt,
     Role,
+    Seconds,
     Segment,
     Session,
     Share,
@@ -22,9 +23,12 @@ from loadgen.workloads.types import (
 )
 
 
-def single(random: Random, number: int, prompt: Prompt, output_tokens: int) -> Session:
+def single(
+    random: Random, number: int, prompt: Prompt, output_tokens: int, pause: float = 0.0
+) -> Session:
     """One request with an answer of its own."""
-    return Session(number, (Step(prompt, segment(random, output_tokens, Role.ASSISTANT)),))
+    answer = segment(random, output_tokens, Role.ASSISTANT)
+    return Session(number, (Step(prompt, answer, pause=pause),))
 
 
 class SharedPrefix(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,6 +173,9 @@ class Burst(msgspec.Struct, frozen=True, kw_only=True):
     prefix_tokens: Tokens = 4000
     question_tokens: Tokens = 300
     output_tokens: Tokens = 60
+    spread: Seconds = 0.0
+    """How long a burst takes to come, its requests at random within that; 0: at the very same
+    moment, as no client can send them."""
 
     @property
     def timed(self) -> bool:
@@ -180,12 +187,15 @@ class Burst(msgspec.Struct, frozen=True, kw_only=True):
 
     def sessions(self, seed: int) -> Iterator[Session]:
         random = rng(seed, self.name)
+        # Of its own, so that a burst is of the same prompts however long it takes.
+        moments = rng(seed, f"{self.name} spread")
         number = 0
         while True:
             prefix = segment(random, self.prefix_tokens, Role.SYSTEM)
             for _ in range(self.size):
                 question = segment(random, self.question_tokens)
-                yield single(random, number, (prefix, question), self.output_tokens)
+                late = moments.random() * self.spread
+                yield single(random, number, (prefix, question), self.output_tokens, late)
                 number += 1
 
 

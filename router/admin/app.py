@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from router.admin.engines import MOST_BODY, OPERATIONS, CallResult
@@ -100,9 +101,9 @@ class _Admin:
 
     async def metrics(self, _request: Request) -> Response:
         """For Prometheus."""
-        return Response(
-            await self._parts.exposition.render(), headers=_HEADERS, media_type=CONTENT_TYPE
-        )
+        parts = await self._parts.exposition.render()
+        size = {"content-length": str(sum(map(len, parts)))}
+        return StreamingResponse(_taking_turns(parts), 200, {**_HEADERS, **size}, CONTENT_TYPE)
 
     async def replicas(self, _request: Request) -> Response:
         """The fleet."""
@@ -211,6 +212,13 @@ async def _registration(request: Request) -> Registration:
         raise HTTPException(
             400, f'give {{"url": "http://10.0.0.1:8000"}}, with "models" or without: {error}'
         ) from None
+
+
+async def _taking_turns(parts: Sequence[bytes]) -> AsyncIterator[bytes]:
+    """Parts of an answer, so that writing a large one does not hold up the event loop."""
+    for part in parts:
+        yield part
+        await asyncio.sleep(0)
 
 
 async def _body(request: Request) -> bytes:

@@ -52,9 +52,9 @@ class Room(msgspec.Struct, eq=False):
         return self.order[0].when if self.order else 0.0
 
     def settle(self) -> None:
-        """Clear dead touches: those at the front, and all of them when they are the most."""
+        """Clear dead touches: those at the front, and all of them when they are a fifth."""
         order = self.order
-        if self.dead > FEW and 2 * self.dead > len(order):
+        if self.dead > FEW and 5 * self.dead > len(order):
             living = [touch for touch in order if touch.tail is not None]
             order.clear()
             order.extend(living)

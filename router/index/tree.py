@@ -144,10 +144,10 @@ class ByteIndex:
             if node is None:
                 blocks = end - depth
                 if parent is not None and parent.full == bit and not parent.children:
-                    parent.run += chain[depth:end]
+                    parent.run += chain[depth:end].tobytes()
                     parent.last = chain[end - 1]
                 else:
-                    run = bytearray(chain[depth:end])
+                    run = chain[depth:end].tobytes()
                     node = Node(run, chain[end - 1], depth, parent, bit)
                     nodes[chain[depth]] = node
                     held[node] = touch

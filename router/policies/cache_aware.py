@@ -25,8 +25,8 @@ from collections.abc import Mapping, Sequence
 from math import cbrt, inf
 
 from router.policies.savings import Savings
-from router.policies.shortlist import Shortlist
-from router.types import Ask, Choice, Considered, Load, slots
+from router.policies.shortlist import Shortlist, everybody
+from router.types import Ask, Choice, Considered, Load
 
 WAIT = 3.0
 """Weight of my wait beyond the wait itself: others come after me. Takes from the tail, gives to the
@@ -95,34 +95,30 @@ class CacheAware:
         """Compute the cost of the candidates and pick the least. Reasons: cached (nobody holds
         more of the prompt), load_shed (somebody does, but costs more), no_holder, only_one."""
         wait, own, stall, decode, memory, full, full_own = self._weights
-        left = eligible = ask.eligible
+        eligible = ask.eligible
         size = eligible.bit_count()
-        if size > self._every_up_to:
-            left = self._shortlist.pick(ask, loads)
+        groups = self._shortlist.pick(ask, loads) if size > self._every_up_to else everybody(ask)
         tokens, now, shared, prefix = ask.tokens, ask.now, ask.shared, ask.deepest
         decode_tokens = decode * cbrt(DECODE_TOKENS * DECODE_TOKENS * ask.output_tokens)
         saved = self._savings.of(prefix, now) if prefix else 0.0
-        deepest = -1.0
-        share_saved = 0.0
+        deepest = share_saved = 0.0
+        for depth, mask in ask.held:
+            if mask & eligible:
+                deepest = depth
+                share_saved = self._saved * (mask & eligible).bit_count()
+                break
         chosen = -1
         chosen_depth = 0.0
         least = least_holder = least_copied = inf
         ties = 1
         considered: list[Considered] = []
         add = considered.append
-        for depth, mask in (*ask.held, (0.0, left)):
-            if deepest < 0.0 and mask & eligible:
-                deepest = depth
-                share_saved = self._saved * (mask & eligible).bit_count()
-            mask &= left
-            if not mask:
-                continue
-            left ^= mask
+        for depth, candidates in groups:
             uncached = tokens - depth
             if uncached < 1.0:
                 uncached = 1.0
             missing = deepest - depth
-            for slot in slots(mask):
+            for slot in candidates:
                 load = loads[slot]
                 rate = load.prefill_rate
                 running = load.in_flight
@@ -174,7 +170,8 @@ class CacheAware:
             elif least_copied < least_holder < inf:
                 if share_saved > 1.0:
                     share_saved = 1.0
-                saved += share_saved * (least_holder - least_copied)
+                # What the other routers see of this prefix would have saved as much each time.
+                saved += share_saved * ask.routers * (least_holder - least_copied)
                 self._savings.put(prefix, saved, now)
         if size == 1:
             reason = "only_one"

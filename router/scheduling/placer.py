@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from heapq import heappop, heappush
+from math import inf
 from typing import Protocol
 
 import msgspec
@@ -75,7 +76,8 @@ class Placement(msgspec.Struct, gc=False):
     """The replica's books; kept, as the slot may be another replica's by the time this ends."""
     stream: bool
     alone: bool
-    """No prefill was known to be queued there when this was sent: its wait is its own."""
+    """No prefill was known to be queued there when this was sent, and no other router's request was
+    heard of since: the wait for its first token is its own."""
     first: bool = False
     """The first token is booked: nothing of this is queued any more."""
     first_seconds: float = 0.0
@@ -134,6 +136,8 @@ class Placer:
         self._unknown = ModelFacts(bytes_per_token)
         self.listener: Listener | None = None
         """Who tells other routers."""
+        self.routers = 1
+        """Routers that share the traffic, as far as they are known, this one among them."""
         self._speeds = Speeds(loads)
         self._prefills = Prefills(index.spans)
         self._heard: dict[int, float] = {}
@@ -199,7 +203,7 @@ class Placer:
         blocks = len(chain)
         tokens = float(int(size * scale) + 1)
         if not blocks:
-            return Ask(eligible, tokens, [], output, key, 0, now)
+            return Ask(eligible, tokens, [], output, key, 0, now, routers=self.routers)
         prefix = chain[PREFIX_BLOCKS - 1 if blocks > PREFIX_BLOCKS else blocks - 1]
         found = self.index.match(chain)
         held = [(weight * scale, mask) for weight, mask in found]
@@ -215,7 +219,7 @@ class Placer:
                     if under_way:
                         shared = {slot: each * scale for slot, each in under_way.items()}
                 break
-        return Ask(eligible, tokens, held, output, key, prefix, now, deepest, shared)
+        return Ask(eligible, tokens, held, output, key, prefix, now, deepest, shared, self.routers)
 
     def _book(
         self, ask: Ask, choice: Choice, chain: Chain, size: int, model: str, stream: bool
@@ -275,6 +279,10 @@ class Placer:
         if placement.stream and not placement.first:
             placement.first = True
             placement.first_seconds = now - placement.sent_at
+            # Asked here and not at the answer's end: what others send after the first token was
+            # not before it.
+            if self._heard.get(placement.slot, -inf) >= placement.sent_at:
+                placement.alone = False
             self._computed(placement)
             first_token(placement.load, placement.uncached, now)
             if self.listener is not None:
@@ -311,13 +319,7 @@ class Placer:
                 facts.saw_prompt(placement.weight, prompt_tokens)
             if output_tokens:
                 facts.saw_answer(output_tokens)
-        if (
-            placement.alone
-            and placement.first_seconds
-            and current
-            and self._learn_speed
-            and self._heard.get(slot, 0.0) < placement.sent_at
-        ):
+        if placement.alone and placement.first_seconds and current and self._learn_speed:
             uncached = placement.uncached
             if prompt_tokens and cached_tokens >= 0:
                 uncached = float(prompt_tokens - cached_tokens)

@@ -6,9 +6,10 @@ The mutable state: facts not sent yet, and the requests in flight that others kn
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from router.scheduling.placer import Placement
+from router.state.allowance import Allowance
 from router.state.chain_dictionary import Book
 from router.state.codec import (
     BYE,
@@ -30,6 +31,14 @@ from router.types import Chain
 
 DELAY: Final = 0.015
 """Seconds from a fact to the batch it is sent in: long enough for a batch to hold several."""
+SPACING: Final = 0.002
+"""Seconds between two batches sent at once, for a request that was routed: a router that does not
+know of it would send its own behind it."""
+EARLY: Final = 8
+"""Batches sent at once after a rest; who wants more of them than one every DELAY gets none."""
+LARGE: Final = 1024.0
+"""Requests with so many uncached tokens count by themselves, so that many small ones do not hold
+them up."""
 MOST_WAITING: Final = 20_000
 """Facts that wait for a way out before they are given up: 13 s of 500 requests a second."""
 BATCH_BYTES: Final = 256 * 1024
@@ -39,10 +48,19 @@ Told: TypeAlias = "Placement | tuple[int, int] | None"
 """What a fact is about: a request, (a replica's key or a hash, a number), or nothing."""
 
 
+class Timer(Protocol):
+    """What waits to be called."""
+
+    def cancel(self) -> None:
+        """Do not."""
+        ...
+
+
 class Outbox:
     """The placer tells it of requests, the rest of the router of replicas.
 
-    `later(DELAY, due)` is called with the first fact after a batch; `due` then calls `ready`.
+    `later(DELAY, due)` is called with the first fact after a batch, and sooner for a request that
+    was routed; `due` then calls `ready`.
     """
 
     def __init__(
@@ -50,7 +68,7 @@ class Outbox:
         router: int,
         book: Book,
         replicas: dict[int, int],
-        later: Callable[[float, Callable[[], None]], object],
+        later: Callable[[float, Callable[[], None]], Timer],
     ) -> None:
         """replicas: slot -> name_key, kept by whoever made it."""
         self.router = router
@@ -69,7 +87,13 @@ class Outbox:
         self._facts: list[tuple[int, Told]] = []
         self._open: dict[int, Placement] = {}
         self._serial = 0
-        self._armed = False
+        self._timer: Timer | None = None
+        """Runs from the first fact after a batch to its sending."""
+        self._hurried = False
+        """It runs short, for a request."""
+        self._small_early = Allowance(DELAY, EARLY)
+        self._large_early = Allowance(DELAY, EARLY)
+        self._next_early = 0.0
         self._roll = False
 
     # On the requests' way
@@ -77,26 +101,30 @@ class Outbox:
     def routed(self, placement: Placement) -> None:
         """A request was placed."""
         self._facts.append((ROUTED, placement))
-        if not self._armed:
-            self._arm()
+        if not self._hurried:
+            early = self._large_early if placement.uncached >= LARGE else self._small_early
+            if early.spend(placement.sent_at):
+                self._hurry(placement.sent_at)
+            elif self._timer is None:
+                self._arm(DELAY)
 
     def first_token(self, placement: Placement) -> None:
         """Its first token came."""
         self._facts.append((FIRST, placement))
-        if not self._armed:
-            self._arm()
+        if self._timer is None:
+            self._arm(DELAY)
 
     def finished(self, placement: Placement) -> None:
         """It ended."""
         self._facts.append((FINISHED, placement))
-        if not self._armed:
-            self._arm()
+        if self._timer is None:
+            self._arm(DELAY)
 
     def failed(self, placement: Placement) -> None:
         """It was not answered."""
         self._facts.append((FAILED, placement))
-        if not self._armed:
-            self._arm()
+        if self._timer is None:
+            self._arm(DELAY)
 
     # Beside it
 
@@ -129,8 +157,8 @@ class Outbox:
     def call_roll(self) -> None:
         """Put all requests in flight into the next batch."""
         self._roll = True
-        if not self._armed:
-            self._arm()
+        if self._timer is None:
+            self._arm(DELAY)
 
     @property
     def waiting(self) -> int:
@@ -144,15 +172,24 @@ class Outbox:
 
     def _tell(self, kind: int, about: tuple[int, int] | None) -> None:
         self._facts.append((kind, about))
-        if not self._armed:
-            self._arm()
+        if self._timer is None:
+            self._arm(DELAY)
 
-    def _arm(self) -> None:
-        self._armed = True
-        self._later(DELAY, self._due)
+    def _arm(self, delay: float) -> None:
+        self._timer = self._later(delay, self._due)
+
+    def _hurry(self, now: float) -> None:
+        """Send a batch as soon as may be."""
+        self._hurried = True
+        if self._timer is not None:
+            self._timer.cancel()
+        at = max(now, self._next_early)
+        self._next_early = at + SPACING
+        self._arm(at - now)
 
     def _due(self) -> None:
-        self._armed = False
+        self._timer = None
+        self._hurried = False
         if self.ready is not None:
             self.ready()
 

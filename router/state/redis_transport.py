@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from router.state.allowance import Allowance
 from router.state.cache_snapshots import Position
 from router.state.keys import Keys, position, position_text
 from router.state.redis_client import ERRORS, Client, RedisConnector
@@ -18,8 +19,12 @@ from router.state.sync import Shared
 
 log = logging.getLogger(__name__)
 
-PAUSE: Final = 0.008
-"""Seconds between two reads of the stream, so that one read brings several batches."""
+PAUSE: Final = 0.001
+"""Seconds between two reads of the stream."""
+LONG_PAUSE: Final = 0.008
+"""The same where much is told, so that one read brings several batches."""
+READS: Final = (0.01, 16)
+"""Much is told when there were more than so many reads, and one more every so many seconds."""
 AT_ONCE: Final = 64
 """Entries of the stream in one read."""
 BLOCK: Final = 1.0
@@ -235,6 +240,7 @@ class RedisCarrier:
     # Listening
 
     async def _listen(self, client: Client) -> None:
+        reads = Allowance(*READS)
         name, block = self.keys.facts, int(BLOCK * 1000)
         self._unseen.clear()
         while True:
@@ -248,7 +254,7 @@ class RedisCarrier:
             count = await self._apply(reply)
             self._watch()
             if 0 < count < AT_ONCE:
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(PAUSE if reads.spend(time.monotonic()) else LONG_PAUSE)
 
     async def _apply(self, reply: list[Any]) -> int:
         """Apply what a read brought. Returns the number of entries."""

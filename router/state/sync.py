@@ -99,6 +99,7 @@ class Shared(FleetListener):
         self.names: dict[int, str] = {}
         """Slot -> name."""
         self._fleet = fleet
+        self._placers = placers
         self._resize = resize
         self._holders = holders
         if holders is not None:
@@ -116,7 +117,7 @@ class Shared(FleetListener):
         fleet.listen(self)
 
     @staticmethod
-    def _later(delay: float, call: Callable[[], None]) -> object:
+    def _later(delay: float, call: Callable[[], None]) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(delay, call)
 
     @property
@@ -217,6 +218,8 @@ class Shared(FleetListener):
         now = time.monotonic()
         peers = self.peers
         peers.expire(now)
+        for placer in self._placers:
+            placer.routers = 1 + peers.alive
         self.outbox.trim()
         if peers.wants_roll:
             peers.wants_roll = False

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from prometheus_client.exposition import generate_latest
@@ -29,12 +29,13 @@ from router.telemetry.sources import (
     FleetSource,
     IndexSource,
     LogSource,
+    ReplicaSource,
     SharedSource,
 )
 from router.telemetry.telemetry import Telemetry
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-SLICE: Final = 0.002
+SLICE: Final = 0.0005
 """Seconds of rendering after which the event loop gets its turn."""
 
 _TOTALS: Final[tuple[tuple[Metric, Callable[[Series], int]], ...]] = (
@@ -92,18 +93,21 @@ class Exposition:
         # registry=None: nothing is registered anywhere, the collector is asked directly.
         self._process = ProcessCollector(registry=None)
 
-    async def render(self) -> bytes:
-        """The text of a scrape. Takes turns with the event loop every `SLICE` seconds."""
+    async def render(self) -> list[bytes]:
+        """The text of a scrape, in parts. Takes turns with the event loop every `SLICE` seconds."""
         # Counting open files is a slow walk through /proc when there are many connections.
         process = await asyncio.to_thread(generate_latest, self._process)
+        parts = []
         pieces = []
         until = time.perf_counter() + SLICE
         for piece in self.pieces():
             pieces.append(piece)
             if time.perf_counter() > until:
+                parts.append("".join(pieces).encode())
+                pieces.clear()
                 await asyncio.sleep(0)
                 until = time.perf_counter() + SLICE
-        return "".join(pieces).encode() + process
+        return [*parts, "".join(pieces).encode(), process]
 
     def pieces(self) -> Iterator[str]:
         """The router's own metrics, some lines at a time. Each histogram is whole in one piece."""
@@ -119,18 +123,17 @@ class Exposition:
             labels = f'policy="{escape(policy)}",reason="{escape(reason)}"'
             yield _line(catalogue.DECISIONS, labels, count)
         yield from self._series()
-        # In one piece: between two, a replica could leave the fleet.
-        yield "".join(self._gauges())
+        yield from self._gauges()
 
     def _requests(self) -> Iterator[str]:
         rows = self._telemetry.rows()
         yield _head(catalogue.REQUESTS)
         for row in rows:
-            for code, count in row.codes.items():
+            for code, count in list(row.codes.items()):
                 yield _line(catalogue.REQUESTS, f'{row.labels},code="{code}"', count)
         yield _head(catalogue.ERRORS)
         for row in rows:
-            for reason, count in row.errors.items():
+            for reason, count in list(row.errors.items()):
                 yield _line(catalogue.ERRORS, f'{row.labels},reason="{reason}"', count)
 
     def _series(self) -> Iterator[str]:
@@ -162,37 +165,45 @@ class Exposition:
             for replica in fleet.replicas
             if replica is not None
         ]
+
+        def members() -> Iterator[tuple[str, ReplicaSource]]:
+            """Those that have not left since: there may be time between two pieces."""
+            return (each for each in named if fleet.replicas[each[1].slot] is each[1])
+
+        def sized() -> Iterator[tuple[str, ReplicaSource]]:
+            """Those of them whose KV cache's size is known."""
+            return (each for each in members() if each[1].kv_tokens_known)
+
         yield _head(catalogue.IN_FLIGHT)
-        for labels, replica in named:
+        for labels, replica in members():
             yield _line(catalogue.IN_FLIGHT, labels, replica.load.in_flight)
         yield _head(catalogue.QUEUED)
-        for labels, replica in named:
+        for labels, replica in members():
             yield _line(catalogue.QUEUED, labels, replica.load.queued_tokens)
         yield _head(catalogue.USABLE)
-        for labels, replica in named:
+        for labels, replica in members():
             yield _line(catalogue.USABLE, labels, fleet.usable >> replica.slot & 1)
         yield _head(catalogue.STATE)
-        for labels, replica in named:
+        for labels, replica in members():
             yield _line(catalogue.STATE, f'{labels},state="{escape(replica.state)}"', 1)
         yield _head(catalogue.BREAKER)
-        for labels, replica in named:
+        for labels, replica in members():
             yield _line(catalogue.BREAKER, f'{labels},state="{escape(replica.breaker.state)}"', 1)
         discovery = self._discovery
         yield _single(catalogue.DISCOVERY, int(discovery is None or discovery.current))
         yield _single(catalogue.INDEX_BLOCKS, index.blocks)
         yield _single(catalogue.INDEX_BYTES, index.nbytes())
-        sized = [(labels, replica) for labels, replica in named if replica.kv_tokens_known]
         yield _head(catalogue.INDEX_SHARE)
-        for labels, replica in sized:
+        for labels, replica in sized():
             yield _line(catalogue.INDEX_SHARE, labels, index.share(replica.slot))
         yield _head(catalogue.KV_CACHE)
-        for labels, replica in sized:
+        for labels, replica in sized():
             yield _line(catalogue.KV_CACHE, labels, replica.kv_tokens)
         live = self._telemetry.live
         yield _single(catalogue.CONNECTIONS, live.connections)
         yield _single(catalogue.STREAMS, live.streams)
         yield _single(catalogue.BODY_BYTES, live.body_bytes)
-        yield from _exact(self._exact, [(labels, replica.slot) for labels, replica in named])
+        yield from _exact(self._exact, members)
         yield _single(catalogue.LOG_DROPPED, self._log.dropped)
         yield _single(catalogue.OWN_LOG_DROPPED, logs.dropped())
         yield from _shared(self._shared)
@@ -200,20 +211,21 @@ class Exposition:
         yield _head(catalogue.BUILD) + _line(catalogue.BUILD, build, 1)
 
 
-def _exact(exact: ExactSource | None, named: Sequence[tuple[str, int]]) -> Iterator[str]:
-    told = named if exact is not None else ()
+def _exact(
+    exact: ExactSource | None, members: Callable[[], Iterable[tuple[str, ReplicaSource]]]
+) -> Iterator[str]:
     yield _head(catalogue.EXACT_CONFIDENCE)
-    for labels, slot in told:
-        assert exact is not None
-        yield _line(catalogue.EXACT_CONFIDENCE, labels, exact.confidence(slot))
+    if exact is not None:
+        for labels, replica in members():
+            yield _line(catalogue.EXACT_CONFIDENCE, labels, exact.confidence(replica.slot))
     yield _head(catalogue.EXACT_PROMPTS)
     for result, count in list(exact.prompts.items()) if exact is not None else ():
         yield _line(catalogue.EXACT_PROMPTS, f'result="{result}"', count)
     yield _head(catalogue.EXACT_EVENTS)
-    for labels, slot in told:
-        assert exact is not None
-        for fault, count in exact.event_counts(slot).items():
-            yield _line(catalogue.EXACT_EVENTS, f'{labels},fault="{fault}"', count)
+    if exact is not None:
+        for labels, replica in members():
+            for fault, count in list(exact.event_counts(replica.slot).items()):
+                yield _line(catalogue.EXACT_EVENTS, f'{labels},fault="{fault}"', count)
     yield _single(catalogue.EXACT_BYTES, exact.memory_bytes if exact is not None else 0)
     yield _single(catalogue.EXACT_TOKENS, exact.memory_tokens if exact is not None else 0)
 

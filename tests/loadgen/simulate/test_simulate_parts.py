@@ -3,10 +3,12 @@ from __future__ import annotations
 from array import array
 from itertools import pairwise
 
+import pytest
+
 from loadgen.engine import Engine, EngineParams, Request
 from loadgen.simulate.arms import arrangement
 from loadgen.simulate.exact import ExactIndex
-from loadgen.simulate.fleet import Gateways, Gauge
+from loadgen.simulate.fleet import AT_ONCE, Gateways, Gauge
 from loadgen.simulate.peers.dynamo import DynamoCost
 from loadgen.simulate.peers.llmd import WeightedScorers
 from loadgen.simulate.peers.sglang import SglangCacheAware
@@ -70,7 +72,8 @@ class TestExactIndex:
         assert room.used == 40 * 16 * 4
 
 
-def test_routers_hear_of_each_other_after_the_lag() -> None:
+@pytest.mark.parametrize(("sync", "sent"), [(0.5, AT_ONCE), (AT_ONCE / 2, AT_ONCE / 2)])
+def test_routers_hear_of_each_other_after_the_lag(sync: float, sent: float) -> None:
     coming = []
     engine = EngineParams(block_size=64, num_blocks=4000)
     gateways = Gateways(
@@ -78,7 +81,7 @@ def test_routers_hear_of_each_other_after_the_lag() -> None:
         [Engine(engine)],
         SPANS,
         routers=2,
-        sync=0.5,
+        sync=sync,
         seed=1,
         known_speed=False,
         later=lambda at, call: coming.append((at, call)),
@@ -90,7 +93,7 @@ def test_routers_hear_of_each_other_after_the_lag() -> None:
     assert there.loads[0].in_flight == 0
     gateways.first_token(router, placement, 11.0)
     gateways.finished(router, placement, job, 0, 12.0)
-    assert [at for at, _ in coming] == [10.5, 11.5, 12.5]
+    assert [at for at, _ in coming] == [10.0 + sent, 11.0 + sync, 12.0 + sync]
     seen = []
     for at, call in coming:
         call(at)

@@ -43,6 +43,32 @@ def test_mooncake_blocks_become_segments(tmp_path: Path) -> None:
     assert (one.steps[0].output.tokens, two.steps[0].output.tokens) == (7, 1)
 
 
+def bucketed(path: Path, *stamps: float) -> str:
+    return written(path, *[asked(timestamp=stamp, hash_ids=[k]) for k, stamp in enumerate(stamps)])
+
+
+def test_lines_of_one_time_stamp_are_spread_up_to_the_next(tmp_path: Path) -> None:
+    stamps = [0] * 40 + [2999] * 40 + [6000] + [40_000] * 40
+    workload = make("mooncake:" + bucketed(tmp_path / "t", *stamps))
+    times = [session.at for session in workload.sessions(1)]
+    assert times == sorted(times)
+    for first, start, end in ((0, 0.0, 2.999), (40, 2.999, 6.0), (81, 40.0, 43.0)):
+        inside = times[first : first + 40]
+        assert start <= inside[0] < start + 0.6
+        assert end - 0.6 < inside[-1] < end
+        assert len(set(inside)) == 40
+    assert times[80] == 6.0
+    assert [session.at for session in workload.sessions(1)] == times
+    assert [session.at for session in workload.sessions(2)] != times
+    assert [session.number for session in workload.sessions(1)] == list(range(121))
+
+
+def test_time_stamps_can_be_kept_raw(tmp_path: Path) -> None:
+    spec = "mooncake:" + bucketed(tmp_path / "t", 0, 0, 3000, 3000)
+    workload = make(spec, {"raw": "true"})
+    assert [session.at for session in workload.sessions(1)] == [0.0, 0.0, 3.0, 3.0]
+
+
 def test_long_prompts_can_be_left_out(tmp_path: Path) -> None:
     lines = [
         {"timestamp": 0, "input_length": size, "output_length": 1, "hash_ids": [1, 2]}

@@ -108,6 +108,16 @@ def test_the_hot_prefix_has_its_share() -> None:
     assert shares[1] < 40
 
 
+def test_a_burst_may_take_a_while_to_come() -> None:
+    at_once = list(islice(make("burst").sessions(1), 40))
+    spread = list(islice(make("burst", {"spread": "0.02"}).sessions(1), 40))
+    assert {session.steps[0].pause for session in at_once} == {0.0}
+    pauses = [session.steps[0].pause for session in spread]
+    assert len(set(pauses)) == 40
+    assert all(0.0 <= pause < 0.02 for pause in pauses)
+    assert [s.steps[0].prompt for s in spread] == [s.steps[0].prompt for s in at_once]
+
+
 def test_every_burst_has_a_prefix_of_its_own() -> None:
     workload = make("burst", {"size": "5"})
     sessions = first(workload, 20)

@@ -87,6 +87,102 @@ async def test_garbage_is_an_error_that_says_so(engine: StartEngine, garbage: by
     assert str(error).startswith("/metrics: ")
 
 
+async def serve(*answers: bytes) -> tuple[asyncio.Server, list[int], str]:
+    """A server that gives these answers, the next one to each request whatever its connection; an
+    empty one closes without a word. Also the requests by connection, and its URL."""
+    asked: list[int] = []
+    left = list(answers)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = len(asked)
+        asked.append(0)
+        try:
+            while left:
+                await reader.readuntil(b"\r\n\r\n")
+                asked[number] += 1
+                told = left.pop(0)
+                if not told:
+                    break
+                writer.write(told)
+                if b"length" not in told and b"chunked" not in told:
+                    break
+        except asyncio.IncompleteReadError:
+            pass
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    return server, asked, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" + OK,
+        b"HTTP/1.1 200 OK\r\nx: y\r\n\r\nok",
+        b"HTTP/1.0 200 OK\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok",
+    ],
+    ids=["chunked", "interim", "until closed", "1.0", "closing"],
+)
+async def test_every_way_an_answer_may_end(told: bytes) -> None:
+    server, asked, url = await serve(told, OK)
+    reader = Reader(url, "", TLS)
+    assert await reader.get("/health", 100, 20.0) == Answer(200, b"ok")
+    assert await reader.get("/health", 100, 20.0) == Answer(200, b"ok")
+    stays = b"chunked" in told or b"103" in told
+    assert asked == ([2] if stays else [1, 1])
+    await reader.close()
+    server.close()
+
+
+async def test_a_connection_closed_for_being_idle_is_replaced() -> None:
+    server, asked, url = await serve(OK, b"", OK)
+    reader = Reader(url, "", TLS)
+    for _ in range(2):
+        assert await reader.get("/health", 100, 20.0) == Answer(200, b"ok")
+    assert asked == [2, 1]
+    await reader.close()
+    server.close()
+
+
+async def test_a_server_that_closes_new_connections_is_not_asked_for_ever() -> None:
+    server, asked, url = await serve(b"", OK)
+    reader = Reader(url, "", TLS)
+    with pytest.raises(ReadError, match="/health: ") as caught:
+        await reader.get("/health", 100, 20.0)
+    assert caught.value.failure is Failure.BAD
+    assert asked == [1]
+    server.close()
+
+
+async def test_a_second_answer_nobody_asked_for_is_not_taken_for_the_next_one() -> None:
+    bad = b"HTTP/1.1 500 Bad\r\ncontent-length: 0\r\n\r\n"
+    server, _, url = await serve(OK + bad, OK)
+    reader = Reader(url, "", TLS)
+    with pytest.raises(ReadError, match="more than one answer"):
+        await reader.get("/health", 100, 20.0)
+    assert await reader.get("/health", 100, 20.0) == Answer(200, b"ok")
+    await reader.close()
+    server.close()
+
+
+async def test_reads_below_a_path_of_the_url(engine: StartEngine) -> None:
+    server = await engine()
+    reader = Reader(f"{server.url}/below", "", TLS)
+    assert (await reader.get("/health", 100, 20.0)).status == 404
+    assert server.asked["/below/health"] == 1
+    await reader.close()
+
+
+async def test_a_host_that_is_no_name_is_told() -> None:
+    error = await failure(Reader("http://a..b:1", "", TLS))
+    assert error.failure is Failure.REFUSED
+
+
 async def test_nobody_listens(engine: StartEngine) -> None:
     server = await engine()
     await server.stop()

@@ -36,8 +36,11 @@ def ask(
     now: float = 100.0,
     deepest: int = 0,
     shared: dict[int, float] | None = None,
+    routers: int = 1,
 ) -> Ask:
-    return Ask(eligible, tokens, held or [], 200.0, key, prefix, now, deepest, shared or {})
+    return Ask(
+        eligible, tokens, held or [], 200.0, key, prefix, now, deepest, shared or {}, routers
+    )
 
 
 def fleet(size: int = 8) -> list[Load]:
@@ -223,6 +226,18 @@ class TestCacheAware:
         assert 3 < before < 100
         assert reasons[before + 1] == "cached"  # what was saved up is spent
         assert reasons[2 * before + 1] == "load_shed"
+
+    def test_a_router_that_sees_a_part_of_the_traffic_saves_up_as_fast_as_one_that_sees_all(
+        self,
+    ) -> None:
+        waits = []
+        for routers in (1, 4):
+            policy, books = CacheAware(seed=1), fleet(2)
+            books[0].in_flight = 30
+            request = ask(0b11, [(3500.0, 0b01)], deepest=7, routers=routers)
+            reasons = [policy.choose(request, books).reason for _ in range(200)]
+            waits.append(reasons.index("load_shed"))
+        assert waits[1] == -(-waits[0] // 4)
 
     def test_what_many_hold_gets_its_next_copy_sooner(self) -> None:
         waits = []

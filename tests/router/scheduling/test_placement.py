@@ -148,6 +148,19 @@ def test_speed_is_not_learned_from_requests_behind_another_router_s() -> None:
     assert place.loads[0].prefill_rate == Load().prefill_rate
 
 
+def test_speed_is_learned_whatever_another_router_sends_after_the_first_token() -> None:
+    place = placer()
+    for turn in range(40):
+        start = 10.0 * turn
+        mine = place.place(chain(turn, 20), 20 * BLOCK, "m", 1, "", start)
+        place.first_token(mine, start + 0.128)
+        place.heard_routed(0, chain(turn + 500, 20), 20 * BLOCK, 1280.0, 1280.0, start + 1.0)
+        place.heard_first_token(0, 1280.0, start + 1.5)
+        place.finished(mine, start + 2)
+        place.heard_finished(0, chain(turn + 500, 20), 20 * BLOCK, 1280.0, 1280.0, start + 2)
+    assert place.loads[0].prefill_rate == pytest.approx(10_000.0, rel=0.2)
+
+
 def test_the_cache_shown_to_policies_is_the_index_s() -> None:
     place = placer(capacity=100 * BLOCK)
     placed = place.place(chain(1, 40), 40 * BLOCK, "m", 1, "", 7.0)

@@ -101,7 +101,7 @@ async def scrape(shown: Exposition) -> tuple[Samples, dict[str, str]]:
     """(samples, family -> type)"""
     samples: Samples = {}
     kinds: dict[str, str] = {}
-    for family in text_string_to_metric_families((await shown.render()).decode()):
+    for family in text_string_to_metric_families(b"".join(await shown.render()).decode()):
         name = family.name + "_total" if family.type == "counter" else family.name
         assert name not in kinds, f"the lines of {name} are not together"
         kinds[name] = family.type
@@ -238,6 +238,33 @@ async def test_rendering_takes_turns_with_the_event_loop(monkeypatch: pytest.Mon
     await shown.render()
     task.cancel()
     assert seen[-1] - seen[0] >= len(seen) - 1 > 30
+
+
+def test_a_large_fleet_comes_in_small_pieces() -> None:
+    telemetry = busy()
+    names = [f"replica-{number}:8000" for number in range(1000)]
+    for name in names:
+        telemetry.observe(Finished("r", model="m", slot=1, replica=name, status=200, policy="p"))
+    assert max(map(len, make(telemetry, *names).pieces())) < 8192
+
+
+async def test_a_scrape_comes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exposition, "SLICE", 0.0)
+    assert len(await make(busy()).render()) > 30
+
+
+async def test_a_replica_that_leaves_while_rendered_is_left_out() -> None:
+    shown = make(busy(), "a:1", "b:1")
+    fleet = shown._fleet
+    pieces = iter(shown.pieces())
+    seen = ""
+    while catalogue.QUEUED.name not in seen:
+        seen = next(pieces)
+    fleet.replicas[2] = None  # type: ignore[index]
+    rest = "".join(pieces)
+    assert 'replica="a:1"' in rest
+    for metric in (catalogue.QUEUED, catalogue.INDEX_SHARE, catalogue.EXACT_CONFIDENCE):
+        assert f'{metric.name}{{replica="b:1"' not in rest
 
 
 def test_exact_mode_shows_what_is_known_and_why_prompts_were_left() -> None:
