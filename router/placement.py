@@ -10,11 +10,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from heapq import heappop, heappush
+from math import inf
 from typing import Protocol
 
 import msgspec
 
-from router.fleet.learn import ModelFacts, Speeds
+from router.fleet.learn import MIN_OUTPUT, ModelFacts, Speeds, expected_step
 from router.fleet.load import done, finished, first_token, routed, undo
 from router.index import Prefill, Prefills
 from router.types import (
@@ -32,10 +33,9 @@ PREFIX_BLOCKS = 16
 """Blocks of a prompt that stand in for a session key: about 4 KiB, past what unrelated prompts
 share."""
 
-INDEX_ROOM = 1.5
-"""Size of the index's LRU in units of the replica's KV cache. What runs is pinned in the engine
-but may fall out of an LRU as large as its cache, and believing too little cached costs more than
-too much."""
+INDEX_ROOM = 1.0
+"""Size of the index's LRU in units of the replica's KV cache. Where caches bind, believing in
+blocks that were evicted costs more than forgetting some that are pinned."""
 
 RETOUCH_AFTER = 0.5
 """Seconds a request must have lasted for its end to count as another use of its blocks: an order
@@ -72,11 +72,16 @@ class Placement(msgspec.Struct, gc=False):
     """The replica's books; kept, as the slot may be another replica's by the time this ends."""
     stream: bool
     alone: bool
-    """No prefill was known to be queued there when this was sent: its wait is its own."""
+    """No prefill was known to be queued there when this was sent, nor heard of until its first
+    token: its wait is its own."""
     first: bool = False
     """The first token is booked: nothing of this is queued any more."""
     first_seconds: float = 0.0
     """From being sent to the first token; 0 while unknown."""
+    first_expected: float = 0.0
+    """What those in flight at its first token add to a decode step, as `expected_step` has it."""
+    first_prefilled: float = 0.0
+    """Tokens its replica had prefilled by then."""
     done: bool = False
     prefill: Prefill | None = None
     """What it has the replica compute, until that is done."""
@@ -268,8 +273,13 @@ class Placer:
         if placement.stream and not placement.first:
             placement.first = True
             placement.first_seconds = now - placement.sent_at
+            if self._heard.get(placement.slot, -inf) >= placement.sent_at:
+                placement.alone = False
             self._computed(placement)
-            first_token(placement.load, placement.uncached, now)
+            load = placement.load
+            first_token(load, placement.uncached, now)
+            placement.first_expected = expected_step(load)
+            placement.first_prefilled = load.prefilled_tokens
             if self.listener is not None:
                 self.listener.first_token(placement)
 
@@ -286,6 +296,22 @@ class Placer:
             return
         placement.done = True
         load = placement.load
+        slot = placement.slot
+        current = self.loads[slot] is load
+        first_seconds = placement.first_seconds
+        if first_seconds and current and self._learn_speed:
+            if output_tokens >= MIN_OUTPUT:
+                stalled = (load.prefilled_tokens - placement.first_prefilled) / load.prefill_rate
+                self._speeds.saw_decode(
+                    slot,
+                    (placement.first_expected + expected_step(load)) / 2.0,
+                    (now - placement.sent_at - first_seconds - stalled) / (output_tokens - 1),
+                )
+            if placement.alone:
+                uncached = placement.uncached
+                if prompt_tokens and cached_tokens >= 0:
+                    uncached = float(prompt_tokens - cached_tokens)
+                self._speeds.saw_prefill(slot, uncached, first_seconds)
         if placement.first:
             finished(load, placement.uncached, placement.tokens)
         else:
@@ -294,8 +320,6 @@ class Placer:
             undo(load, placement.uncached, placement.tokens, now)
         if self.listener is not None:
             self.listener.finished(placement)
-        slot = placement.slot
-        current = self.loads[slot] is load
         if placement.chain and current and now - placement.sent_at > RETOUCH_AFTER:
             self._record(slot, load, placement.chain, now, placement.tokens / placement.weight)
         facts = self.models[placement.model]
@@ -303,17 +327,6 @@ class Placer:
             facts.saw_prompt(placement.weight, prompt_tokens)
         if output_tokens:
             facts.saw_answer(output_tokens)
-        if (
-            placement.alone
-            and placement.first_seconds
-            and current
-            and self._learn_speed
-            and self._heard.get(slot, 0.0) < placement.sent_at
-        ):
-            uncached = placement.uncached
-            if prompt_tokens and cached_tokens >= 0:
-                uncached = float(prompt_tokens - cached_tokens)
-            self._speeds.saw(slot, uncached, placement.first_seconds)
 
     def failed(self, placement: Placement, now: float) -> None:
         """Nothing was answered: take the charges back, so that it can be placed elsewhere."""
