@@ -49,6 +49,12 @@ class CacheRoom(Protocol):
     capacity: int
 
 
+STEP_REQUEST_SECONDS = 40e-6
+STEP_TOKEN_SECONDS = 0.044e-6
+"""What a running request, and a token of its context, add to a decode step of a 32B model on two
+H100: as good a ratio of the two as any. How much it is of a replica is learned."""
+
+
 class Load(msgspec.Struct, gc=False):
     """One replica's work, as the books of all routers have it. Times are monotonic seconds."""
 
@@ -62,11 +68,15 @@ class Load(msgspec.Struct, gc=False):
     """K: prompt tokens of the requests in flight."""
     kv_tokens: float = 0.0
     """A: like K, with shared blocks counted about once."""
+    prefilled_tokens: float = 0.0
+    """Uncached prompt tokens whose first token has come, since the beginning."""
     prefill_rate: float = 20_000.0
     """P: prefill tokens a second."""
-    step_request_seconds: float = 40e-6
+    step_seconds: float = 0.0
+    """b: decode step seconds whatever runs; only differences between replicas matter."""
+    step_request_seconds: float = STEP_REQUEST_SECONDS
     """c: decode step seconds for each running request."""
-    step_token_seconds: float = 0.044e-6
+    step_token_seconds: float = STEP_TOKEN_SECONDS
     """d: decode step seconds for each token of context."""
     weight: float = 1.0
     """Slow start: the share of its usual load this replica may take, in (0, 1]."""
@@ -100,13 +110,9 @@ class Ask(msgspec.Struct, gc=False):
     """Hash of the prompt's first blocks; 0 for a prompt too short to have one."""
     now: float
     """Monotonic seconds."""
-    deepest: int = 0
-    """Hash of the last block of the longest prefix that an eligible replica holds; 0 for none."""
     shared: Mapping[int, float] = NOTHING_SHARED
     """S: slot -> tokens queued there that are of this prompt's own prefix: another request with it
     is being computed. Slots without any are absent."""
-    routers: int = 1
-    """Routers that share this traffic, this one among them: each sees so small a part of it."""
 
 
 class Choice(msgspec.Struct, gc=False, frozen=True):

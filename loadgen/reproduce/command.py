@@ -10,11 +10,11 @@ import msgspec
 from rich.console import Console
 
 from loadgen.live.compare import results_of
-from loadgen.reproduce.cases import ARMS, cases
+from loadgen.reproduce.cases import ARMS, OURS, cases
 from loadgen.reproduce.engines import FILE, read_engines
 from loadgen.reproduce.page import write_page
 from loadgen.reproduce.run import Outcome, run_cases
-from loadgen.reproduce.verdict import METRICS, behind
+from loadgen.reproduce.verdict import METRICS, behind, rivals
 from loadgen.results.schema import Results
 
 TRACE_VARIABLE = "LOADGEN_TRACE"
@@ -54,8 +54,8 @@ def reproduce(args: argparse.Namespace, console: Console) -> Results:
     )
 
     def done(outcome: Outcome) -> None:
-        ours = next(arm for arm in outcome.arms if arm.name == "cache_aware")
-        others = [arm for arm in outcome.arms if arm is not ours]
+        ours = next(arm for arm in outcome.arms if arm.name == OURS)
+        others = rivals(outcome.arms)
         said = ", ".join(f"{metric} {behind(ours, others, metric):+.1%}" for metric in METRICS)
         console.print(
             f"{outcome.case.name}: cache_aware to the best other: {said} "

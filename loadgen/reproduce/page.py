@@ -7,13 +7,13 @@ from pathlib import Path
 
 import msgspec
 
-from loadgen.engine import preset
 from loadgen.reproduce import draw
-from loadgen.reproduce.cases import ARMS, OURS, PEERS, PRESET, REPLICAS, SECTIONS
+from loadgen.reproduce.cases import ARMS, OURS, PEERS, POOLED, SECTIONS, SWEPT
 from loadgen.reproduce.engines import TITLE as ENGINES
 from loadgen.reproduce.engines import section as section_of
+from loadgen.reproduce.fleets import H100_32B
 from loadgen.reproduce.run import Outcome
-from loadgen.reproduce.verdict import CLOSE, METRICS, behind, best, geometric, value
+from loadgen.reproduce.verdict import METRICS, behind, best, geometric, rivals, value
 from loadgen.results.schema import Arm, Results
 
 IMAGES = "img"
@@ -21,6 +21,7 @@ _TITLES = {
     "ttft_ms.mean": "TTFT mean",
     "ttft_ms.p90": "TTFT p90",
     "e2e_ms.mean": "end to end mean",
+    "ttft_ms.p99": "TTFT p99",
 }
 _REASONS = {"too_long": "longer than the model's context, which every engine refuses"}
 _HEAD = (
@@ -52,7 +53,8 @@ def page(outcomes: Sequence[Outcome], engines: Results | None) -> tuple[str, lis
     pictures = [picture for _, picture in overview]
     parts = [_opening(outcomes), "## Against every arm, over all cases\n", _geometric(outcomes)]
     parts += [f"![{picture.name}]({IMAGES}/{picture.name})\n" for picture in pictures]
-    parts += ["## Where cache_aware is not the best\n", _losses(outcomes), _costs(outcomes)]
+    parts += ["## Where cache_aware is not the best\n", _losses(outcomes)]
+    parts += [_blind(outcomes), _costs(outcomes)]
     for section, title in SECTIONS.items():
         own = [outcome for outcome in outcomes if outcome.case.section == section]
         parts.append(f"## {title}\n")
@@ -61,7 +63,7 @@ def page(outcomes: Sequence[Outcome], engines: Results | None) -> tuple[str, lis
                 "Left out of this run: no trace was given (`warmroute-loadgen report --trace "
                 "FILE`).\n"
             )
-        if len(own) > 1:
+        if section in SWEPT and len(own) > 1:
             chart = _sweep(section, title, own)
             pictures.append(chart)
             parts.append(f"![{chart.name}]({IMAGES}/{chart.name})\n")
@@ -71,14 +73,16 @@ def page(outcomes: Sequence[Outcome], engines: Results | None) -> tuple[str, lis
 
 
 def _opening(outcomes: Sequence[Outcome]) -> str:
-    engine = preset(PRESET)
+    engine = H100_32B.engine
+    chosen = [outcome.case.name for outcome in outcomes if outcome.case.chosen]
     requests = sum(outcome.arms[0].requests for outcome in outcomes)
     return f"""# Results
 
 Written by `make report` (`warmroute-loadgen report`), all of it, and all but \
 [the last section](#{ENGINES.lower().replace(" ", "-")}) from simulation in virtual time: the \
-gateway's own policies, index and books over {REPLICAS} model engines ({PRESET}: \
-{engine.origin}), no HTTP, no GPU. What the model leaves out is in [replicas.md](replicas.md). \
+gateway's own policies, index and books over model engines, no HTTP, no \
+GPU: {H100_32B.replicas} of {engine.name} ({engine.origin}) where nothing else is \
+said. What the model leaves out is in [replicas.md](replicas.md). \
 {len(outcomes)} cases, {requests:,} requests for each arm, the same for every arm. All caches \
 start empty, and the cold start counts. Loads reach from easy to overloaded.
 
@@ -86,7 +90,12 @@ The arms named `peer_` are **our reading of other gateways' documents**, run on 
 books: SGLang's cache_aware, llm-d's weighted scorers with an approximate and with a precise \
 index, NVIDIA Dynamo's cost. They are not those programs. `peer_llmd_precise` and `peer_dynamo` \
 are told what every cache holds at that moment; the others go by what was sent. In `agent` and \
-`chat` clients name their session, which only `consistent_hash` uses.
+`chat` clients name their session, which only `consistent_hash` uses. `pooled` is no rule but a \
+bound: one server with the speed and the memory of all replicas.
+
+The weights of `cache_aware` were chosen on {len(chosen)} of the {len(outcomes)} cases, with other \
+seeds than these: {", ".join(chosen)}. No weight was chosen on the others. In the tables below the \
+former are marked "chosen on".
 
 Times are milliseconds. TTFT counts from when a request was due. Work is prompt tokens computed \
 plus tokens written, for each replica: its maximum over its mean (1 is even).
@@ -95,17 +104,26 @@ plus tokens written, for each replica: its maximum over its mean (1 is even).
 
 def _geometric(outcomes: Sequence[Outcome]) -> str:
     """Every arm's metrics as multiples of ours, geometric means."""
-    columns = {**_TITLES, "ttft_ms.p50": "TTFT p50", "ttft_ms.p99": "TTFT p99"}
+    columns = {**_TITLES, "ttft_ms.p50": "TTFT p50"}
     columns |= {"tpot_ms.mean": "TPOT mean", "balance.work_max_over_mean": "work max/mean"}
-    rows = [
-        "As multiples of `cache_aware`'s, geometric means over all cases; above 1 is worse.\n",
-        "| | " + " | ".join(columns.values()) + " |",
-        "|---|" + "---:|" * len(columns),
-    ]
-    for name in ARMS:
-        cells = [f"{_ratio(outcomes, name, metric):.2f}" for metric in columns]
-        rows.append(f"| {_shown(name)} | " + " | ".join(cells) + " |")
-    return "\n".join(rows) + "\n"
+    head = ["| | " + " | ".join(columns.values()) + " |", "|---|" + "---:|" * len(columns)]
+    rows = ["As multiples of `cache_aware`'s, geometric means; above 1 is worse. Over all cases:\n"]
+    own = [outcome for outcome in outcomes if outcome.case.chosen]
+    unseen = [outcome for outcome in outcomes if not outcome.case.chosen]
+    for some, said in (
+        (outcomes, ""),
+        (own, "Over those that weights were chosen on:\n"),
+        (unseen, "Over those that no weight was chosen on:\n"),
+    ):
+        if not some:
+            continue
+        rows += [said] if said else []
+        rows += head
+        for name in ARMS:
+            cells = [f"{_ratio(some, name, metric):.2f}" for metric in columns]
+            rows.append(f"| {_shown(name)} | " + " | ".join(cells) + " |")
+        rows.append("")
+    return "\n".join(rows)
 
 
 def _ratio(outcomes: Sequence[Outcome], name: str, metric: str) -> float:
@@ -122,15 +140,15 @@ def _overview(outcomes: Sequence[Outcome], metric: str) -> tuple[str, Picture]:
 
 
 def _losses(outcomes: Sequence[Outcome]) -> str:
-    """Every case and metric in which another arm is better by more than CLOSE."""
+    """Every case and metric in which another rule is better by more than METRICS allow."""
     rows = []
     tried = chance = 0
     for outcome in outcomes:
         ours, others = _split(outcome)
-        for metric in METRICS:
+        for metric, close in METRICS.items():
             tried += 1
             share = behind(ours, others, metric)
-            if share <= CLOSE:
+            if share <= close:
                 continue
             rival = best(others, metric)
             interval = next(
@@ -144,17 +162,42 @@ def _losses(outcomes: Sequence[Outcome]) -> str:
                 f"| {_ms(value(ours, 'e2e_ms.mean'))} / {_ms(value(rival, 'e2e_ms.mean'))} "
                 f"| {value(ours, 'tpot_ms.mean'):.1f} / {value(rival, 'tpot_ms.mean'):.1f} |"
             )
+    judged = (
+        f"({', '.join(_TITLES[metric] for metric in METRICS)} of {len(outcomes)} cases; within "
+        + ", ".join(sorted({f"{close:.0%}" for close in METRICS.values()}))
+        + " for the p99 counts as the best; the best rule is another one each time)"
+    )
     if not rows:
-        return f"Nowhere by more than {CLOSE:.0%}, in any of {tried} comparisons.\n"
+        return f"Nowhere, in any of {tried} comparisons {judged}.\n"
     head = (
-        f"It is the best, or within {CLOSE:.0%} of the best arm of each case, in "
-        f"{tried - len(rows)} of {tried} comparisons (TTFT mean, TTFT p90 and end to end mean of "
-        f"{len(outcomes)} cases; the best arm is another one each time). The others, of which "
-        f"{chance} may be chance (the difference's interval includes 0):\n\n"
+        f"It is the best, or as good as the best rule of each case, in {tried - len(rows)} of "
+        f"{tried} comparisons {judged}. The others, of which {chance} may be chance (the "
+        "difference's interval includes 0):\n\n"
         "| case | | cache_aware | best | which is | behind by | 95% interval, ms "
         "| end to end mean, ours / its | TPOT, ours / its |\n|---|---|" + "---:|" * 2
     )
     return head + "---|" + "---:|" * 4 + "\n" + "\n".join(rows) + "\n"
+
+
+def _blind(outcomes: Sequence[Outcome]) -> str:
+    """Every case and mean in which ours is worse than least_loaded."""
+    rows = []
+    for outcome in outcomes:
+        ours, blind = _arm(outcome, OURS), _arm(outcome, "least_loaded")
+        for metric in ("ttft_ms.mean", "e2e_ms.mean"):
+            share = behind(ours, [blind], metric)
+            if share > METRICS[metric]:
+                rows.append(
+                    f"| {outcome.case.name} | {_TITLES[metric]} | {_ms(value(ours, metric))} "
+                    f"| {_ms(value(blind, metric))} | +{share:.0%} |"
+                )
+    if not rows:
+        return (
+            "In no case is its TTFT mean or end to end mean more than 2% above `least_loaded`'s.\n"
+        )
+    head = "Where it is worse than `least_loaded` by more than 2%:\n\n"
+    head += "| case | | cache_aware | least_loaded | behind by |\n|---|---|---:|---:|---:|\n"
+    return head + "\n".join(rows) + "\n"
 
 
 def _costs(outcomes: Sequence[Outcome]) -> str:
@@ -175,7 +218,7 @@ def _costs(outcomes: Sequence[Outcome]) -> str:
             f"geometric average, at worst {ratios[worst]:.2f} times ({worst})."
         )
     for outcome in outcomes:
-        if outcome.case.section == "unique":
+        if outcome.case.workload == "unique":
             ours, rival = _arm(outcome, OURS), _arm(outcome, "least_loaded")
             parts = [
                 f"{title} {value(ours, metric) / value(rival, metric) - 1:+.1%}"
@@ -197,6 +240,7 @@ def _sweep(section: str, title: str, outcomes: Sequence[Outcome]) -> Picture:
             strong=name == OURS,
         )
         for place, name in enumerate(ARMS)
+        if name != POOLED
     ]
     x_title = "times the trace's speed" if outcomes[0].case.traced else "requests a second, offered"
     svg = draw.lines(f"{title}: TTFT mean", series, x_title, "seconds")
@@ -207,8 +251,10 @@ def _table(outcome: Outcome) -> str:
     bound = outcome.arms[0].upper_bound
     count = outcome.arms[0].requests
     runs = f" in {len(outcome.case.seeds)} runs" if len(outcome.case.seeds) > 1 else ""
+    chosen = " (chosen on)" if outcome.case.chosen else ""
     rows = [
-        f"**{outcome.case.name}**: {count:,} requests{runs}; most possible hit rate {bound:.1%}.\n",
+        f"**{outcome.case.name}**{chosen}: {count:,} requests{runs}; most possible hit "
+        f"rate {bound:.1%}.\n",
         _HEAD,
     ]
     for arm in outcome.arms:
@@ -242,4 +288,4 @@ def _arm(outcome: Outcome, name: str) -> Arm:
 
 
 def _split(outcome: Outcome) -> tuple[Arm, list[Arm]]:
-    return _arm(outcome, OURS), [arm for arm in outcome.arms if arm.name != OURS]
+    return _arm(outcome, OURS), rivals(outcome.arms)

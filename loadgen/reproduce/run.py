@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from loadgen.engine import preset
-from loadgen.reproduce.cases import OURS, PRESET, REPLICAS, Case
-from loadgen.reproduce.verdict import METRICS, best
+from loadgen.reproduce.cases import OURS, POOLED, Case
+from loadgen.reproduce.fleets import pooled
+from loadgen.reproduce.verdict import METRICS, best, rivals
 from loadgen.results.bootstrap import differences
 from loadgen.results.metrics import summarise
 from loadgen.results.records import Records
@@ -58,24 +58,30 @@ def run_case(work: tuple[Case, Sequence[str]]) -> Outcome:
     """Every arm over every seed; the same arguments give the same outcome but for its seconds."""
     case, names = work
     began = time.process_time()
-    params = [preset(PRESET)] * REPLICAS
+    fleet = case.fleet
+    engines = fleet.engines
     runs: dict[str, list[Records]] = {name: [] for name in names}
     for seed in case.seeds:
-        prepared = prepare(case.plan(seed), params[0].block_size, SPANS, keys=case.keys)
+        prepared = prepare(case.plan(seed), engines[0].block_size, SPANS, keys=case.keys)
+        changes = fleet.changes(prepared.sessions[-1][0])
         for name in names:
-            loop = run_loop(prepared, arrangement(name), params, seed=seed)
+            if name == POOLED:
+                one = [pooled(fleet.engine, fleet.replicas)]
+                loop = run_loop(prepared, arrangement("round_robin"), one, seed=seed)
+            else:
+                loop = run_loop(prepared, arrangement(name), engines, seed=seed, changes=changes)
             runs[name].append(loop.records)
-    arms = [_summary(name, runs[name], case.load) for name in names]
-    against = [
-        difference
-        for metric in METRICS
-        for rival in [best([arm for arm in arms if arm.name != OURS], metric)]
-        for difference in differences((rival.name, runs[rival.name]), (OURS, runs[OURS]))
-        if difference.metric == metric
-    ]
+    arms = [_summary(name, runs[name], case) for name in names]
+    rival = {metric: best(rivals(arms), metric).name for metric in METRICS}
+    found = {
+        name: {each.metric: each for each in differences((name, runs[name]), (OURS, runs[OURS]))}
+        for name in sorted(set(rival.values()))
+    }
+    against = [found[name][metric] for metric, name in rival.items()]
     return Outcome(case, arms, against, time.process_time() - began)
 
 
-def _summary(name: str, runs: Sequence[Records], load: float) -> Arm:
-    replicas = tuple(f"replica-{slot}" for slot in range(REPLICAS))
-    return summarise(name, *runs, replicas=replicas, load=load)
+def _summary(name: str, runs: Sequence[Records], case: Case) -> Arm:
+    replicas = 1 if name == POOLED else case.fleet.replicas
+    names = tuple(f"replica-{slot}" for slot in range(replicas))
+    return summarise(name, *runs, replicas=names, load=case.load)

@@ -93,10 +93,7 @@ class Gateways:
                     size = engine.params.cache_tokens * BYTES_PER_TOKEN * arrangement.capacity
                     index.add_replica(slot, int(size))
             loads = [make_load(engine.params, known_speed=known_speed) for engine in engines]
-            placer = Placer(index, policy, loads)
-            if sync is not None:
-                placer.routers = routers
-            self.placers.append(placer)
+            self.placers.append(Placer(index, policy, loads))
 
     def place(self, job: Job, now: float) -> tuple[int, Placement]:
         """(router, placement) of a request at a router taken at random."""

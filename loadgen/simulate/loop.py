@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from heapq import heappop, heappush
 from math import inf
 
@@ -29,6 +30,14 @@ class Flight(msgspec.Struct, gc=False):
     placement: Placement
 
 
+class Change(msgspec.Struct, frozen=True):
+    """An engine that becomes another: from its next step after so many seconds."""
+
+    at: float
+    slot: int
+    params: EngineParams
+
+
 class Loop:
     """Runs one arrangement over a prepared workload.
 
@@ -47,6 +56,7 @@ class Loop:
         sync: float | None,
         seed: int,
         known_speed: bool,
+        changes: Sequence[Change] = (),
     ) -> None:
         self.records = Records()
         self.ledger = Ledger()
@@ -71,6 +81,8 @@ class Loop:
             later=self._later,
         )
         self._polled = arrangement.polled
+        for change in changes:
+            self._later(change.at, partial(self._change, change))
 
     def run(self) -> Records:
         """Run to the end of the last request."""
@@ -110,6 +122,9 @@ class Loop:
         if due < inf:
             self._order += 1
             heappush(self._heap, (due, self._order, what))
+
+    def _change(self, change: Change, _: float) -> None:
+        self.engines[change.slot].params = change.params
 
     def _later(self, at: float, call: Callable[[float], None]) -> None:
         self._order += 1

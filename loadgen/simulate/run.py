@@ -14,7 +14,7 @@ from loadgen.results.records import Records
 from loadgen.results.schema import Arm, Reuse
 from loadgen.simulate.arms import arrangement
 from loadgen.simulate.fleet import Arrangement
-from loadgen.simulate.loop import Loop
+from loadgen.simulate.loop import Change, Loop
 from loadgen.simulate.prepare import Prepared, prepare
 from loadgen.workloads import Plan
 from router.prompt.spans import SPANS
@@ -86,6 +86,7 @@ class Setup(TypedDict, total=False):
     sync: float | None
     seed: int
     known_speed: bool
+    changes: Sequence[Change]
 
 
 def run_arm(
@@ -153,8 +154,9 @@ def run_loop(
     sync: float | None = 0.0,
     seed: int = 0,
     known_speed: bool = False,
+    changes: Sequence[Change] = (),
 ) -> Loop:
-    """The loop after its end, with its records and engines."""
+    """The loop after its end, with its records and engines. changes: of engines, under way."""
     loop = Loop(
         prepared,
         arranged,
@@ -164,6 +166,7 @@ def run_loop(
         sync=sync,
         seed=seed,
         known_speed=known_speed,
+        changes=changes,
     )
     loop.run()
     return loop

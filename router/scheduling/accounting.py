@@ -31,6 +31,7 @@ def first_token(load: Load, uncached: float, now: float) -> None:
     """Its first token came. Prefills are computed in order, so the work still queued begins now."""
     queued = load.queued_tokens - uncached
     load.queued_tokens = queued
+    load.prefilled_tokens += uncached
     load.busy_until = now + queued / load.prefill_rate
 
 

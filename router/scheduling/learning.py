@@ -1,5 +1,5 @@
-"""What is learned from finished requests: a replica's prefill speed, a model's token sizes and
-answers."""
+"""What is learned from finished requests: how fast a replica prefills and decodes, a model's token
+sizes and answers."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from collections.abc import Sequence
 
 import msgspec
 
-from router.types import Load
+from router.types import STEP_REQUEST_SECONDS, STEP_TOKEN_SECONDS, Load
 
 MIN_TOKENS = 512.0
 """A prefill shorter than this says more about overheads than about speed."""
-MIN_SECONDS = 0.005
-QUANTILE = 0.6
-"""The speed published is passed by 40% of the samples. What disturbs a sample (decoding beside it,
-another router's request before it) makes it too low, so this still errs low, as it should:
-believing a replica too fast costs more than believing it too slow."""
-STEP = 0.04
-"""How far one sample moves the estimate, in doublings: 3%."""
+MIN_OUTPUT = 8
+"""An answer shorter than this says more about the steps that others' prefills were in."""
+REMEMBER = 100.0
+"""A sample so many samples ago counts for 1/e."""
+CLIP = 2.0
+"""A sample counts as at most so many times what was expected: one that waited for something else
+must not undo what the others say, and a replica that has become slow is still found out."""
+PREFILL_SPREAD = 256.0
+DECODE_SPREAD = 0.0005
+"""Tokens, and seconds: the more the samples' causes differ, beyond this, the more of what they took
+is told apart into a part they all have and a part that grows."""
 STEPS_PER_DOUBLING = 4
 """Speeds are published in steps of 19%, so that replicas alike look alike and ties between them
 stay ties."""
@@ -29,48 +33,86 @@ PUBLISH_EVERY = 64
 """Samples after which speeds are published anyway, for replicas that have joined."""
 
 
-class SpeedLearner:
-    """Prefill tokens a second of one replica, from requests that did not wait behind other
-    prefills.
+class Line:
+    """Seconds as a line over their cause, by least squares that forget: seconds = start + slope *
+    cause."""
 
-    Tracks a quantile of log2(speed) with a step that shrinks while warming up, then stays at
-    3%, and tells it in steps, with hysteresis.
+    __slots__ = ("_spread", "_weight", "_x", "_xx", "_xy", "_y", "samples", "slope", "start")
+
+    def __init__(self, spread: float, slope: float) -> None:
+        """slope: what it is while the causes do not differ by more than `spread`; 0: all of the
+        seconds are taken to grow with the cause."""
+        self._spread = spread
+        self._weight = self._x = self._y = self._xx = self._xy = 0.0
+        self.samples = 0
+        self.slope = slope
+        self.start = 0.0
+
+    def saw(self, x: float, y: float, slope: float) -> None:
+        """One more sample, both above 0. slope: as above."""
+        self.samples += 1
+        if self.samples > WARM_UP:
+            y = min(y, CLIP * (self.start + self.slope * x))
+        keep = 1.0 - 1.0 / REMEMBER
+        weight = self._weight = self._weight * keep + 1.0
+        sum_x = self._x = self._x * keep + x
+        sum_y = self._y = self._y * keep + y
+        self._xx = self._xx * keep + x * x
+        self._xy = self._xy * keep + x * y
+        prior = (weight * self._spread) ** 2
+        found = weight * self._xy - sum_x * sum_y + prior * (slope or sum_y / sum_x)
+        found /= weight * self._xx - sum_x * sum_x + prior
+        if not 0.0 < found * sum_x < sum_y:
+            found = slope if 0.0 < slope * sum_x < sum_y else sum_y / sum_x
+        self.slope = found
+        self.start = (sum_y - found * sum_x) / weight
+
+
+class SpeedLearner:
+    """How fast one replica is.
+
+    What a first token takes is an overhead (the step in progress, reading the weights, decoding
+    beside it) and the prompt's own share, of which the speed is told. What a further token takes is
+    a step's base and what those in flight add to it.
     """
 
-    __slots__ = ("_level", "_samples", "load", "step")
+    __slots__ = ("_decode", "_prefill", "load", "steps")
 
     def __init__(self, load: Load) -> None:
         self.load = load
-        self._level = math.log2(load.prefill_rate)
-        self._samples = 0
-        self.step = round(self._level * STEPS_PER_DOUBLING)
-        """log2 of the speed, in steps."""
+        self._prefill = Line(PREFILL_SPREAD, 1.0 / load.prefill_rate)
+        self._decode = Line(DECODE_SPREAD, 1.0)
+        self.steps: list[int | None] = [None, None, None]
+        """Prefill speed, base of a decode step, and what those in flight add to one as a multiple
+        of the defaults: log2, in steps, with hysteresis; None while unknown."""
 
-    @property
-    def ready(self) -> bool:
-        """Whether it has seen enough to say something."""
-        return self._samples >= WARM_UP
+    def saw_prefill(self, uncached: float, seconds: float) -> bool:
+        """A prefill of `uncached` tokens took `seconds` from being sent to its first token. True
+        when something is to be published."""
+        line = self._prefill
+        line.saw(uncached, seconds, 0.0)
+        return line.samples >= WARM_UP and self._tell(0, 1.0 / line.slope)
 
-    def saw(self, uncached: float, seconds: float) -> None:
-        """A prefill of `uncached` tokens took `seconds` from being sent to its first token."""
-        if uncached < MIN_TOKENS or seconds < MIN_SECONDS:
-            return
-        sample = math.log2(uncached / seconds)
-        self._samples += 1
-        if self._samples <= WARM_UP:
-            self._level += (sample - self._level) / self._samples
-        elif sample > self._level:
-            self._level += STEP * QUANTILE
-        else:
-            self._level -= STEP * (1.0 - QUANTILE)
-        if self._samples >= WARM_UP:
-            exact = self._level * STEPS_PER_DOUBLING
-            if abs(exact - self.step) > 0.75:
-                self.step = round(exact)
+    def saw_decode(self, expected: float, seconds: float) -> bool:
+        """One token took `seconds` on average, where those in flight add `expected` by default."""
+        line = self._decode
+        line.saw(expected, seconds, 1.0)
+        if line.samples < WARM_UP:
+            return False
+        base = self._tell(1, max(line.start, 1e-4))
+        return self._tell(2, line.slope) or base
+
+    def _tell(self, which: int, value: float) -> bool:
+        exact = math.log2(value) * STEPS_PER_DOUBLING
+        before = self.steps[which]
+        if before is not None and abs(exact - before) <= 0.75:
+            return False
+        self.steps[which] = round(exact)
+        return True
 
 
 class Speeds:
-    """The prefill speeds of a fleet, published to `Load.prefill_rate`.
+    """The speeds of a fleet, published to its loads.
 
     Replicas are taken to be as fast as the median of those that are known, unless they are clearly
     not. Were each given its own estimate, the one that happened to seem fastest would get every
@@ -86,34 +128,61 @@ class Speeds:
         self._learners: dict[int, SpeedLearner] = {}
         self._seen = 0
 
-    def saw(self, slot: int, uncached: float, seconds: float) -> None:
-        """A prefill on this slot, as `SpeedLearner.saw` has it."""
+    def saw_prefill(self, slot: int, uncached: float, seconds: float) -> None:
+        """As `SpeedLearner.saw_prefill` has it."""
+        if uncached >= MIN_TOKENS and seconds > 0.0:
+            self._saw(self._learner(slot).saw_prefill(uncached, seconds))
+
+    def saw_decode(self, slot: int, expected: float, seconds: float) -> None:
+        """As `SpeedLearner.saw_decode` has it."""
+        if expected > 0.0 and seconds > 0.0:
+            self._saw(self._learner(slot).saw_decode(expected, seconds))
+
+    def _learner(self, slot: int) -> SpeedLearner:
         load = self._loads[slot]
         learner = self._learners.get(slot)
         if learner is None or learner.load is not load:
             learner = self._learners[slot] = SpeedLearner(load)
-        step, ready = learner.step, learner.ready
-        learner.saw(uncached, seconds)
+        return learner
+
+    def _saw(self, changed: bool) -> None:
         self._seen += 1
-        if learner.ready and (not ready or learner.step != step or not self._seen % PUBLISH_EVERY):
+        if changed or not self._seen % PUBLISH_EVERY:
             self._publish()
 
     def _publish(self) -> None:
         loads = self._loads
-        known = {
-            slot: learner.step
+        learners = {
+            slot: learner
             for slot, learner in self._learners.items()
-            if learner.ready and slot < len(loads) and learner.load is loads[slot]
+            if slot < len(loads) and learner.load is loads[slot]
         }
-        if not known:
-            return
-        steps = sorted(known.values())
-        usual = steps[len(steps) // 2]
-        for slot, load in enumerate(loads):
-            step = known.get(slot, usual)
-            if abs(step - usual) <= ALIKE_STEPS:
-                step = usual
-            load.prefill_rate = 2.0 ** (step / STEPS_PER_DOUBLING)
+        for which in range(3):
+            known = {
+                slot: step
+                for slot, learner in learners.items()
+                if (step := learner.steps[which]) is not None
+            }
+            if not known:
+                continue
+            usual = sorted(known.values())[len(known) // 2]
+            for slot, load in enumerate(loads):
+                step = known.get(slot, usual)
+                if abs(step - usual) <= ALIKE_STEPS:
+                    step = usual
+                value = 2.0 ** (step / STEPS_PER_DOUBLING)
+                if which == 0:
+                    load.prefill_rate = value
+                elif which == 1:
+                    load.step_seconds = value
+                else:
+                    load.step_request_seconds = STEP_REQUEST_SECONDS * value
+                    load.step_token_seconds = STEP_TOKEN_SECONDS * value
+
+
+def expected_step(load: Load) -> float:
+    """What those in flight add to a decode step by default, in seconds."""
+    return STEP_REQUEST_SECONDS * load.in_flight + STEP_TOKEN_SECONDS * load.context_tokens
 
 
 class ModelFacts(msgspec.Struct, gc=False):

@@ -16,7 +16,7 @@ from typing import Protocol
 import msgspec
 
 from router.scheduling.accounting import done, finished, first_token, routed, undo
-from router.scheduling.learning import ModelFacts, Speeds
+from router.scheduling.learning import MIN_OUTPUT, ModelFacts, Speeds, expected_step
 from router.scheduling.prefills import Prefill, Prefills
 from router.types import (
     NOTHING_SHARED,
@@ -33,10 +33,9 @@ PREFIX_BLOCKS = 16
 """Blocks of a prompt that stand in for a session key: about 4 KiB, past what unrelated prompts
 share."""
 
-INDEX_ROOM = 1.5
-"""Size of the index's LRU in units of the replica's KV cache. What runs is pinned in the engine
-but may fall out of an LRU as large as its cache, and believing too little cached costs more than
-too much."""
+INDEX_ROOM = 1.0
+"""Size of the index's LRU in units of the replica's KV cache. Where caches bind, believing in
+blocks that were evicted costs more than forgetting some that are pinned."""
 
 RETOUCH_AFTER = 0.5
 """Seconds a request must have lasted for its end to count as another use of its blocks: an order
@@ -76,12 +75,16 @@ class Placement(msgspec.Struct, gc=False):
     """The replica's books; kept, as the slot may be another replica's by the time this ends."""
     stream: bool
     alone: bool
-    """No prefill was known to be queued there when this was sent, and no other router's request was
-    heard of since: the wait for its first token is its own."""
+    """No prefill was known to be queued there when this was sent, nor heard of until its first
+    token: its wait is its own."""
     first: bool = False
     """The first token is booked: nothing of this is queued any more."""
     first_seconds: float = 0.0
     """From being sent to the first token; 0 while unknown."""
+    first_expected: float = 0.0
+    """What those in flight at its first token add to a decode step, as `expected_step` has it."""
+    first_prefilled: float = 0.0
+    """Tokens its replica had prefilled by then."""
     done: bool = False
     prefill: Prefill | None = None
     """What it has the replica compute, until that is done."""
@@ -136,8 +139,6 @@ class Placer:
         self._unknown = ModelFacts(bytes_per_token)
         self.listener: Listener | None = None
         """Who tells other routers."""
-        self.routers = 1
-        """Routers that share the traffic, as far as they are known, this one among them."""
         self._speeds = Speeds(loads)
         self._prefills = Prefills(index.spans)
         self._heard: dict[int, float] = {}
@@ -203,23 +204,18 @@ class Placer:
         blocks = len(chain)
         tokens = float(int(size * scale) + 1)
         if not blocks:
-            return Ask(eligible, tokens, [], output, key, 0, now, routers=self.routers)
+            return Ask(eligible, tokens, [], output, key, 0, now)
         prefix = chain[PREFIX_BLOCKS - 1 if blocks > PREFIX_BLOCKS else blocks - 1]
         found = self.index.match(chain)
         held = [(weight * scale, mask) for weight, mask in found]
         prefills = self._prefills
-        deepest = 0
         shared = NOTHING_SHARED
-        for weight, mask in found:
-            if mask & eligible:
-                depth = prefills.blocks(weight)
-                deepest = chain[depth - 1]
-                if prefills:
-                    under_way = prefills.shared(chain, depth)
-                    if under_way:
-                        shared = {slot: each * scale for slot, each in under_way.items()}
-                break
-        return Ask(eligible, tokens, held, output, key, prefix, now, deepest, shared, self.routers)
+        if prefills:
+            depth = next((prefills.blocks(weight) for weight, mask in found if mask & eligible), 0)
+            under_way = prefills.shared(chain, depth) if depth else None
+            if under_way:
+                shared = {slot: each * scale for slot, each in under_way.items()}
+        return Ask(eligible, tokens, held, output, key, prefix, now, shared)
 
     def _book(
         self, ask: Ask, choice: Choice, chain: Chain, size: int, model: str, stream: bool
@@ -284,7 +280,10 @@ class Placer:
             if self._heard.get(placement.slot, -inf) >= placement.sent_at:
                 placement.alone = False
             self._computed(placement)
-            first_token(placement.load, placement.uncached, now)
+            load = placement.load
+            first_token(load, placement.uncached, now)
+            placement.first_expected = expected_step(load)
+            placement.first_prefilled = load.prefilled_tokens
             if self.listener is not None:
                 self.listener.first_token(placement)
 
@@ -301,6 +300,22 @@ class Placer:
             return
         placement.done = True
         load = placement.load
+        slot = placement.slot
+        current = self.loads[slot] is load
+        first_seconds = placement.first_seconds
+        if first_seconds and current and self._learn_speed:
+            if output_tokens >= MIN_OUTPUT:
+                stalled = (load.prefilled_tokens - placement.first_prefilled) / load.prefill_rate
+                self._speeds.saw_decode(
+                    slot,
+                    (placement.first_expected + expected_step(load)) / 2.0,
+                    (now - placement.sent_at - first_seconds - stalled) / (output_tokens - 1),
+                )
+            if placement.alone:
+                uncached = placement.uncached
+                if prompt_tokens and cached_tokens >= 0:
+                    uncached = float(prompt_tokens - cached_tokens)
+                self._speeds.saw_prefill(slot, uncached, first_seconds)
         if placement.first:
             finished(load, placement.uncached, placement.tokens)
         else:
@@ -309,8 +324,6 @@ class Placer:
             undo(load, placement.uncached, placement.tokens, now)
         if self.listener is not None:
             self.listener.finished(placement)
-        slot = placement.slot
-        current = self.loads[slot] is load
         if placement.chain and current and now - placement.sent_at > RETOUCH_AFTER:
             self._record(slot, load, placement.chain, now, placement.tokens / placement.weight)
         if prompt_tokens or output_tokens:
@@ -319,11 +332,6 @@ class Placer:
                 facts.saw_prompt(placement.weight, prompt_tokens)
             if output_tokens:
                 facts.saw_answer(output_tokens)
-        if placement.alone and placement.first_seconds and current and self._learn_speed:
-            uncached = placement.uncached
-            if prompt_tokens and cached_tokens >= 0:
-                uncached = float(prompt_tokens - cached_tokens)
-            self._speeds.saw(slot, uncached, placement.first_seconds)
 
     def _facts(self, model: str) -> ModelFacts:
         """What is known of a model that an engine has answered for.

@@ -99,7 +99,6 @@ class Shared(FleetListener):
         self.names: dict[int, str] = {}
         """Slot -> name."""
         self._fleet = fleet
-        self._placers = placers
         self._resize = resize
         self._holders = holders
         if holders is not None:
@@ -218,8 +217,6 @@ class Shared(FleetListener):
         now = time.monotonic()
         peers = self.peers
         peers.expire(now)
-        for placer in self._placers:
-            placer.routers = 1 + peers.alive
         self.outbox.trim()
         if peers.wants_roll:
             peers.wants_roll = False

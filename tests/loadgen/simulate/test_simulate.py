@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from loadgen.engine import EngineParams
-from loadgen.simulate import arrangement, coarser, prepare, run_arm, run_loop, simulate
+from loadgen.simulate import Change, arrangement, coarser, prepare, run_arm, run_loop, simulate
 from loadgen.simulate.arms import ARRANGEMENTS
 from loadgen.simulate.loop import Loop
 from loadgen.workloads import Closed, Fixed, Plan, Poisson, make
@@ -208,6 +208,44 @@ def test_engines_may_differ() -> None:
         plan("unique", 12.0, 600), ["cache_aware"], replicas=2, engine=[fast, slow], seed=3
     )
     assert arm.replicas[0].prompt_tokens > 2 * arm.replicas[1].prompt_tokens
+
+
+def test_an_engine_may_become_slow_under_way() -> None:
+    slow = msgspec.structs.replace(ENGINE, prefill_rate=ENGINE.prefill_rate / 8)
+    prepared = prepare(plan("unique", 8.0, 200), 64, SPANS)
+    params = [ENGINE] * 2
+    loops = [
+        run_loop(prepared, arrangement("round_robin"), params, changes=changes)
+        for changes in ([], [Change(10.0, 1, slow)])
+    ]
+    before, after = (
+        {at: first - at for at, first in zip(r.scheduled, r.first, strict=True)}
+        for r in (loop.records for loop in loops)
+    )
+    assert all(after[at] == before[at] for at in before if at < 9.0)
+    assert sum(after[at] > 2 * before[at] for at in before if at > 10.0) > 50
+
+
+def test_a_replica_that_becomes_slow_gets_less() -> None:
+    """Its speeds are learned: prefill and decode."""
+    slow = msgspec.structs.replace(
+        ENGINE,
+        prefill_rate=ENGINE.prefill_rate / 4,
+        step_base_seconds=ENGINE.step_base_seconds * 4,
+    )
+    prepared = prepare(plan("unique", 12.0, 800), 64, SPANS)
+    loop = run_loop(
+        prepared, arrangement("cache_aware"), [ENGINE] * 4, changes=[Change(15.0, 3, slow)]
+    )
+    loads = loop.gateways.placers[0].loads
+    assert loads[3].step_seconds > 2 * loads[0].step_seconds
+    assert loads[0].step_seconds == loads[1].step_seconds == loads[2].step_seconds
+    late = [
+        name
+        for at, name in zip(loop.records.scheduled, loop.records.replica, strict=True)
+        if at > 40
+    ]
+    assert late.count("replica-3") < 0.6 * len(late) / 4
 
 
 @pytest.mark.parametrize(

@@ -40,4 +40,4 @@ def test_the_options_are_the_ones_described() -> None:
     for name, value in described.items():
         assert getattr(formula, name.upper()) == float(value)
         load_policy("cache_aware", **{name: float(value)})
-    assert len(described) == 9
+    assert len(described) == 7

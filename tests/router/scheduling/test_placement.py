@@ -148,17 +148,32 @@ def test_speed_is_not_learned_from_requests_behind_another_router_s() -> None:
     assert place.loads[0].prefill_rate == Load().prefill_rate
 
 
-def test_speed_is_learned_whatever_another_router_sends_after_the_first_token() -> None:
+def test_speed_is_learned_though_another_router_s_request_comes_after_the_first_token() -> None:
     place = placer()
     for turn in range(40):
-        start = 10.0 * turn
-        mine = place.place(chain(turn, 20), 20 * BLOCK, "m", 1, "", start)
-        place.first_token(mine, start + 0.128)
-        place.heard_routed(0, chain(turn + 500, 20), 20 * BLOCK, 1280.0, 1280.0, start + 1.0)
-        place.heard_first_token(0, 1280.0, start + 1.5)
-        place.finished(mine, start + 2)
-        place.heard_finished(0, chain(turn + 500, 20), 20 * BLOCK, 1280.0, 1280.0, start + 2)
-    assert place.loads[0].prefill_rate == pytest.approx(10_000.0, rel=0.2)
+        now = 10.0 * turn
+        mine = place.place(chain(turn, 20), 20 * BLOCK, "m", 1, "", now)
+        place.first_token(mine, now + 0.5)
+        place.heard_routed(0, chain(turn + 500, 20), 20 * BLOCK, 1280.0, 1280.0, now + 1.0)
+        place.finished(mine, now + 2)
+        place.heard_first_token(0, 1280.0, now + 2.5)
+        place.heard_finished(0, chain(turn + 500, 20), 20 * BLOCK, 1280.0, 1280.0, now + 3)
+    assert place.loads[0].prefill_rate == pytest.approx(2560.0, rel=0.2)
+
+
+def test_decoding_is_learned_without_the_prefills_beside_it() -> None:
+    """100 tokens in 2 s, of which half a second went into another request's prefill."""
+    place = placer()
+    for turn in range(60):
+        now = 10.0 * turn
+        mine = place.place(chain(2 * turn, 20), 20 * BLOCK, "m", 1, "", now)
+        place.first_token(mine, now + 0.064)
+        beside = place.place(chain(2 * turn + 1, 160), 160 * BLOCK, "m", 1, "", now + 1)
+        place.first_token(beside, now + 1.512)
+        place.finished(mine, now + 2.064, 1280, 101, 0)
+        place.finished(beside, now + 3, 10_240, 2, 0)
+    assert place.loads[0].step_seconds == pytest.approx((2.0 - 0.512) / 100, rel=0.2)
+    assert place.loads[1].step_seconds == place.loads[0].step_seconds
 
 
 def test_the_cache_shown_to_policies_is_the_index_s() -> None:
@@ -256,15 +271,6 @@ def test_what_another_router_has_computed_is_known() -> None:
         else:
             place.heard_failed(1, tokens, tokens, 2.0, prefill)
         assert shared(place, 1, 2.0) == {}
-
-
-def test_a_policy_is_told_which_prefix_is_held_deepest() -> None:
-    place = placer()
-    place.index.record(0, chain(1, 30), 0.0)
-    place.index.record(1, chain(1, 12), 0.0)
-    for eligible, deepest in ((15, chain(1, 40)[29]), (14, chain(1, 40)[11]), (12, 0)):
-        ask = place._ask(chain(1, 40), 40 * BLOCK, "m", eligible, "", 1.0, 0)
-        assert ask.deepest == deepest
 
 
 @settings(max_examples=60, deadline=None)

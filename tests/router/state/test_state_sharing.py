@@ -194,10 +194,3 @@ async def test_who_keeps_a_response_is_told(node: MakeNode) -> None:
     # One that starts reads it in the stream.
     late = await node()
     assert late.holders.find(key) == 1 << 2
-
-
-async def test_who_places_knows_how_many_routers_share_the_traffic(node: MakeNode) -> None:
-    a, b, c = [await node() for _ in range(3)]
-    await until(lambda: [one.placer.routers for one in (a, b, c)] == [3, 3, 3])
-    await c.die()
-    await until(lambda: [one.placer.routers for one in (a, b)] == [2, 2])
