@@ -7,7 +7,7 @@ from math import exp, log
 from operator import attrgetter
 
 from loadgen.reproduce.cases import OURS, POOLED
-from loadgen.results import Arm
+from loadgen.results.schema import Arm
 
 METRICS = {"ttft_ms.mean": 0.02, "ttft_ms.p90": 0.02, "e2e_ms.mean": 0.02, "ttft_ms.p99": 0.05}
 """Judged, the less the better; fields of Arm. Within so much of the best counts as the best: the

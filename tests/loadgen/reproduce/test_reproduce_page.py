@@ -9,13 +9,13 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
-from loadgen.cli import main
+from loadgen.cli.main import main
 from loadgen.reproduce.cases import ARMS, OURS, PEERS, POOLED, SECTIONS, Case, cases
 from loadgen.reproduce.fleets import H100_32B, Fleet, pooled
 from loadgen.reproduce.page import page
 from loadgen.reproduce.run import Outcome, run_case
 from loadgen.reproduce.verdict import behind, best, geometric, rivals
-from loadgen.results import Arm, read_json
+from loadgen.results.schema import Arm, read_json
 
 
 @pytest.fixture(scope="module")

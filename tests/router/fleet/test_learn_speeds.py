@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from router.fleet.learn import Speeds, expected_step
+from router.scheduling.learning import Speeds, expected_step
 from router.types import STEP_REQUEST_SECONDS, STEP_TOKEN_SECONDS, Load
 
 
