@@ -104,7 +104,6 @@ class RedisConnector:
         if self._is_cluster:
             return RedisCluster(
                 startup_nodes=[ClusterNode(host, port) for host, port in url.servers],
-                cluster_error_retry_attempts=0,
                 require_full_coverage=False,
                 **options,
             )

@@ -43,6 +43,9 @@ SAY_AGAIN: Final = 60.0
 """Seconds between two lines in the log about one outage."""
 RELOAD: Final = 2.0
 """Seconds between two loads at the least."""
+CANCELS: Final = 20
+CANCEL_AGAIN_S: Final = 0.1
+"""redis-py on uvloop now and then loses the cancellation of a read: it is cancelled again."""
 SLICE: Final = 0.002
 """Seconds of work after which requests get their turn."""
 
@@ -125,9 +128,14 @@ class RedisCarrier:
         self._wake.set()
         if self._tasks:
             await asyncio.wait(self._tasks[:1], timeout=0.5 if self._telling else 0.0)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        running = set(self._tasks)
+        for _ in range(CANCELS):
+            if not running:
+                return
+            for task in running:
+                task.cancel()
+            _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
+        log.error("state: %d tasks do not end", len(running))
 
     async def _forever(
         self, what: str, work: Callable[[Client], Coroutine[None, None, None]]
@@ -243,7 +251,7 @@ class RedisCarrier:
         reads = Allowance(*READS)
         name, block = self.keys.facts, int(BLOCK * 1000)
         self._unseen.clear()
-        while True:
+        while not self._stopping:
             if self._reload and time.monotonic() - self._loaded_at >= RELOAD:
                 await self._load(client)
             reply = await client.xread({name: position_text(self.last)}, AT_ONCE, block)
