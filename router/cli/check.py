@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import httpx
 
+from router import extras
 from router.config import Fault, Settings, replica_context
 
 _CALLS_AT_ONCE = 32
@@ -45,7 +46,7 @@ def check_exact(settings: Settings) -> Iterator[Fault]:
     missing = [name for name in ("tokenizers", "jinja2", "zmq") if find_spec(name) is None]
     if missing:
         wrong = f"it needs {', '.join(missing)}, which is not installed"
-        yield ("exact",), wrong, "pip install 'warmroute[exact]', or leave exact out"
+        yield ("exact",), wrong, f"{extras.EXACT}; or leave exact out"
 
 
 def check_all(settings: Settings) -> Iterator[Fault]:

@@ -146,7 +146,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             DISCOVERY,
             Word(("off", "kubernetes", "dns", "file")),
             "Find replicas and follow their changes, besides those listed in `replicas`. "
-            "`kubernetes` needs `pip install 'warmroute[kubernetes]'`; see "
+            "`kubernetes` needs `pip install '.[kubernetes]'` in the source folder; see "
             "[kubernetes.md](kubernetes.md).",
         ),
     ] = "off"
@@ -440,8 +440,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             EXACT,
             Switch(),
             "Go by what the engines tell of their KV caches, and tokenise prompts as they do. "
-            "Needs `pip install 'warmroute[exact]'` and KV events on in the engines; a replica or "
-            "model for which it cannot be used is routed as ever.",
+            "Needs `pip install '.[exact]'` in the source folder and KV events on in the engines; "
+            "a replica or model for which it cannot be used is routed as ever.",
         ),
     ] = False
     exact_events: Annotated[
