@@ -22,6 +22,7 @@ from loadgen.live.run import RunError
 from loadgen.results.savings import Price
 from loadgen.results.schema import write_json
 from loadgen.show.picture import write_svg
+from loadgen.show.plain import say
 from loadgen.show.report.page import write_html
 from loadgen.show.tables import show
 from loadgen.show.terminal import Screen
@@ -81,16 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "answered, so an arm that answers sooner gets further in its tasks in the same time: the "
         "numbers of requests need not be equal."
     )
-    console.print(description, highlight=False, soft_wrap=True)
+    say(console, description, soft_wrap=False)
     try:
         with Screen(console) as screen:
             comparing = Comparing(comparison, screen)
             run_async(comparing.run())
     except KeyboardInterrupt:
-        console.print("Stopped; nothing is left running.")
+        say(console, "Stopped; nothing is left running.")
         return 130
     except (ChildError, RunError) as error:
-        console.print(f"The demo could not run: {error}", style="red", highlight=False)
+        say(console, f"The demo could not run: {error}", "red", soft_wrap=False)
         return 1
     results = results_of(
         "agent",
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.svg:
         write_svg(results, options.svg, "make demo")
     results.description = ""  # already on the screen
-    show(results, console)
+    show(results, console, soft_wrap=False)
     return 0
 
 

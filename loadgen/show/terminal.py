@@ -15,6 +15,7 @@ from rich.text import Text
 from loadgen.client.driver import Progress, ReplicaProgress
 from loadgen.results.measures import NONE, milliseconds, percent
 from loadgen.results.schema import Arm
+from loadgen.show.plain import say
 from loadgen.show.replica_names import short_names
 from loadgen.workloads.plan import Plan
 
@@ -105,7 +106,7 @@ class Screen:
             )
 
     def _line(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, highlight=False)
+        say(self.console, text)
 
     def __rich__(self) -> RenderableType:
         """What fits: the last runs, so that the one under way is always there, and its replicas."""
@@ -157,7 +158,7 @@ def _table(rows: Sequence[_Row], width: int) -> Table:
     for row in rows:
         state = row.state or f"running, {time.monotonic() - row.began:.0f} s"
         cells = [row.title, state, row.done, row.rate, row.hit_rate, row.ttft]
-        table.add_row(*cells[: len(table.columns)])
+        table.add_row(*map(Text, cells[: len(table.columns)]))
     return table
 
 
