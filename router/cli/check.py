@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -13,6 +11,7 @@ from typing import NamedTuple
 import httpx
 
 from router import extras
+from router.cli.importing import from_working_directory
 from router.config import Fault, Settings, replica_context
 
 _CALLS_AT_ONCE = 32
@@ -30,9 +29,7 @@ def check_policy(settings: Settings) -> Iterator[Fault]:
     """Why the policy cannot be used."""
     from router.policies import PolicyError, load_policy
 
-    if ":" in settings.policy and os.getcwd() not in sys.path:
-        # A console script's path lacks the working directory. Last, so that it hides nothing.
-        sys.path.append(os.getcwd())
+    from_working_directory(settings.policy)
     try:
         load_policy(settings.policy)
     except PolicyError as error:
