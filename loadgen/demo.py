@@ -8,17 +8,18 @@ measured.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from loadgen.cli.parser import Parser
 from loadgen.engine import preset
 from loadgen.live.compare import Comparing, Comparison, Contender, FleetSpec, results_of
 from loadgen.live.processes import ChildError, run_async
 from loadgen.live.run import RunError
+from loadgen.made import made
 from loadgen.results.savings import Price
 from loadgen.results.schema import write_json
 from loadgen.show.picture import write_svg
@@ -48,7 +49,7 @@ AGENTS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo. Returns 0 when it ran, whatever it found; 1 when it could not; 130 on
     Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m loadgen.demo", description=_first_line())
+    parser = Parser(prog="python -m loadgen.demo", description=_first_line())
     parser.add_argument("--replicas", type=int, default=REPLICAS)
     parser.add_argument("--rate", type=float, default=RATE, help="requests a second, on average")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of arrivals, for each arm")
@@ -101,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=description,
         settings={"rate": f"{options.rate:g}", "seed": str(options.seed), **AGENTS},
     )
+    results.made = made("python -m loadgen.demo", arguments)
     if options.json:
         write_json(results, options.json)
     if options.html:

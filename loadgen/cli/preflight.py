@@ -10,7 +10,7 @@ from loadgen.cli.values import OptionsError
 from loadgen.live.compare import DIRECT
 from loadgen.live.gateway import EXACT_ARMS
 from loadgen.simulate.checked import try_policy
-from router.config.sources import nearest
+from loadgen.suggest import did_you_mean
 from router.policies import BUILT_IN
 
 
@@ -29,10 +29,9 @@ def check_policies(arms: Sequence[str]) -> None:
                 continue
         except ValueError as error:
             raise OptionsError(f"--policies: {error}") from error
-        like = nearest(arm, known)
         raise OptionsError(
-            f"--policies {arm!r}: {f'did you mean {like}? ' if like else ''}"
-            f'Use {", ".join(known)}, or the import path of your own as "package.module:Class"'
+            f"--policies: {arm!r} is not known{did_you_mean(arm, known)}; use {', '.join(known)}, "
+            'or the import path of your own as "package.module:Class"'
         )
 
 

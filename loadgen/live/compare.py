@@ -162,6 +162,8 @@ async def _one(
                 children, replicas, contender.name, fleet.gateway_arguments
             )
             urls, admin = [gateway.url], gateway.admin
+        # With `run`, a URL may be an engine's or a router's: an engine says so.
+        asks_itself = not fleet.reset and await read_counters(urls, headers) is None
         # What answers of a router do not tell, its engines may.
         asked = fleet.urls if contender.url and contender.url not in fleet.urls else ()
         before = await read_counters(asked, headers)
@@ -171,7 +173,8 @@ async def _one(
                 urls,
                 comparison.client,
                 stage.progress,
-                names=shown_names(replicas, fleet.names),
+                names={} if asks_itself else shown_names(replicas, fleet.names),
+                by_url=not asks_itself,
                 records=run.records,
             )
         except RunError as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from loadgen.simulate.checked import own_policy, try_policy
 from loadgen.simulate.fleet import Arrangement
 from loadgen.simulate.peers import PEERS
-from router.config.sources import nearest
+from loadgen.suggest import did_you_mean
 from router.policies import BUILT_IN, load_policy
 from router.types import Policy
 
@@ -42,10 +42,9 @@ def arrangement(name: str) -> Arrangement:
     if found is not None:
         return found
     if ":" not in name:
-        like = nearest(name, ARRANGEMENTS)
         raise ValueError(
-            f"nothing to simulate is called {name!r}{f' (did you mean {like}?)' if like else ''}: "
-            f"use one of {', '.join(ARRANGEMENTS)}, or the import path of a policy as "
+            f"nothing to simulate is called {name!r}{did_you_mean(name, ARRANGEMENTS)}; use one of "
+            f"{', '.join(ARRANGEMENTS)}, or the import path of a policy as "
             '"package.module:Class"'
         )
     try_policy(name)

@@ -34,7 +34,7 @@ class Checked:
 
     def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:
         """As Policy.choose."""
-        choice = _guarded(self._name, lambda: self._policy.choose(ask, loads))
+        choice: Choice = _guarded(self._name, lambda: self._policy.choose(ask, loads))
         wrong = _wrong(choice, ask, len(loads))
         if wrong:
             raise PolicyFailedError(f"policy {self._name}: choose {_place(self._policy)} {wrong}")
