@@ -99,7 +99,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Is(
             FLEET,
             Text(_POLICY, _POLICY_FORM),
-            "How a replica is chosen: a built-in policy, or `module:Class` for your own.",
+            "How a replica is chosen: `cache_aware`, `consistent_hash`, `least_loaded`, "
+            "`power_of_two`, `random`, `round_robin` or `session`; or `module:Class` for your own.",
         ),
     ] = "cache_aware"
     session_header: Annotated[

@@ -101,7 +101,7 @@ async def test_a_routers_url_is_no_replica() -> None:
     watched = Watched(lambda progress: shown.update(each.name for each in progress.replicas))
     async with SimulatedFleet(count=2) as fleet:
         apps = [
-            App(Settings(replicas=tuple(fleet.urls), port=0, admin_port=0, settle_time=0.0))
+            App(Settings(replicas=tuple(fleet.urls), port=0, admin_port=0, access_log=0.0))
             for _ in range(2)
         ]
         for app in apps:
