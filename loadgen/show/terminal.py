@@ -38,6 +38,9 @@ class _Row(msgspec.Struct):
     hit_rate: str = ""
     ttft: str = ""
     replicas: Sequence[ReplicaProgress] = ()
+    warmup: float = 0.0
+    ended: int = 0
+    """Requests, those of the warm-up included."""
 
 
 class Screen:
@@ -70,13 +73,14 @@ class Screen:
             arm + (f" at {load:g}" if load else "") + (f", again ({repeat + 1})" if repeat else "")
         )
         self._printed = time.monotonic()
-        self._rows.append(_Row(title, plan.duration, self._printed))
+        self._rows.append(_Row(title, plan.duration, self._printed, warmup=plan.warmup))
         if not self._live:
             self._line(f"{title}: starting")
 
     def progress(self, progress: Progress) -> None:
         row = self._rows[-1]
         row.state = _state(progress.now, row.duration)
+        row.ended = progress.ended
         row.done = f"{progress.ended} of {progress.sent}" if progress.sent else ""
         if progress.failed:
             row.done += f" ({progress.failed} failed)"
@@ -94,6 +98,9 @@ class Screen:
         row = self._rows[-1]
         row.state = "done"
         row.done = f"{arm.completed} of {arm.requests}"
+        warming = row.ended - arm.requests
+        if row.warmup and warming > 0:
+            row.done += f" (and {warming} to warm up)"
         row.rate = f"{arm.throughput.requests_per_s:.1f}"
         row.hit_rate = NONE if arm.hit_rate is None else percent(arm.hit_rate)
         p50 = arm.ttft_ms.p50
