@@ -258,7 +258,7 @@ def _arrivals(
     if kind not in ("", "poisson", "fixed") or bounds:
         like = did_you_mean(kind, ("poisson", "fixed", "ramp", "trace"))
         raise OptionsError(
-            f"--arrivals {args.arrivals!r}{like}: use poisson, fixed, ramp:LOW-HIGH, trace"
+            f"--arrivals {args.arrivals!r}{like or ':'} use poisson, fixed, ramp:LOW-HIGH, trace"
         )
     rates = [float(r) for r in LADDER_RATES] if args.rate == "ladder" else None
     rates = rates or positives(args.rate or "8", "--rate")
@@ -285,7 +285,7 @@ def objectives_from(args: argparse.Namespace) -> dict[str, float]:
         name = "e2e" if name == "e2el" else name
         if name not in ("ttft", "tpot", "e2e"):
             like = did_you_mean(name, ("ttft", "tpot", "e2e"))
-            raise OptionsError(f"--goodput {name!r}{like}: use ttft, tpot or e2e")
+            raise OptionsError(f"--goodput {name!r}{like or ':'} use ttft, tpot or e2e")
         found[name] = _one(value, f"--goodput {name}")
     return found
 

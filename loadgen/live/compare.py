@@ -19,7 +19,7 @@ from loadgen.live.engines import (
     shown_names,
 )
 from loadgen.live.findings import Found, Run, Runs, answered, find, summary
-from loadgen.live.gateway import EXACT_ARMS, read_reuse, start_gateway
+from loadgen.live.gateway import EXACT_ARMS, raised, read_reuse, start_gateway
 from loadgen.live.processes import Children, free_ports, ready
 from loadgen.live.run import Client, RunError, play
 from loadgen.results.conclusion import conclude
@@ -187,6 +187,8 @@ async def _one(
         if contender.url and not run.counted and not run.records.told_replicas:
             run.warnings += await _unnamed(contender.url, headers, run)
         if admin:
+            if any(run.records.reason):
+                run.warnings += raised(gateway.child.said())
             try:
                 run.reuse = await read_reuse(admin)
             except httpx.HTTPError as error:

@@ -42,8 +42,9 @@ def arrangement(name: str) -> Arrangement:
     if found is not None:
         return found
     if ":" not in name:
+        like = did_you_mean(name, ARRANGEMENTS)
         raise ValueError(
-            f"nothing to simulate is called {name!r}{did_you_mean(name, ARRANGEMENTS)}; use one of "
+            f"nothing to simulate is called {name!r}{like or ':'} use one of "
             f"{', '.join(ARRANGEMENTS)}, or the import path of a policy as "
             '"package.module:Class"'
         )

@@ -79,7 +79,7 @@ def make(spec: str, settings: Mapping[str, str] | None = None) -> Workload:
         return _changed(_FROM_FILE[name](path=argument), settings)
     if name not in _MADE or argument:
         like = did_you_mean(spec, (*_MADE, *_FROM_FILE))
-        raise WorkloadError(f"unknown workload {spec!r}{like}; use one of {', '.join(NAMES)}")
+        raise WorkloadError(f"unknown workload {spec!r}{like or ':'} use one of {', '.join(NAMES)}")
     return _changed(_MADE[name], settings)
 
 
