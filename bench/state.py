@@ -26,6 +26,8 @@ from pathlib import Path
 
 import uvloop
 import xxhash
+from router.state.address import parse
+from router.state.link import Link
 
 from bench.bodies import bodies
 from bench.proxy import cpu_seconds, drive, free_port, process, wait_for, warmroute
@@ -37,8 +39,6 @@ from router.index import ByteIndex
 from router.policies import load_policy
 from router.prompt.spans import SPANS
 from router.scheduling.placer import Placer
-from router.state.address import parse
-from router.state.link import Link
 from router.state.redis_transport import RedisCarrier
 from router.state.snapshot_writer import Keeper
 from router.state.sync import Shared
