@@ -21,7 +21,7 @@ from dashboards.__main__ import BOARDS
 from dashboards.panels import Board, Panel
 from dashboards.stage import Stage, stage
 
-SECONDS = 60
+SCRAPES = 60
 LABEL = (
     "Drawn from the dashboard's own queries; not a picture of Grafana. "
     "Gateway, simulated replicas and clients are one process here."
@@ -133,7 +133,7 @@ def _lines(axes: Any, panel: Panel, series: Series) -> None:
 
 async def main(folder: Path) -> None:
     """Run the stage and draw both boards."""
-    async with stage(SECONDS) as on:
+    async with stage(SCRAPES) as on:
         for name, board in BOARDS.items():
             data = {panel.title: await gather(on, panel) for panel in board.panels}
             path = folder / f"dashboard-{name.removesuffix('.json')}.svg"

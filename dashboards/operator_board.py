@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from dashboards.panels import Board, Panel, Query, Row, gauge, quantile, quantiles, share, total
+from dashboards.panels import (
+    Board,
+    Panel,
+    Query,
+    Row,
+    failures,
+    gauge,
+    quantile,
+    quantiles,
+    share,
+    total,
+)
 
 LEDGER = "warmroute_reuse_prompt_tokens_total"
 DELIVERED = "warmroute_reuse_delivered_tokens_total"
@@ -56,18 +67,11 @@ BOARD = Board(
                 ),
                 Panel(
                     "Failed",
-                    "Share of requests that ended in an error, clients' own mistakes and "
-                    "departures included. Above a few per cent: see errors by reason.",
+                    "Share of requests that the gateway or an engine failed; what clients gave up "
+                    "or wrote wrongly is not among these. Above a few per cent: see errors by "
+                    "reason.",
                     "percentunit",
-                    [
-                        Query(
-                            "("
-                            + total("warmroute_request_errors_total")
-                            + " or vector(0)) / "
-                            + total("warmroute_requests_total"),
-                            "failed",
-                        )
-                    ],
+                    [Query(f"{failures()} / {total('warmroute_requests_total')}", "failed")],
                     number=True,
                     width=4,
                 ),
@@ -214,7 +218,8 @@ BOARD = Board(
                 Panel(
                     "Errors by reason",
                     "connect and timeout_*: replicas or the network. upstream_5xx: the engines' "
-                    "own. client_*: clients left or were slow. no_replica: see states.",
+                    "own. client_*: clients left or were slow, no failure of ours. no_replica: see "
+                    "states.",
                     "reqps",
                     [Query(total("warmroute_request_errors_total", "reason"), "{{reason}}")],
                     stacked=True,

@@ -18,6 +18,9 @@ from grafana_foundation_sdk.models.dashboard import (
 
 PICK = 'job=~"$job"'
 """In every query: the jobs chosen at the top."""
+CLIENTS = "client_.*|bad_request|too_large|refused_path|unauthorized|unknown_model"
+"""Reasons of errors that are the clients' own: they left, were slow, or asked for what there is
+not. Every other reason is a failure of the gateway or of an engine."""
 RATE = "[$__rate_interval]"
 SOURCE = DataSourceRef(type_val="prometheus", uid="$datasource")
 
@@ -81,6 +84,12 @@ def total(metric: str, by: str = "") -> str:
     """PromQL: a counter's rate over all series, or by a label."""
     grouping = f" by ({by})" if by else ""
     return f"sum{grouping} (rate({metric}{{{_pick(by)}}}{RATE}))"
+
+
+def failures() -> str:
+    """PromQL: the rate of requests that the gateway or an engine failed."""
+    errors = f'warmroute_request_errors_total{{{PICK}, reason!~"{CLIENTS}"}}'
+    return f"(sum (rate({errors}{RATE})) or vector(0))"
 
 
 def _pick(by: str) -> str:

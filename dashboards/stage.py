@@ -6,6 +6,7 @@ Everything runs on loopback and ends with the block. Needs the `prometheus` prog
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import shutil
 import signal
@@ -28,9 +29,10 @@ from router.app import App
 from router.config import Settings
 
 RULES = Path(__file__).with_name("rules.yaml")
-SCRAPE = 1
-"""Seconds between two scrapes."""
-RATE_INTERVAL = "8s"
+ANSWERS = 10
+"""A scrape has so many times as long as one took, so that no slow machine misses them."""
+RATE_SCRAPES = 8
+"""Scrapes that a rate is taken over."""
 ENGINE = replace(QUICK, name="stage", prefill_rate=12_000.0)
 """Slow enough that a handful of clients keep the fleet busy."""
 
@@ -51,10 +53,13 @@ class Stage:
     fleet: SimulatedFleet
     http: httpx.AsyncClient
     started: float
+    scrape: int
+    """Seconds between two scrapes: 1, or more on a slow machine."""
 
     def fill(self, expr: str) -> str:
         """A dashboard's query as Grafana would send it."""
-        return expr.replace("$__rate_interval", RATE_INTERVAL).replace("$job", "warmroute")
+        rate = f"{RATE_SCRAPES * self.scrape}s"
+        return expr.replace("$__rate_interval", rate).replace("$job", "warmroute")
 
     async def ask(self, path: str, **options: Any) -> Any:
         """The data of an answer of Prometheus' API. Raises ValueError with what it says."""
@@ -63,23 +68,23 @@ class Stage:
             raise ValueError(answer["error"])
         return answer["data"]
 
-    async def more(self, seconds: float) -> None:
+    async def more(self, scrapes: int) -> None:
         """Go on with the load: a busy machine may have got little of it done."""
-        await _load(self.app.port, self.fleet, seconds, CLIENTS)
+        await _load(self.app.port, self.fleet, scrapes * self.scrape, CLIENTS)
 
     async def lines(self, expr: str) -> list[dict[str, Any]]:
         """The series of a query since the load began: labels and [time, value] pairs."""
-        start = self.started + 3
+        start = self.started + 3 * self.scrape
         found = await self.ask(
-            "query_range", query=self.fill(expr), start=start, end=time.time(), step=SCRAPE
+            "query_range", query=self.fill(expr), start=start, end=time.time(), step=self.scrape
         )
         series: list[dict[str, Any]] = found["result"]
         return series
 
 
 @asynccontextmanager
-async def stage(seconds: float, replicas: int = 4) -> AsyncIterator[Stage]:
-    """Load for so long, then the stage, still running."""
+async def stage(scrapes: int, replicas: int = 4) -> AsyncIterator[Stage]:
+    """Load for so many scrapes, then the stage, still running."""
     program = prometheus_program()
     if program is None:
         raise RuntimeError("prometheus is not installed")
@@ -99,21 +104,35 @@ async def stage(seconds: float, replicas: int = 4) -> AsyncIterator[Stage]:
         await app.start()
         try:
             await app.ready()
-            async with _prometheus(program, app.admin.port) as http:
-                started = time.time()
-                await _load(app.port, fleet, seconds, CLIENTS)
-                yield Stage(app, fleet, http, started)
+            scrape = await _pace(app.admin.port)
+            async with _prometheus(program, app.admin.port, scrape) as http:
+                on = Stage(app, fleet, http, time.time(), scrape)
+                await on.more(scrapes)
+                yield on
         finally:
             await app.stop()
 
 
+async def _pace(admin_port: int) -> int:
+    """Seconds between scrapes that this machine can keep up with."""
+    slowest = 0.0
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as http:
+        for _ in range(3):
+            before = time.monotonic()
+            await http.get(f"http://127.0.0.1:{admin_port}/metrics")
+            slowest = max(slowest, time.monotonic() - before)
+    return max(1, math.ceil(ANSWERS * slowest))
+
+
 @asynccontextmanager
-async def _prometheus(program: str, admin_port: int) -> AsyncIterator[httpx.AsyncClient]:
+async def _prometheus(
+    program: str, admin_port: int, scrape: int
+) -> AsyncIterator[httpx.AsyncClient]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        config = _settings(Path(folder), admin_port)
+        config = _settings(Path(folder), admin_port, scrape)
         process = await asyncio.create_subprocess_exec(
             program,
             f"--config.file={config}",
@@ -123,7 +142,7 @@ async def _prometheus(program: str, admin_port: int) -> AsyncIterator[httpx.Asyn
         )
         try:
             base = f"http://127.0.0.1:{port}"
-            async with httpx.AsyncClient(base_url=base, timeout=20, trust_env=False) as http:
+            async with httpx.AsyncClient(base_url=base, timeout=120, trust_env=False) as http:
                 await _until_scraping(http)
                 yield http
         finally:
@@ -131,14 +150,14 @@ async def _prometheus(program: str, admin_port: int) -> AsyncIterator[httpx.Asyn
             await process.wait()
 
 
-def _settings(folder: Path, admin_port: int) -> Path:
+def _settings(folder: Path, admin_port: int, scrape: int) -> Path:
     """Write Prometheus' settings. Returns the file."""
     rules = folder / "rules.yaml"
     # In the cluster every half minute does.
-    rules.write_text(RULES.read_text().replace("interval: 30s", f"interval: {SCRAPE}s"))
+    rules.write_text(RULES.read_text().replace("interval: 30s", f"interval: {scrape}s"))
     target = {"targets": [f"127.0.0.1:{admin_port}"], "labels": {"namespace": "llm"}}
     settings = {
-        "global": {"scrape_interval": f"{SCRAPE}s", "evaluation_interval": f"{SCRAPE}s"},
+        "global": {"scrape_interval": f"{scrape}s", "evaluation_interval": f"{scrape}s"},
         "rule_files": [str(rules)],
         "scrape_configs": [{"job_name": "warmroute", "static_configs": [target]}],
     }
@@ -148,7 +167,7 @@ def _settings(folder: Path, admin_port: int) -> Path:
 
 
 async def _until_scraping(http: httpx.AsyncClient) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(300):
         while True:
             try:
                 answer = await http.get("/api/v1/query", params={"query": "warmroute_build_info"})
@@ -174,7 +193,7 @@ async def _talk(port: int, number: int, until: float) -> None:
     base = f"http://127.0.0.1:{port}"
     while time.monotonic() < until:
         # A connection for each conversation.
-        async with httpx.AsyncClient(base_url=base, timeout=30, trust_env=False) as http:
+        async with httpx.AsyncClient(base_url=base, timeout=120, trust_env=False) as http:
             await _converse(http, draw, number, until, system)
 
 

@@ -26,7 +26,11 @@ MARKS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 """Labels and annotations: a number or a boolean would be refused by the API server later."""
 LIST: Schema = {"type": "array", "items": {"type": "object"}}
 TEXTS: Schema = {"type": "array", "items": {"type": "string"}}
+COUNT_OR_SHARE: Schema = {"type": ["integer", "string"]}
+PROBE: Schema = {"type": ["object", "null"]}
 INTERVAL: Schema = {"type": "string", "pattern": r"^[0-9]+(ms|s|m)$"}
+SOMETIMES_INTERVAL: Schema = {"type": "string", "pattern": r"^([0-9]+(ms|s|m))?$"}
+OBJECTS: Schema = {"type": "array", "items": {"type": ["object", "string"]}}
 
 
 def words(*allowed: str) -> Schema:
@@ -37,6 +41,39 @@ def words(*allowed: str) -> Schema:
 def part(**properties: Schema) -> Schema:
     """A mapping of these names and no others."""
     return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def or_null(schema: Schema) -> Schema:
+    """The same, or nothing said."""
+    types = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+    return {**schema, "type": [*types, "null"]}
+
+
+PLACES: dict[str, Schema] = {
+    "nodeSelector": MARKS,
+    "tolerations": LIST,
+    "affinity": MAP,
+    "priorityClassName": TEXT,
+}
+"""Where pods of a workload run."""
+PATHS: Schema = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        **part(path=TEXT, pathType=words("Prefix", "Exact", "ImplementationSpecific")),
+        "required": ["path"],
+    },
+}
+MONITOR: dict[str, Schema] = {
+    "enabled": BOOL,
+    "namespace": TEXT,
+    "interval": INTERVAL,
+    "scrapeTimeout": SOMETIMES_INTERVAL,
+    "honorLabels": BOOL,
+    "labels": MARKS,
+    "relabelings": LIST,
+    "metricRelabelings": LIST,
+}
 
 
 def setting(row: Row) -> Schema:
@@ -72,6 +109,7 @@ def schema() -> Schema:
         "$comment": "made by deploy/helm/schema.py",
         **part(
             config=config,
+            existingConfigMap=TEXT,
             secret=part(name=TEXT, replicaApiKey=TEXT, adminKey=TEXT, statePassword=TEXT),
             redis=part(
                 mode=words("none", "external", "bundled"),
@@ -82,6 +120,10 @@ def schema() -> Schema:
                 image=TEXT,
                 maxmemory=TEXT,
                 resources=MAP,
+                podAnnotations=MARKS,
+                podLabels=MARKS,
+                podSecurityContext=MAP,
+                **PLACES,
             ),
             image=part(
                 repository=TEXT,
@@ -92,6 +134,9 @@ def schema() -> Schema:
             imagePullSecrets=LIST,
             nameOverride=TEXT,
             fullnameOverride=TEXT,
+            commonLabels=MARKS,
+            commonAnnotations=MARKS,
+            extraObjects=OBJECTS,
             replicaCount=COUNT,
             autoscaling=part(
                 enabled=BOOL,
@@ -99,41 +144,117 @@ def schema() -> Schema:
                 maxReplicas={"type": "integer", "minimum": 1},
                 targetCPUUtilizationPercentage={"type": "integer", "minimum": 1},
                 targetInFlight=COUNT,
+                extraMetrics=LIST,
+                behavior=MAP,
             ),
-            podDisruptionBudget=part(enabled=BOOL, maxUnavailable={"type": ["integer", "string"]}),
+            keda=part(
+                enabled=BOOL,
+                minReplicas=COUNT,
+                maxReplicas={"type": "integer", "minimum": 1},
+                pollingInterval={"type": "integer", "minimum": 1},
+                cooldownPeriod=COUNT,
+                annotations=MARKS,
+                fallback=MAP,
+                triggers=LIST,
+            ),
+            podDisruptionBudget=part(
+                enabled=BOOL,
+                maxUnavailable=COUNT_OR_SHARE,
+                minAvailable=or_null(COUNT_OR_SHARE),
+                unhealthyPodEvictionPolicy=words("", "IfHealthyBudget", "AlwaysAllow"),
+            ),
+            strategy=part(type=words("RollingUpdate", "Recreate"), rollingUpdate=or_null(MAP)),
+            minReadySeconds=COUNT,
+            revisionHistoryLimit=COUNT,
+            deploymentLabels=MARKS,
+            deploymentAnnotations=MARKS,
             resources=MAP,
+            startupProbe=PROBE,
+            readinessProbe=PROBE,
+            livenessProbe=PROBE,
+            lifecycle=MAP,
+            terminationGracePeriodSeconds=or_null(COUNT),
+            podSecurityContext=MAP,
+            securityContext=MAP,
             podAnnotations=MARKS,
             podLabels=MARKS,
-            nodeSelector=MARKS,
-            tolerations=LIST,
-            affinity=MAP,
+            **PLACES,
             topologySpreadConstraints=LIST,
-            priorityClassName=TEXT,
+            runtimeClassName=TEXT,
+            schedulerName=TEXT,
+            hostAliases=LIST,
+            dnsPolicy=words("", "ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"),
+            dnsConfig=MAP,
+            extraArgs=TEXTS,
+            envFrom=LIST,
+            initContainers=LIST,
+            extraContainers=LIST,
             extraEnv=LIST,
             extraVolumes=LIST,
             extraVolumeMounts=LIST,
             serviceAccount=part(create=BOOL, name=TEXT, annotations=MARKS),
             rbac=part(create=BOOL),
             service=part(
-                type=words("ClusterIP", "NodePort", "LoadBalancer"), port=PORT, annotations=MARKS
+                type=words("ClusterIP", "NodePort", "LoadBalancer"),
+                port=PORT,
+                nodePort=or_null(PORT),
+                annotations=MARKS,
+                labels=MARKS,
+                clusterIP=TEXT,
+                loadBalancerClass=TEXT,
+                loadBalancerIP=TEXT,
+                loadBalancerSourceRanges=TEXTS,
+                externalIPs=TEXTS,
+                externalTrafficPolicy=words("", "Cluster", "Local"),
+                internalTrafficPolicy=words("", "Cluster", "Local"),
+                ipFamilyPolicy=words("", "SingleStack", "PreferDualStack", "RequireDualStack"),
+                ipFamilies=TEXTS,
+                sessionAffinity=words("", "None", "ClientIP"),
             ),
             ingress=part(
                 enabled=BOOL,
                 className=TEXT,
                 annotations=MARKS,
-                hosts={**TEXTS, "minItems": 1},
+                labels=MARKS,
+                hosts={
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {"anyOf": [TEXT, part(host=TEXT, paths=PATHS)]},
+                },
+                paths=PATHS,
                 tls=LIST,
             ),
-            httpRoute=part(enabled=BOOL, parentRefs=LIST, hostnames=TEXTS),
+            httpRoute=part(
+                enabled=BOOL,
+                annotations=MARKS,
+                labels=MARKS,
+                parentRefs=LIST,
+                hostnames=TEXTS,
+                matches=LIST,
+                filters=LIST,
+            ),
             networkPolicy=part(enabled=BOOL, clients=LIST, monitoring=LIST),
             metrics=part(
-                serviceMonitor=part(enabled=BOOL, interval=INTERVAL, labels=MARKS),
-                podMonitor=part(enabled=BOOL, interval=INTERVAL, labels=MARKS),
-                prometheusRule=part(enabled=BOOL, labels=MARKS),
-                dashboards=part(enabled=BOOL, label=TEXT, labelValue=TEXT, annotations=MARKS),
+                serviceMonitor=part(**MONITOR),
+                podMonitor=part(**MONITOR),
+                prometheusRule=part(
+                    enabled=BOOL,
+                    namespace=TEXT,
+                    labels=MARKS,
+                    disabled=TEXTS,
+                    runbookUrl={"type": "string", "pattern": "^$|^https?://"},
+                    additionalGroups=LIST,
+                ),
+                dashboards=part(
+                    enabled=BOOL, namespace=TEXT, label=TEXT, labelValue=TEXT, annotations=MARKS
+                ),
             ),
             demo=part(
-                enabled=BOOL, replicas={"type": "integer", "minimum": 1}, preset=TEXT, resources=MAP
+                enabled=BOOL,
+                replicas={"type": "integer", "minimum": 1},
+                preset=TEXT,
+                resources=MAP,
+                **PLACES,
             ),
         ),
         # What Helm itself adds for a chart that is another's dependency.

@@ -24,7 +24,6 @@ Object = dict[str, Any]
 
 BASE: Values = {"config": {"discovery_selector": "app=vllm"}}
 OVERLAYS: dict[str, Values] = {
-    "redis": {**BASE, "redis": {"mode": "bundled"}},
     "monitoring": {
         **BASE,
         "metrics": {

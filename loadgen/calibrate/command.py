@@ -14,6 +14,7 @@ from loadgen.calibrate.fit import Fit, fit
 from loadgen.calibrate.probe import ROUNDS, Probe
 from loadgen.cli.values import count, not_negative
 from loadgen.engine.file import EngineFile, write_engine
+from loadgen.show.plain import say
 
 TIMEOUT = 120.0
 LEAST_LONGEST = 256
@@ -60,10 +61,10 @@ async def calibrate(args: argparse.Namespace, console: Console, progress: Consol
     Raises ProbeError, FitError, OSError and httpx.HTTPError."""
 
     def said(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
+        say(console, text)
 
     def went(text: str) -> None:
-        progress.print(text, highlight=False, soft_wrap=True)
+        say(progress, text)
 
     limits = httpx.Limits(max_connections=64)
     async with httpx.AsyncClient(

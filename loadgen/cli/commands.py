@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -15,6 +16,7 @@ from loadgen.calibrate import command as calibration
 from loadgen.calibrate.fit import FitError
 from loadgen.calibrate.probe import ProbeError
 from loadgen.cli import options as opts
+from loadgen.cli.parser import Parser
 from loadgen.cli.preflight import check_policies
 from loadgen.cli.simulated import Simulation
 from loadgen.cli.values import OptionsError, count, names
@@ -22,6 +24,7 @@ from loadgen.client.target import address
 from loadgen.live.compare import DIRECT, Comparing, Comparison, Contender, FleetSpec, results_of
 from loadgen.live.processes import ChildError, run_async
 from loadgen.live.run import RunError
+from loadgen.made import made, version
 from loadgen.replicas import serve
 from loadgen.reproduce import command
 from loadgen.results.merge import merged
@@ -45,6 +48,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit status. Raises KeyboardInterrupt when it was stopped before
     it had anything to show."""
     args = parser().parse_args(arguments)
+    args.made = partial(made, "warmroute-loadgen", arguments)
     command: Callable[[argparse.Namespace], int] = args.command
     try:
         opts.check_output(args)
@@ -62,9 +66,10 @@ def _fail(error: Exception) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Of the whole command line; what a command does is its ``command``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="warmroute-loadgen", description="Load, comparisons and simulations for LLM gateways."
     )
+    parser.add_argument("--version", action="version", version=f"warmroute-loadgen {version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="play a workload against a URL")
@@ -149,6 +154,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_arguments(report)
     opts.add_output(report)
     report.set_defaults(command=_report)
+    for each in commands.choices.values():
+        each.set_defaults(parser=each)
     return parser
 
 
@@ -246,6 +253,7 @@ def _live(
         description=description,
         settings=opts.settings_from(args),
     )
+    results.made = args.made()
     return _finish(args, results, status)
 
 
@@ -255,7 +263,9 @@ def _simulate(args: argparse.Namespace) -> int:
         status = _whole(lambda: simulation.run(screen))
     if status is not None and not simulation.begun:
         return status
-    return _finish(args, simulation.results(), status)
+    results = simulation.results()
+    results.made = args.made()
+    return _finish(args, results, status)
 
 
 def _progress() -> Console:
@@ -288,6 +298,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     if not args.file:
         results = command.reproduce(args, Console())
+        results.made = args.made()
         return _write(args, results)
     for path in args.file:
         if not path.is_file():

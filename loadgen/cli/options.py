@@ -28,6 +28,7 @@ from loadgen.live.run import Client
 from loadgen.replicas.named import WHAT, named_engine
 from loadgen.results.savings import Price
 from loadgen.results.schema import RATE, SESSIONS, SPEED
+from loadgen.suggest import did_you_mean
 from loadgen.workloads import (
     NAMES,
     Arrivals,
@@ -255,8 +256,9 @@ def _arrivals(
         first, last = (_one(part, "--arrivals ramp:LOW-HIGH") for part in (low, high))
         return RATE, [(last, Ramp(first, last, duration))]
     if kind not in ("", "poisson", "fixed") or bounds:
+        like = did_you_mean(kind, ("poisson", "fixed", "ramp", "trace"))
         raise OptionsError(
-            f"--arrivals {args.arrivals!r}: use poisson, fixed, ramp:LOW-HIGH, trace"
+            f"--arrivals {args.arrivals!r}{like or ':'} use poisson, fixed, ramp:LOW-HIGH, trace"
         )
     rates = [float(r) for r in LADDER_RATES] if args.rate == "ladder" else None
     rates = rates or positives(args.rate or "8", "--rate")
@@ -282,7 +284,8 @@ def objectives_from(args: argparse.Namespace) -> dict[str, float]:
         # vLLM's benchmark calls it e2el.
         name = "e2e" if name == "e2el" else name
         if name not in ("ttft", "tpot", "e2e"):
-            raise OptionsError(f"--goodput {name!r}: use ttft, tpot or e2e")
+            like = did_you_mean(name, ("ttft", "tpot", "e2e"))
+            raise OptionsError(f"--goodput {name!r}{like or ':'} use ttft, tpot or e2e")
         found[name] = _one(value, f"--goodput {name}")
     return found
 
@@ -314,7 +317,7 @@ def price_from(args: argparse.Namespace, engine: EngineParams | None) -> Price:
 def settings_from(args: argparse.Namespace) -> dict[str, str]:
     """What was asked for, for the report: every option that says something, but no headers, which
     may hold keys."""
-    hidden = {"command", "header", *FILES}
+    hidden = {"command", "parser", "made", "header", *FILES}
     return {
         name: ",".join(map(str, value)) if isinstance(value, list) else str(value)
         for name, value in sorted(vars(args).items())

@@ -9,20 +9,30 @@ from pathlib import Path
 from loadgen.cli.values import OptionsError
 from loadgen.live.compare import DIRECT
 from loadgen.live.gateway import EXACT_ARMS
-from router.policies import load_policy
+from loadgen.simulate.checked import try_policy
+from loadgen.suggest import did_you_mean
+from router.policies import BUILT_IN
 
 
 def check_policies(arms: Sequence[str]) -> None:
-    """Every arm is a policy that the gateway knows, or one of ours. Raises OptionsError."""
+    """Every arm is a policy that the gateway knows and that works, or one of ours. Raises
+    OptionsError, and PolicyFailedError for what a policy's own code does."""
     for arm in arms:
         if arm == DIRECT:
             continue
+        if arm in BUILT_IN or arm in EXACT_ARMS:
+            continue
+        known = (*sorted(BUILT_IN), DIRECT, *EXACT_ARMS)
         try:
-            load_policy(EXACT_ARMS.get(arm, arm))
+            if ":" in arm:
+                try_policy(arm)
+                continue
         except ValueError as error:
-            raise OptionsError(
-                f"--policies: {error}; or {', '.join((DIRECT, *EXACT_ARMS))}"
-            ) from error
+            raise OptionsError(f"--policies: {error}") from error
+        raise OptionsError(
+            f"--policies: {arm!r} is not known{did_you_mean(arm, known)}; use {', '.join(known)}, "
+            'or the import path of your own as "package.module:Class"'
+        )
 
 
 def check_writable(option: str, path: Path) -> None:

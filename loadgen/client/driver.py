@@ -127,7 +127,8 @@ class Driver:
 
     Several targets are used in turn, which is round robin without a gateway. ``names`` says what
     a replica is shown as, by what a gateway calls it and, with several targets, by its URL; others
-    are shown as they are called. ``records`` is filled from the start, if given."""
+    are shown as they are called. Without ``by_url`` the targets are routers, which are no
+    replicas. ``records`` is filled from the start, if given."""
 
     def __init__(
         self,
@@ -137,6 +138,7 @@ class Driver:
         options: Options | None = None,
         *,
         names: Mapping[str, str] | None = None,
+        by_url: bool = True,
         records: Records | None = None,
     ) -> None:
         self._plan = plan
@@ -156,6 +158,7 @@ class Driver:
         self._ended = asyncio.Event()
         self.records = Records() if records is None else records
         self._names = names or {}
+        self._by_url = by_url and len(targets) > 1
         self.progress = Progress(list(dict.fromkeys(self._names.values())))
         self.not_sent = 0
         """Steps left out because one before them failed."""
@@ -248,7 +251,7 @@ class Driver:
         name = f"{self._plan.seed}-{session.number}-{step.thread}"
         call = Call(target.message(body, name), answer, done)
         call.tokens = length
-        if len(self._targets) > 1:
+        if self._by_url:
             call.replica = target.url
         self._calls.add(call)
         self.progress.sent += 1

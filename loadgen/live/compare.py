@@ -19,7 +19,7 @@ from loadgen.live.engines import (
     shown_names,
 )
 from loadgen.live.findings import Found, Run, Runs, answered, find, summary
-from loadgen.live.gateway import EXACT_ARMS, read_reuse, start_gateway
+from loadgen.live.gateway import EXACT_ARMS, raised, read_reuse, start_gateway
 from loadgen.live.processes import Children, free_ports, ready
 from loadgen.live.run import Client, RunError, play
 from loadgen.results.conclusion import conclude
@@ -162,6 +162,8 @@ async def _one(
                 children, replicas, contender.name, fleet.gateway_arguments
             )
             urls, admin = [gateway.url], gateway.admin
+        # With `run`, a URL may be an engine's or a router's: an engine says so.
+        asks_itself = not fleet.reset and await read_counters(urls, headers) is None
         # What answers of a router do not tell, its engines may.
         asked = fleet.urls if contender.url and contender.url not in fleet.urls else ()
         before = await read_counters(asked, headers)
@@ -171,7 +173,8 @@ async def _one(
                 urls,
                 comparison.client,
                 stage.progress,
-                names=shown_names(replicas, fleet.names),
+                names={} if asks_itself else shown_names(replicas, fleet.names),
+                by_url=not asks_itself,
                 records=run.records,
             )
         except RunError as error:
@@ -184,6 +187,8 @@ async def _one(
         if contender.url and not run.counted and not run.records.told_replicas:
             run.warnings += await _unnamed(contender.url, headers, run)
         if admin:
+            if any(run.records.reason):
+                run.warnings += raised(gateway.child.said())
             try:
                 run.reuse = await read_reuse(admin)
             except httpx.HTTPError as error:

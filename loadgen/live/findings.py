@@ -124,13 +124,16 @@ def summary(comparison: Comparison, contender: Contender, runs: Sequence[Run], l
     names = comparison.fleet.names
     told = {name for run in runs for name in run.records.replicas.names if name}
     # A router may know its replicas by names of its own, or not tell them at all.
-    if not told <= set(names) or (contender.url and not told):
+    routed = contender.url or not comparison.fleet.reset
+    count = len(names) if comparison.fleet.reset else 0
+    if not told <= set(names) or (routed and not told):
         names = []
     arm = summarise(
         contender.name,
         *(run.records for run in runs),
         objectives_ms=comparison.objectives_ms,
         replicas=names,
+        count=count,
         load=load,
     )
     if not arm.replicas and all(run.counted for run in runs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -66,6 +67,21 @@ async def _exact(admin: str, child: Child) -> None:
                 said = "; ".join(f"{name}: {why}" for name, why in missing.items())
                 raise ChildError(f"not exact after {EXACT_SECONDS:.0f} s: {said}")
             await asyncio.sleep(0.1)
+
+
+_RAISED = re.compile(r'File \\?"([^"\\]+)\\?", line (\d+)')
+_ERROR = re.compile(r"(?:\\n|\n)([A-Za-z_][\w.]*(?:: (?:(?!\\n)[^\n\"])*)?)(?=\"|\\n|\n|$)")
+
+
+def raised(log: str) -> list[str]:
+    """What a gateway's log tells of the last exception in it, a policy's for instance: clients get
+    a 500 that says nothing. Empty when there is none."""
+    where = list(_RAISED.finditer(log))
+    if not where:
+        return []
+    error = _ERROR.findall(log, where[-1].end())
+    what = error[-1] if error else "an exception"
+    return [f"its gateway raised {what} ({where[-1][1]}, line {where[-1][2]})"]
 
 
 _STAGES = ("prompt", "available", "chosen", "predicted", "delivered")

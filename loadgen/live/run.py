@@ -66,13 +66,14 @@ async def play(
     watch: Watch | None = None,
     *,
     names: Mapping[str, str] | None = None,
+    by_url: bool = True,
     records: Records,
 ) -> list[str]:
     """Play a plan against URLs (several are used in turn), fill the records, and return warnings.
 
-    watch is called about eight times a second. names: what replicas are shown as (see Driver).
-    What was answered is in the records also when this is cancelled. Raises RunError, TargetError,
-    ValueError."""
+    watch is called about eight times a second. names and by_url: what replicas are shown as (see
+    Driver). What was answered is in the records also when this is cancelled. Raises RunError,
+    TargetError, ValueError."""
     _many_files()
     model = client.model or await first_model(urls[0], client.headers)
     maker = BodyMaker(
@@ -83,7 +84,9 @@ async def play(
         vllm_fields=client.vllm_fields,
     )
     targets = [Target(url, PATHS[client.api], dict(client.headers)) for url in urls]
-    driver = Driver(plan, targets, maker, client.options, names=names, records=records)
+    driver = Driver(
+        plan, targets, maker, client.options, names=names, by_url=by_url, records=records
+    )
     watching = asyncio.create_task(_report(driver.progress, watch)) if watch else None
     try:
         await driver.run()

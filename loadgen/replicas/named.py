@@ -7,6 +7,7 @@ from pathlib import Path
 from loadgen.engine import PRESETS, EngineParams
 from loadgen.engine.file import read_engine
 from loadgen.replicas.fleet import QUICK
+from loadgen.suggest import did_you_mean
 
 NAMES = (QUICK.name, *PRESETS)
 WHAT = f"{', '.join(NAMES)}, or a file that calibrate wrote"
@@ -22,4 +23,5 @@ def named_engine(name: str) -> EngineParams:
     path = Path(name)
     if path.suffix or path.exists() or path.name != name:
         return read_engine(path)
-    raise ValueError(f"no preset and no file {name!r}; use one of {WHAT}")
+    like = did_you_mean(name, NAMES)
+    raise ValueError(f"no preset and no file {name!r}{like or ':'} use one of {WHAT}")

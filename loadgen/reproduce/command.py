@@ -16,6 +16,7 @@ from loadgen.reproduce.page import write_page
 from loadgen.reproduce.run import Outcome, run_cases
 from loadgen.reproduce.verdict import METRICS, behind, rivals
 from loadgen.results.schema import Results
+from loadgen.show.plain import say
 
 TRACE_VARIABLE = "LOADGEN_TRACE"
 USUAL_TRACE = Path("../shared/traces/mooncake_conversation_first_half.jsonl")
@@ -48,25 +49,23 @@ def reproduce(args: argparse.Namespace, console: Console) -> Results:
         raise ValueError("--processes must be at least 1, and --scale above 0")
     engines = read_engines(args.engines)
     chosen = cases(find_trace(args.trace), scale=args.scale)
-    console.print(
-        f"{len(chosen)} cases, {len(ARMS)} arms, {args.processes} processes; a few minutes",
-        highlight=False,
+    say(
+        console, f"{len(chosen)} cases, {len(ARMS)} arms, {args.processes} processes; a few minutes"
     )
 
     def done(outcome: Outcome) -> None:
         ours = next(arm for arm in outcome.arms if arm.name == OURS)
         others = rivals(outcome.arms)
         said = ", ".join(f"{metric} {behind(ours, others, metric):+.1%}" for metric in METRICS)
-        console.print(
+        say(
+            console,
             f"{outcome.case.name}: cache_aware to the best other: {said} "
             f"({outcome.seconds:.0f} s of processor time)",
-            highlight=False,
-            soft_wrap=True,
         )
 
     outcomes = run_cases(chosen, ARMS, args.processes, done)
     write_page(outcomes, engines, args.page)
-    console.print(f"wrote {args.page} and its charts", highlight=False)
+    say(console, f"wrote {args.page} and its charts")
     return as_results(outcomes)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from loadgen.made import Made
 from loadgen.results.conclusion import conclude
 from loadgen.results.schema import Results, ResultsError
 
@@ -31,7 +32,9 @@ def merged(files: Mapping[str, Results]) -> Results:
         return first
     called = [name for each in files.values() for name in {arm.name for arm in each.arms}]
     twice = {name for name in called if called.count(name) > 1}
-    whole = msgspec.structs.replace(first, arms=[], differences=[], warnings=[])
+    whole = msgspec.structs.replace(
+        first, arms=[], differences=[], warnings=[], made=_made(list(files.values()))
+    )
     for file, results in files.items():
         shown = {
             arm.name: f"{file}: {arm.name}" if arm.name in twice else arm.name
@@ -47,6 +50,15 @@ def merged(files: Mapping[str, Results]) -> Results:
         whole.warnings += [text for text in results.warnings if text not in whole.warnings]
     whole.conclusion = conclude(whole.arms, whole.differences, whole.axis)
     return whole
+
+
+def _made(files: Sequence[Results]) -> Made | None:
+    """What is known of how they were made; what differs is listed."""
+    known = [results.made for results in files if results.made]
+    if not known:
+        return None
+    fields = Made.__struct_fields__
+    return Made(*("; ".join(dict.fromkeys(getattr(m, field) for m in known)) for field in fields))
 
 
 def _difference(first: Results, other: Results) -> str:

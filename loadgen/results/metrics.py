@@ -126,16 +126,19 @@ def _evenness(values: Floats) -> tuple[float, float]:
     return float(values.std()) / mean, float(values.max()) / mean
 
 
-def balance(replicas: Sequence[ReplicaResult]) -> Balance | None:
-    """Spread of requests and of work over the replicas; None where none is known to have had
-    any."""
+def balance(replicas: Sequence[ReplicaResult], count: int = 0) -> Balance | None:
+    """Spread of requests and of work over the replicas, of which there are at least `count`: those
+    that got nothing may have no name, and count. None where none is known to have had any."""
     if not any(replica.requests for replica in replicas):
         return None
     requests = np.array([r.requests for r in replicas], dtype=np.float64)
     work = np.array(
         [r.prompt_tokens - r.cached_tokens + r.output_tokens for r in replicas], dtype=np.float64
     )
-    return Balance(*_evenness(requests), *_evenness(work))
+    idle = np.zeros(max(0, count - len(replicas)))
+    return Balance(
+        *_evenness(np.concatenate([requests, idle])), *_evenness(np.concatenate([work, idle]))
+    )
 
 
 def mean_balance(runs: Sequence[Balance | None]) -> Balance | None:
@@ -173,11 +176,12 @@ def summarise(
     *runs: Records,
     objectives_ms: Mapping[str, float] | None = None,
     replicas: Sequence[str] = (),
+    count: int = 0,
     load: float = 0.0,
 ) -> Arm:
     """Everything about an arm's runs, which are taken as one after another but for what is told
     over time, where they lie on top of each other. ``replicas`` names those that must appear even
-    if nothing reached them, in this order.
+    if nothing reached them, in this order; ``count`` is how many there are, named or not.
 
     Hit rates of the gateway's answers come from usage; the upper bound from the workload's declared
     lengths. Raises ValueError for an unknown objective.
@@ -193,10 +197,10 @@ def summarise(
     prompt, output = columns.prompt_told[ok], columns.output_told[ok]
     declared = int(columns.tokens[ok].sum())
     reasons = [records.reasons.names[number] for number in columns.reason[~ok]]
-    spread = balance(found)
+    spread = balance(found, count)
     if len(runs) > 1:
         names = [each.name for each in found]
-        spread = mean_balance([_balance_of(run, names) for run in runs])
+        spread = mean_balance([_balance_of(run, names, count) for run in runs])
     return Arm(
         name=name,
         requests=len(records),
@@ -255,5 +259,6 @@ def _replicas(
     return found
 
 
-def _balance_of(run: Records, names: Sequence[str]) -> Balance | None:
-    return balance(_replicas(run, Columns(run), names, floats(run.end), np.array([0.0, 1.0])))
+def _balance_of(run: Records, names: Sequence[str], count: int) -> Balance | None:
+    found = _replicas(run, Columns(run), names, floats(run.end), np.array([0.0, 1.0]))
+    return balance(found, count)

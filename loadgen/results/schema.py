@@ -12,6 +12,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from loadgen.made import Made
+
 VERSION: Literal[1] = 1
 Kind: TypeAlias = Literal["run", "compare", "sweep", "simulate", "report"]
 RATE = "requests/s"
@@ -184,6 +186,8 @@ class Results(msgspec.Struct):
     """The replicas, or everything, were simulated."""
     description: str = ""
     """What was measured on what, in a sentence or two, for whoever reads the report."""
+    made: Made | None = None
+    """None in files that older versions wrote."""
     settings: dict[str, str] = {}
     differences: list[Difference] = []
     warnings: list[str] = []
@@ -258,6 +262,8 @@ def rows(results: Results) -> list[dict[str, object]]:
         row["lag_p99_ms"] = arm.schedule.lag_p99_ms
         for field in Savings.__struct_fields__:
             row[f"saved_{field}"] = getattr(arm.savings, field, None)
+        for field in Made.__struct_fields__:
+            row[f"made_{field}"] = getattr(results.made, field, None)
         table.append(row)
     return table
 

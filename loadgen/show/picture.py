@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from loadgen.results.schema import Results
+from loadgen.show.plain import say
 from loadgen.show.tables import show
 
 COLUMNS = 100
@@ -20,7 +21,7 @@ piece of text carries its width."""
 def write_svg(results: Results, path: Path, command: str) -> None:
     """Draw a terminal in which the command has just ended. Raises OSError."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
-    console.print(f"$ {command}", style="bold green", highlight=False)
+    say(console, f"$ {command}", "bold green", soft_wrap=False)
     # Soft-wrapped lines would run out of the picture.
     show(results, console, soft_wrap=False, brief=True)
     drawn = console.export_svg(title=command)

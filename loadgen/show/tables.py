@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from loadgen.results.measures import MEASURES, NONE, Measure, failures, known, remarks
 from loadgen.results.schema import Arm, Difference, ReplicaResult, Results
+from loadgen.show.plain import say
 
 MOST_COLUMNS = 4
 """Arms beside each other; more are rows."""
@@ -44,7 +46,7 @@ def show(
     replicas and the intervals."""
     arms = results.arms
     if results.description:
-        console.print(results.description, highlight=False, soft_wrap=soft_wrap)
+        say(console, results.description, soft_wrap=soft_wrap)
     if arms:
         _summary(results, console)
     alone = results.kind not in ("sweep", "report")
@@ -58,13 +60,13 @@ def show(
                     table = difference_table(own, relative=False)
                 console.print(table)
     for remark in remarks(results):
-        console.print(remark, style="dim", highlight=False, soft_wrap=soft_wrap)
+        say(console, remark, "dim", soft_wrap=soft_wrap)
     for failure in failures(results):
-        console.print(failure, style="yellow", highlight=False, soft_wrap=soft_wrap)
+        say(console, failure, "yellow", soft_wrap=soft_wrap)
     for warning in results.warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=soft_wrap)
+        say(console, f"warning: {warning}", "yellow", soft_wrap=soft_wrap)
     if results.conclusion:
-        console.print(results.conclusion, style="bold", highlight=False, soft_wrap=soft_wrap)
+        say(console, results.conclusion, "bold", soft_wrap=soft_wrap)
 
 
 def _summary(results: Results, console: Console) -> None:
@@ -77,16 +79,12 @@ def _summary(results: Results, console: Console) -> None:
     table, left_out = down(results, console)
     console.print(table)
     if left_out:
-        console.print(
-            f"Not in {console.width} columns: {'; '.join(left_out)}. --csv and --json have all.",
-            style="dim",
-            highlight=False,
-            soft_wrap=True,
-        )
+        said = f"Not in {console.width} columns: {'; '.join(left_out)}. --csv and --json have all."
+        say(console, said, "dim")
 
 
-def _titled(results: Results) -> str:
-    return f"{results.kind}: {results.workload}"
+def _titled(results: Results, more: str = "") -> Text:
+    return Text(f"{results.kind}: {results.workload}{more}")
 
 
 def _fits(table: Table, console: Console) -> bool:
@@ -101,7 +99,7 @@ def across(results: Results) -> Table:
     table = Table(title=_titled(results), title_justify="left", box=SIMPLE_HEAD)
     table.add_column("")
     for arm in arms:
-        table.add_column(arm.name, justify="right", no_wrap=True)
+        table.add_column(Text(arm.name), justify="right", no_wrap=True)
     for measure in known(arms):
         if not measure.detail:
             table.add_row(measure.title, *(measure.said(arm) for arm in arms))
@@ -128,7 +126,7 @@ def _down(results: Results, chosen: Sequence[Measure]) -> Table:
     sweep = results.kind == "sweep"
     load = f"load in {results.axis}, " if sweep and results.axis else ""
     table = Table(
-        title=f"{_titled(results)} ({load}times in ms)",
+        title=_titled(results, f" ({load}times in ms)"),
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -142,7 +140,7 @@ def _down(results: Results, chosen: Sequence[Measure]) -> Table:
             _two_lines(measure.brief.removesuffix(", ms")), justify="right", no_wrap=True
         )
     for place, arm in enumerate(results.arms):
-        name = [arm.name, f"{arm.load:g}"] if sweep else [arm.name]
+        name = [Text(arm.name), Text(f"{arm.load:g}")] if sweep else [Text(arm.name)]
         following = results.arms[place + 1 : place + 2]
         ends = sweep and any(other.load != arm.load for other in following)
         said = [measure.said(arm) for measure in ordered]
@@ -174,11 +172,10 @@ def _replicas(arms: Sequence[Arm], console: Console) -> None:
             requests = [replica.requests for replica in arm.replicas]
             rates = [each.hit_rate for each in arm.replicas if each.hit_rate is not None]
             hits = f", hit rates {min(rates):.1%} to {max(rates):.1%}" if rates else ""
-            console.print(
+            say(
+                console,
                 f"{arm.name}: {len(requests)} replicas, {min(requests):,} to {max(requests):,} "
                 f"requests{hits}",
-                highlight=False,
-                soft_wrap=True,
             )
 
 
@@ -187,10 +184,10 @@ def replica_table(arms: Sequence[Arm]) -> Table:
     table = Table(title="requests, hit rate by replica", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     for arm in arms:
-        table.add_column(arm.name, justify="right", no_wrap=True)
+        table.add_column(Text(arm.name), justify="right", no_wrap=True)
     by_name = [{replica.name: replica for replica in arm.replicas} for arm in arms]
     for name in dict.fromkeys(name for replicas in by_name for name in replicas):
-        table.add_row(name, *(_replica(replicas.get(name)) for replicas in by_name))
+        table.add_row(Text(name), *(_replica(replicas.get(name)) for replicas in by_name))
     return table
 
 
@@ -204,7 +201,7 @@ def difference_table(differences: Sequence[Difference], *, relative: bool = True
     """Of one arm against its baseline, with their intervals."""
     first = differences[0]
     table = Table(
-        title=f"{first.arm} against {first.baseline}, with 95% intervals",
+        title=Text(f"{first.arm} against {first.baseline}, with 95% intervals"),
         title_justify="left",
         box=SIMPLE_HEAD,
     )

@@ -15,6 +15,7 @@ from rich.text import Text
 from loadgen.client.driver import Progress, ReplicaProgress
 from loadgen.results.measures import NONE, milliseconds, percent
 from loadgen.results.schema import Arm
+from loadgen.show.plain import say
 from loadgen.show.replica_names import short_names
 from loadgen.workloads.plan import Plan
 
@@ -37,6 +38,9 @@ class _Row(msgspec.Struct):
     hit_rate: str = ""
     ttft: str = ""
     replicas: Sequence[ReplicaProgress] = ()
+    warmup: float = 0.0
+    ended: int = 0
+    """Requests, those of the warm-up included."""
 
 
 class Screen:
@@ -69,13 +73,14 @@ class Screen:
             arm + (f" at {load:g}" if load else "") + (f", again ({repeat + 1})" if repeat else "")
         )
         self._printed = time.monotonic()
-        self._rows.append(_Row(title, plan.duration, self._printed))
+        self._rows.append(_Row(title, plan.duration, self._printed, warmup=plan.warmup))
         if not self._live:
             self._line(f"{title}: starting")
 
     def progress(self, progress: Progress) -> None:
         row = self._rows[-1]
         row.state = _state(progress.now, row.duration)
+        row.ended = progress.ended
         row.done = f"{progress.ended} of {progress.sent}" if progress.sent else ""
         if progress.failed:
             row.done += f" ({progress.failed} failed)"
@@ -93,6 +98,9 @@ class Screen:
         row = self._rows[-1]
         row.state = "done"
         row.done = f"{arm.completed} of {arm.requests}"
+        warming = row.ended - arm.requests
+        if row.warmup and warming > 0:
+            row.done += f" (and {warming} to warm up)"
         row.rate = f"{arm.throughput.requests_per_s:.1f}"
         row.hit_rate = NONE if arm.hit_rate is None else percent(arm.hit_rate)
         p50 = arm.ttft_ms.p50
@@ -105,7 +113,7 @@ class Screen:
             )
 
     def _line(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, highlight=False)
+        say(self.console, text)
 
     def __rich__(self) -> RenderableType:
         """What fits: the last runs, so that the one under way is always there, and its replicas."""
@@ -157,7 +165,7 @@ def _table(rows: Sequence[_Row], width: int) -> Table:
     for row in rows:
         state = row.state or f"running, {time.monotonic() - row.began:.0f} s"
         cells = [row.title, state, row.done, row.rate, row.hit_rate, row.ttft]
-        table.add_row(*cells[: len(table.columns)])
+        table.add_row(*map(Text, cells[: len(table.columns)]))
     return table
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from loadgen.simulate.checked import own_policy, try_policy
 from loadgen.simulate.fleet import Arrangement
 from loadgen.simulate.peers import PEERS
+from loadgen.suggest import did_you_mean
 from router.policies import BUILT_IN, load_policy
 from router.types import Policy
 
@@ -16,7 +18,9 @@ def of_policy(name: str, **options: object) -> Callable[[int], Policy]:
     """A maker of one of the gateway's own policies, or of one by import path."""
 
     def make(seed: int) -> Policy:
-        if name in BUILT_IN and name not in UNSEEDED:
+        if name not in BUILT_IN:
+            return own_policy(name, **options)
+        if name not in UNSEEDED:
             return load_policy(name, seed=seed, **options)
         return load_policy(name, **options)
 
@@ -33,15 +37,16 @@ ARRANGEMENTS: dict[str, Arrangement] = {
 
 def arrangement(name: str) -> Arrangement:
     """By name, or a policy by its import path. Raises ValueError (PolicyError) with what there
-    is."""
+    is, and PolicyFailedError for a policy that does not work."""
     found = ARRANGEMENTS.get(name)
     if found is not None:
         return found
     if ":" not in name:
+        like = did_you_mean(name, ARRANGEMENTS)
         raise ValueError(
-            f"nothing to simulate is called {name!r}: use one of {', '.join(ARRANGEMENTS)}, or the "
-            'import path of a policy as "package.module:Class"'
+            f"nothing to simulate is called {name!r}{like or ':'} use one of "
+            f"{', '.join(ARRANGEMENTS)}, or the import path of a policy as "
+            '"package.module:Class"'
         )
-    make = of_policy(name)
-    make(0)
-    return Arrangement(name, make)
+    try_policy(name)
+    return Arrangement(name, of_policy(name))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from loadgen.suggest import did_you_mean
 from loadgen.workloads.agent import Agent
 from loadgen.workloads.arrivals import Arrivals, Closed, Fixed, Poisson, Ramp, Traced
 from loadgen.workloads.bound import UpperBound
@@ -77,7 +78,8 @@ def make(spec: str, settings: Mapping[str, str] | None = None) -> Workload:
             raise WorkloadError(f"no file {argument!r}: write {name}:FILE")
         return _changed(_FROM_FILE[name](path=argument), settings)
     if name not in _MADE or argument:
-        raise WorkloadError(f"unknown workload {spec!r}: use one of {', '.join(NAMES)}")
+        like = did_you_mean(spec, (*_MADE, *_FROM_FILE))
+        raise WorkloadError(f"unknown workload {spec!r}{like or ':'} use one of {', '.join(NAMES)}")
     return _changed(_MADE[name], settings)
 
 
@@ -89,7 +91,8 @@ def _changed(workload: Workload, settings: Mapping[str, str]) -> Workload:
     unknown = sorted(set(settings) - set(fields))
     if unknown:
         raise WorkloadError(
-            f"{workload.name} has no setting {unknown[0]!r}: it has {', '.join(fields)}"
+            f"{workload.name} has no setting {unknown[0]!r}{did_you_mean(unknown[0], fields)}; "
+            f"it has {', '.join(fields)}"
         )
     try:
         return msgspec.convert({**fields, **settings}, kind, strict=False)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import httpx
 
+from router import extras
+from router.cli.importing import from_working_directory
 from router.config import Fault, Settings, replica_context
 from router.fleet.engine_metrics import parse_metrics
 
@@ -33,9 +33,7 @@ def check_policy(settings: Settings) -> Iterator[Fault]:
     """Why the policy cannot be used."""
     from router.policies import PolicyError, load_policy
 
-    if ":" in settings.policy and os.getcwd() not in sys.path:
-        # A console script's path lacks the working directory. Last, so that it hides nothing.
-        sys.path.append(os.getcwd())
+    from_working_directory(settings.policy)
     try:
         load_policy(settings.policy)
     except PolicyError as error:
@@ -49,7 +47,7 @@ def check_exact(settings: Settings) -> Iterator[Fault]:
     missing = [name for name in ("tokenizers", "jinja2", "zmq") if find_spec(name) is None]
     if missing:
         wrong = f"it needs {', '.join(missing)}, which is not installed"
-        yield ("exact",), wrong, "pip install 'warmroute[exact]', or leave exact out"
+        yield ("exact",), wrong, f"{extras.EXACT}; or leave exact out"
 
 
 def check_all(settings: Settings) -> Iterator[Fault]:

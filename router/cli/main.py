@@ -12,11 +12,9 @@ from typing import Any, NoReturn
 
 from router import descriptors, signals
 from router.cli import check, state
+from router.cli.flags import add_settings
 from router.config import TABLE, ConfigError, Loaded, load
-from router.config.kinds import Replicas, Switch
-from router.config.settings import GROUPS
-from router.config.sources import CONFIG_ENV, nearest
-from router.config.table import Row
+from router.config.sources import nearest
 
 OK, BAD_SETTINGS, USAGE = 0, 1, 2
 NOT_THERE = 1
@@ -103,17 +101,6 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: {message}\nSee {self.prog} --help.\n")
 
 
-class _RefuseSecret(argparse.Action):
-    """The flag a secret does not have, with the way to give it."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        row = TABLE[self.dest]
-        parser.error(
-            f"{row.name} has no flag, since everybody on the machine can read those: "
-            f"set {row.env}, or {row.name} in the file"
-        )
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="warmroute",
@@ -147,45 +134,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     state.add(commands)
     for command in (serve, check, doctor):
-        _add_settings(command)
+        add_settings(command)
     return parser
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        default="",
-        help=f"YAML file with settings; flags and the environment win over it ({CONFIG_ENV})",
-    )
-    for group in GROUPS:
-        section = parser.add_argument_group(group)
-        for row in TABLE.values():
-            if row.group == group:
-                _add_flag(section, row)
-
-
-def _add_flag(section: argparse._ArgumentGroup, row: Row) -> None:
-    default = row.show(row.default) or "none"
-    text = f"{row.help} (default {default}; {row.env})".replace("%", "%%").replace("`", "")
-    options: dict[str, Any] = {"dest": row.name, "default": argparse.SUPPRESS, "help": text}
-    if row.kind.secret:
-        options["help"] = argparse.SUPPRESS
-        section.add_argument(row.flag, action=_RefuseSecret, nargs="?", **options)
-    elif isinstance(row.kind, Switch):
-        section.add_argument(row.flag, nargs="?", const="true", metavar="true|false", **options)
-        options["help"] = argparse.SUPPRESS
-        no = row.flag.replace("--", "--no-", 1)
-        section.add_argument(no, action="store_const", const="false", **options)
-    elif isinstance(row.kind, Replicas):
-        section.add_argument(row.flag, action="append", metavar=row.kind.placeholder, **options)
-    else:
-        section.add_argument(row.flag, metavar=row.kind.placeholder, **options)
 
 
 def _about_unknown(left: Sequence[str]) -> str:
     """What is wrong with arguments nobody knows. Shows names only: the rest may be a secret."""
-    known = [row.flag for row in TABLE.values()] + ["--config", "--connect"]
+    known = [row.flag for row in TABLE.values()] + ["--config", "--connect", "--help-all"]
     told = []
     for argument in left:
         if argument.startswith("-"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 
+from router import extras
 from router.config.errors import Fault
 from router.config.settings import Settings
 
@@ -39,8 +40,8 @@ def check_discovery(s: Settings) -> Iterator[Fault]:
 
 def _check_kubernetes(s: Settings) -> Iterator[Fault]:
     if importlib.util.find_spec("kubernetes") is None:
-        fix = "pip install 'warmroute[kubernetes]'"
-        yield ("discovery",), "the Kubernetes client is not installed", fix
+        wrong = "the Kubernetes client is not installed"
+        yield ("discovery",), wrong, extras.KUBERNETES
     both = ("discovery_services", "discovery_selector")
     if not s.discovery_services and not s.discovery_selector:
         fix = "give discovery_services (names of Services) or discovery_selector (of pods)"

@@ -104,7 +104,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Is(
             FLEET,
             Text(_POLICY, _POLICY_FORM),
-            "How a replica is chosen: a built-in policy, or `module:Class` for your own.",
+            "How a replica is chosen: `cache_aware`, `consistent_hash`, `least_loaded`, "
+            "`power_of_two`, `random`, `round_robin` or `session`; or `module:Class` for your own.",
         ),
     ] = "cache_aware"
     expected_models: Annotated[
@@ -197,7 +198,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             DISCOVERY,
             Word(("off", "kubernetes", "dns", "file")),
             "Find replicas and follow their changes, besides those listed in `replicas`. "
-            "`kubernetes` needs `pip install 'warmroute[kubernetes]'`; see "
+            "`kubernetes` needs `pip install '.[kubernetes]'` in the source folder; see "
             "[kubernetes.md](kubernetes.md).",
         ),
     ] = "off"
@@ -561,8 +562,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             EXACT,
             Switch(),
             "Go by what the engines tell of their KV caches, and tokenise prompts as they do. "
-            "Needs `pip install 'warmroute[exact]'` and KV events on in the engines; a replica or "
-            "model for which it cannot be used is routed as ever.",
+            "Needs `pip install '.[exact]'` in the source folder and KV events on in the engines; "
+            "a replica or model for which it cannot be used is routed as ever.",
         ),
     ] = False
     exact_events: Annotated[

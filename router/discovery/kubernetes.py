@@ -16,6 +16,7 @@ from typing import Any
 
 import urllib3
 
+from router import extras
 from router.config import Settings
 from router.discovery.objects import (
     SERVICE_LABEL,
@@ -34,7 +35,7 @@ try:
     from router.discovery.reflector import Reflector
 except ImportError as error:  # pragma: no cover  (settings are checked before)
     raise DiscoveryError(
-        "discovery by kubernetes needs the Kubernetes client: pip install 'warmroute[kubernetes]'"
+        f"discovery by kubernetes needs the Kubernetes client; {extras.KUBERNETES}"
     ) from error
 
 log = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import httpx
 
+from router import extras
 from router.config import Settings, replica_context
 from router.doctor.engine import Engine, examine
 from router.doctor.finding import Finding, note
@@ -40,7 +41,7 @@ async def diagnose(settings: Settings) -> tuple[list[Engine], list[Finding]]:
             from router.doctor import exact
         except ImportError as error:
             what = f"tokenizers and KV events were not looked at: {error.name} is not installed"
-            found.append(note(BETWEEN, what, "pip install 'warmroute[exact]'"))
+            found.append(note(BETWEEN, what, extras.EXACT))
         else:
             found += await exact.findings(client, answering, settings)
     return engines, found

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from router import extras
 from router.prompt.prompt import Api
 from router.render.anthropic import as_chat
 from router.render.conversation import conversation, tool_definitions
@@ -220,7 +221,7 @@ def find_folder(name: str, *, download: bool) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise ModelError(
-            f"reading {name} from the hub needs huggingface_hub: pip install 'warmroute[exact]'"
+            f"reading {name} from the hub needs huggingface_hub; {extras.EXACT}"
         ) from None
     try:
         return Path(

@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 from dashboards.__main__ import BOARDS, CHART, HERE, files
+from dashboards.panels import CLIENTS
 from router.telemetry import catalogue
+from router.telemetry.record import OUTCOMES, Outcome
 
 ROOT = Path(__file__).parents[2]
 HISTOGRAM = ("_bucket", "_sum", "_count")
@@ -80,10 +82,27 @@ def alerts() -> dict[str, dict[str, object]]:
     return {rule["alert"]: rule for group in groups for rule in group["rules"] if "alert" in rule}
 
 
+def test_failures_are_ours_or_the_engines() -> None:
+    clients = {word for word in OUTCOMES if re.fullmatch(CLIENTS, word)}
+    assert clients == {
+        Outcome.CLIENT_GONE,
+        Outcome.CLIENT_SLOW,
+        Outcome.BAD_REQUEST,
+        Outcome.TOO_LARGE,
+        Outcome.REFUSED_PATH,
+        Outcome.UNAUTHORIZED,
+        Outcome.UNKNOWN_MODEL,
+    }
+    groups = yaml.safe_load((HERE / "rules.yaml").read_text())["groups"]
+    (failed,) = [r for g in groups for r in g["rules"] if "failed" in r.get("record", "")]
+    assert f'reason!~"{CLIENTS}"' in failed["expr"]
+
+
 @pytest.mark.parametrize("name", alerts())
 def test_each_alert_has_a_runbook_and_a_test(name: str) -> None:
     rule = alerts()[name]
-    page = ROOT / rule["annotations"]["runbook"]  # type: ignore[index]
+    page = ROOT / rule["annotations"]["runbook_url"]  # type: ignore[index]
+    assert len(rule["annotations"]["description"]) > 60  # type: ignore[index]
     text = page.read_text()
     assert name in text
     for part in ("## What it means", "## Look", "## Do"):

@@ -14,7 +14,7 @@ CHART = ROOT / "deploy" / "helm" / "warmroute"
 KUBERNETES = "1.31"
 """Whose schemas are used."""
 # Custom resources: Kubernetes' own schemas do not know them.
-CUSTOM = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "HTTPRoute"}
+CUSTOM = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "HTTPRoute", "ScaledObject"}
 
 Object = dict[str, Any]
 Values = dict[str, Any]

@@ -10,6 +10,7 @@ from typing import Any
 
 import helm_python
 import pytest
+import yaml
 from chart_world import CHART, FOUND, ROOT, Values, notes, one, pods, render, settings, validate
 
 from router.config import TABLE, load
@@ -111,8 +112,12 @@ TABLE_OF_VALUES: dict[str, Values] = {
     },
 }
 
+LINTED = {path.stem: yaml.safe_load(path.read_text()) for path in (CHART / "ci").glob("*.yaml")}
+"""The values that chart-testing lints and installs with."""
+ALL_VALUES = TABLE_OF_VALUES | LINTED
 
-@pytest.mark.parametrize("values", TABLE_OF_VALUES.values(), ids=TABLE_OF_VALUES)
+
+@pytest.mark.parametrize("values", ALL_VALUES.values(), ids=ALL_VALUES)
 def test_it_lints_and_renders_valid_objects(values: Values) -> None:
     report = helm_python.lint(CHART, values, strict=True, namespace="llm")
     assert report["errors"] == []
@@ -173,6 +178,16 @@ BAD: dict[str, tuple[Values, str]] = {
     "a digest": ({**FOUND, "image": {"digest": "abc"}}, "/image/digest"),
     "no replicas": ({}, "config.discovery_services"),
     "external without a URL": ({**FOUND, "redis": {"mode": "external"}}, "redis.url"),
+    "a Redis that is not used": ({**FOUND, "redis": {"url": "redis://r:6379"}}, "redis.mode"),
+    "two scalers": (
+        {**FOUND, "autoscaling": {"enabled": True}, "keda": {"enabled": True, "triggers": [{}]}},
+        "keda.enabled",
+    ),
+    "KEDA without a trigger": ({**FOUND, "keda": {"enabled": True}}, "keda.triggers"),
+    "an alert that is none": (
+        {**FOUND, "metrics": {"prometheusRule": {"enabled": True, "disabled": ["Nope"]}}},
+        "Nope",
+    ),
     "a route without a gateway": ({**FOUND, "httpRoute": {"enabled": True}}, "parentRefs"),
 }
 
@@ -267,21 +282,23 @@ def test_no_two_releases_meet() -> None:
 
 
 def test_notes_say_what_is_next() -> None:
-    text = notes({**FOUND, "replicaCount": 2})
+    text = notes({**FOUND, "redis": {"mode": "none"}, "replicaCount": 2})
     assert "http://warmroute.llm.svc:80/v1" in text
     assert "helm -n llm test warmroute" in text
     assert "no Redis" in text
     assert "Nobody scrapes it yet" in text
+    assert "The image warmroute:0.1.0 is on no registry" in text
     quiet = notes(
         {
             **FOUND,
-            "redis": {"mode": "bundled"},
+            "image": {"repository": "registry.example.com/warmroute"},
             "metrics": {"podMonitor": {"enabled": True}},
             "secret": {"name": "s", "adminKey": "k"},
         }
     )
     assert "no Redis" not in quiet
     assert "Nobody scrapes" not in quiet
+    assert "registry" not in quiet
     assert "has no key" not in quiet
 
 

@@ -80,6 +80,18 @@ def test_the_image_is_the_one_that_the_chart_asks_for() -> None:
     assert f"--image={image}" in run
 
 
+def test_the_image_that_is_pushed_is_the_one_that_is_installed() -> None:
+    (tag,) = starting_with("docker", "tag")
+    (push,) = starting_with("docker", "push")
+    (build,) = starting_with("docker", "build")
+    assert tag[2] == build[build.index("-t") + 1]
+    assert tag[3] == push[-1]
+    repository, _, version = push[-1].rpartition(":")
+    chart = yaml.safe_load((ROOT / "deploy/helm/warmroute/Chart.yaml").read_text())
+    assert version == chart["appVersion"]
+    assert any(f"image.repository={repository}" in each for each in OURS)
+
+
 def test_the_load_command_is_one_that_loadgen_takes() -> None:
     (run,) = starting_with("kubectl", "run")
     command = run[run.index("--") + 1 :]

@@ -7,8 +7,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from loadgen.demo import main
+from loadgen.demo import AGENTS, SEED, in_virtual_time, main
 from loadgen.results.schema import read_json
+from loadgen.workloads import Plan, Poisson, make
 
 
 @pytest.mark.timeout(120)
@@ -32,4 +33,11 @@ def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for shown in ("round_robin", "cache_aware", "TTFT p90, ms", "2 simulated vLLM replicas"):
         assert shown in words
     assert "@font-face" not in drawn
+    plan = Plan(make("agent", AGENTS), Poisson(30.0), seed=SEED, duration=3.0, warmup=1.5)
+    assert in_virtual_time(plan, 2) in results.conclusion, "the same on every machine"
+    assert "Live, on this machine: " in results.conclusion
+    assert " to warm up" in said
+    # Lines of progress are for a log.
+    lines = [line for line in said.splitlines() if not line.startswith(("round_", "cache_aware: "))]
+    assert all(len(line) <= 80 for line in lines), "broken at words"
     assert "the numbers of requests need not be equal" in " ".join(said.split())

@@ -7,6 +7,7 @@ from html import escape
 
 import msgspec
 
+from loadgen.results.measures import percent as as_percent
 from loadgen.show.report.scale import Scale, even, logarithmic, short
 from loadgen.show.report.svg import WIDTH, colour, figure, legend, rectangle, text, x_axis, y_axis
 
@@ -58,12 +59,12 @@ def line_chart(
         up = even(low, high, bottom, top)
     drawn = [x_axis(across, top, bottom, x_title)]
     drawn.append(y_axis(up, left, right, y_title, percent=percent))
-    drawn += [polyline(line, across, up) for line in lines]
+    drawn += [polyline(line, across, up, percent=percent) for line in lines]
     named = [(line.name, line.colour, line.style) for line in lines if line.name]
     return figure(title, "".join(drawn), HEIGHT, legend(named))
 
 
-def polyline(line: Line, across: Scale, up: Scale) -> str:
+def polyline(line: Line, across: Scale, up: Scale, *, percent: bool = False) -> str:
     """A point without neighbours is a dot, since a line of one point cannot be seen."""
     pieces: list[list[tuple[float, float]]] = [[]]
     for x, y in line.points:
@@ -80,12 +81,13 @@ def polyline(line: Line, across: Scale, up: Scale) -> str:
                 f'stroke="{colour(line.colour)}"><title>{escape(line.name)}</title></polyline>'
             )
         if line.marked or len(piece) == 1:
-            made += [_dot(line, x, y, across, up) for x, y in piece]
+            made += [_dot(line, x, y, across, up, percent=percent) for x, y in piece]
     return "".join(made)
 
 
-def _dot(line: Line, x: float, y: float, across: Scale, up: Scale) -> str:
-    said = f"{line.name}: {short(round(x, 3))}, {short(round(y, 3))}"
+def _dot(line: Line, x: float, y: float, across: Scale, up: Scale, *, percent: bool) -> str:
+    height = as_percent(y) if percent else short(round(y, 3))
+    said = f"{line.name}: {short(round(x, 3))}, {height}"
     return (
         f'<circle cx="{across.at(x):.1f}" cy="{up.at(y):.1f}" r="4" '
         f'fill="{colour(line.colour)}"><title>{escape(said)}</title></circle>'

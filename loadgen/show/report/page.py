@@ -31,6 +31,7 @@ def page(results: Results) -> str:
     what = f'<p class="soft">{escape(results.description)}</p>' if results.description else ""
     made = case_sections(results) if results.kind == "report" else _sections(results)
     made.append(section("Settings", "", tables.settings(results)))
+    made.append(section("How it was made", "", tables.made(results)))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

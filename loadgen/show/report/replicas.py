@@ -7,6 +7,7 @@ from math import ceil
 
 import msgspec
 
+from loadgen.results.measures import NONE, percent
 from loadgen.results.schema import Arm, ReplicaResult
 from loadgen.show.replica_names import short_names
 from loadgen.show.report.charts import Line, polyline
@@ -110,7 +111,7 @@ def _cell(
 ) -> str:
     if value is None:
         return ""
-    said = f"{replica.name}, from {start:.3g} s: {value:.0%}"
+    said = f"{replica.name}, from {start:.3g} s: {percent(value)}"
     return rectangle(x + 0.5, y + 0.5, width - 1, height - 1, _heat(value), said)
 
 
@@ -119,7 +120,7 @@ def _timed(arm: Arm, values: Sequence[float | None]) -> list[tuple[float, float 
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
+    return NONE if value is None else percent(value)
 
 
 def _cut(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from loadgen.results.measures import percent, ratio
 from loadgen.results.schema import RATE, REPLICAS, Arm, ReplicaResult, Results
 from loadgen.show.report.charts import Group, Line, bar_chart, line_chart
 from loadgen.show.report.parts import Part, at, axis, few, names, parts
@@ -152,31 +153,48 @@ def spread(results: Results) -> list[str]:
     arms = [arm for arm in part.arms if arm.replicas] if part else []
     if part is None or not arms:
         return []
-    measured: list[tuple[str, str, Callable[[ReplicaResult], float]]] = [
-        ("Requests", "requests", lambda replica: replica.requests),
-        ("Work", "tokens", _work),
+    measured: list[tuple[str, str, Callable[[ReplicaResult], float], _Read]] = [
+        ("Requests", "requests", lambda replica: replica.requests, _busiest("requests")),
+        ("Work", "tokens", _work, _busiest("work")),
     ]
     if not any(replica.hit_rate_over_time for arm in arms for replica in arm.replicas):
         # Counted by the engines, which tell no times: no heat map has it.
-        measured.append(("Hit rate", "%", lambda replica: (replica.hit_rate or 0.0) * 100))
+        measured.append(("Hit rate", "%", _percentage, _no_busiest))
     number = colours(results)
     return [
         column_chart(
             titled(results, part, f"{title} of each replica"),
-            [_panel(arm, unit, value, number[arm.name]) for arm in arms],
+            [_panel(arm, value, busiest(arm), number[arm.name]) for arm in arms],
             unit,
         )
-        for title, unit, value in measured
+        for title, unit, value, busiest in measured
     ]
 
 
-def _panel(arm: Arm, unit: str, value: Callable[[ReplicaResult], float], number: int) -> Panel:
+def _busiest(what: str) -> _Read:
+    """As the table has it: of repeats the mean, in each of which another may be the busiest."""
+
+    def read(arm: Arm) -> float | None:
+        found: float | None = getattr(arm.balance, f"{what}_max_over_mean", None)
+        return found
+
+    return read
+
+
+def _no_busiest(_: Arm) -> None:
+    """Of shares there is no sum to be the mean of."""
+
+
+def _panel(
+    arm: Arm, value: Callable[[ReplicaResult], float], busiest: float | None, number: int
+) -> Panel:
     values = [(replica.name, value(replica)) for replica in arm.replicas]
-    mean = sum(each for _, each in values) / len(values)
-    if unit == "%" or not mean:
-        return Panel(arm.name, values, number)
-    most = max(each for _, each in values)
-    return Panel(f"{arm.name}: busiest {most / mean:.2f} times the mean", values, number)
+    said = f": busiest {ratio(busiest)} times the mean" if busiest else ""
+    return Panel(arm.name + said, values, number)
+
+
+def _percentage(replica: ReplicaResult) -> float:
+    return (replica.hit_rate or 0.0) * 100
 
 
 def _work(replica: ReplicaResult) -> int:
@@ -195,7 +213,7 @@ def way(results: Results) -> list[str]:
     groups = []
     for stage in _STAGES:
         shares = [(arm, getattr(reuse, stage) / reuse.prompt * 100) for arm, reuse in known]
-        bars = [(number[arm.name], share, f"{share:.1f}%") for arm, share in shares]
+        bars = [(number[arm.name], share, percent(share / 100)) for arm, share in shares]
         groups.append(Group(stage, bars))
     chart = bar_chart(
         titled(results, part, "Prompt tokens that could be reused, and were"),

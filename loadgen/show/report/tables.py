@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
+
+import msgspec
 
 from loadgen.results.measures import Measure, failures, known, milliseconds, percent
 from loadgen.results.schema import Arm, Difference, Results
@@ -156,11 +158,19 @@ def _table(head: str, groups: Sequence[Sequence[str]], kind: str = "") -> str:
 
 def settings(results: Results) -> str:
     """What was asked for."""
-    entries = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
-        for name, value in results.settings.items()
+    return _listed(results.settings)
+
+
+def made(results: Results) -> str:
+    """Version, date, command line and machine."""
+    return _listed(msgspec.structs.asdict(results.made)) if results.made else ""
+
+
+def _listed(entries: Mapping[str, str]) -> str:
+    said = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in entries.items()
     )
-    return f'<div class="card"><dl>{entries}</dl></div>' if entries else ""
+    return f'<div class="card"><dl>{said}</dl></div>' if said else ""
 
 
 def notes(results: Results) -> str:

@@ -16,6 +16,8 @@ from loadgen.live.run import RunError
 from loadgen.replicas import SimulatedFleet
 from loadgen.results.schema import Arm
 from loadgen.workloads import Fixed, Plan, make
+from router.app import App
+from router.config import Settings
 
 
 class Watched:
@@ -76,6 +78,48 @@ async def test_every_replica_is_there_under_its_url() -> None:
     assert [replica.requests for replica in arm.replicas] == [1, 1, 1, 0, 0, 0]
     assert arm.balance is not None
     assert arm.balance.requests_max_over_mean == pytest.approx(2.0)
+
+
+async def test_idle_replicas_count_though_they_have_no_name() -> None:
+    router = Contender("router", "http://router")
+    urls = tuple(f"http://replica-{number}" for number in range(4))
+    comparison = Comparison(contenders=[router], fleet=FleetSpec(urls=urls), plans=[])
+    run = Run()
+    for name in ("one", "two"):
+        run.records.add(
+            session=0, step=0, scheduled=0.0, sent=0.0, first=1.0, end=1.0, tokens=100,
+            possible_tokens=0, prompt_tokens=100, output_tokens=1, replica=name,
+        )  # fmt: skip
+    balance = summary(comparison, router, [run, run], 0.0).balance
+    assert balance is not None
+    assert (balance.requests_max_over_mean, balance.work_max_over_mean) == (2.0, 2.0)
+
+
+async def test_a_routers_url_is_no_replica() -> None:
+    """With `run`, several URLs may be routers: they have no engine's metrics."""
+    shown: set[str] = set()
+    watched = Watched(lambda progress: shown.update(each.name for each in progress.replicas))
+    async with SimulatedFleet(count=2) as fleet:
+        apps = [
+            App(Settings(replicas=tuple(fleet.urls), port=0, admin_port=0, access_log=0.0))
+            for _ in range(2)
+        ]
+        for app in apps:
+            await app.start()
+        try:
+            for app in apps:
+                await app.ready()
+            urls = [f"http://127.0.0.1:{app.port}" for app in apps]
+            spec = FleetSpec(urls=tuple(urls), reset=False)
+            under_way = comparing(urls, fleet=spec, stage=watched)
+            await under_way.run()
+        finally:
+            for app in apps:
+                await app.stop()
+    (arm,) = under_way.found().arms
+    assert arm.completed == 30
+    assert not {replica.name for replica in arm.replicas} & set(urls)
+    assert not shown & set(urls)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from loadgen.live import gateway
@@ -24,3 +26,22 @@ def test_an_exact_arm_begins_only_when_every_replica_is_exact(
 def test_exact_arms_are_called_as_in_a_simulation() -> None:
     for name in gateway.EXACT_ARMS:
         assert ARRANGEMENTS[name].exact
+
+
+def test_what_it_raised_is_told_with_file_and_line() -> None:
+    lines = [
+        "Traceback (most recent call last):",
+        '  File "/a/placer.py", line 7, in place',
+        "    choose()",
+        '  File "/b/own.py", line 19, in choose',
+        '    raise KeyError("x: y")',
+        "KeyError: 'x: y'",
+    ]
+    plain = "\n".join(lines)
+    told = ["its gateway raised KeyError: 'x: y' (/b/own.py, line 19)"]
+    assert gateway.raised(plain) == told
+    assert (
+        gateway.raised('{"level":"error"}\n' + json.dumps({"message": "failed", "exc": plain}))
+        == told
+    )
+    assert gateway.raised("warning: nothing of the kind") == []

@@ -9,9 +9,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from loadgen.cli.main import main
 from loadgen.results.metrics import summarise
 from loadgen.results.records import Records
-from loadgen.results.schema import REPLICAS, Arm, Difference, Goodput, Results, Reuse, Savings
+from loadgen.results.schema import (
+    REPLICAS,
+    Arm,
+    Difference,
+    Goodput,
+    Results,
+    Reuse,
+    Savings,
+    read_json,
+)
 from loadgen.show.report.charts import Line, line_chart
 from loadgen.show.report.page import page, write_html
 from loadgen.show.report.scale import even, inside, logarithmic, short
@@ -280,3 +290,18 @@ def test_logarithmic_ticks() -> None:
 def test_short_numbers() -> None:
     said = [short(x) for x in (0, 0.25, 100, 9999, 12_000, 2.5e6, 3e9, 0.001)]
     assert said == ["0", "0.25", "100", "9999", "12k", "2.5M", "3G", "1.0e-03"]
+
+
+def test_a_figure_is_the_same_in_table_and_chart(tmp_path: Path) -> None:
+    """Of repeats too, in each of which another replica may be the busiest."""
+    out = tmp_path / "r"
+    command = ["simulate", "--workload", "hot", "--requests", "40", "--replicas", "3"]
+    assert main([*command, "--repeats", "3", f"--json={out}"]) == 0
+    results = read_json(out)
+    drawn = page(results)
+    for arm in results.arms:
+        assert arm.balance is not None
+        assert f"{arm.name}: busiest {arm.balance.work_max_over_mean:.2f} times" in drawn
+        assert f"{arm.name}: busiest {arm.balance.requests_max_over_mean:.2f} times" in drawn
+        # In the table, and beside the line.
+        assert drawn.count(f">{arm.hit_rate:.1%}<") >= 2

@@ -15,8 +15,8 @@ from loadgen.show.terminal import Screen
 from loadgen.workloads import Plan, Poisson, make
 
 
-def plan(duration: float = 60.0) -> Plan:
-    return Plan(make("unique", {}), Poisson(1.0), seed=1, duration=duration)
+def plan(duration: float = 60.0, warmup: float = 0.0) -> Plan:
+    return Plan(make("unique", {}), Poisson(1.0), seed=1, duration=duration, warmup=warmup)
 
 
 def progress(now: float, replicas: int = 0) -> Progress:
@@ -82,6 +82,15 @@ def test_it_fits_into_narrow_terminals() -> None:
     lines = lines_of(screen)
     assert max(map(len, lines)) <= 60
     assert "50.0%" in "\n".join(lines)
+
+
+def test_what_the_warm_up_took_is_said() -> None:
+    file = io.StringIO()
+    with Screen(Console(file=file, width=60)) as screen:
+        screen.started("x", 0.0, 0, plan(duration=6.0, warmup=2.0))
+        screen.progress(progress(8.0, replicas=2))
+        screen.ended(summarise("x", Records()))
+    assert "x: done, 0 of 0 (and 80 to warm up) requests" in file.getvalue()
 
 
 def test_plain_lines_say_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,9 @@ import pytest
 
 from router import app
 from router.cli import main as cli
+from router.cli.flags import COMMON
 from router.config import TABLE, Settings
+from router.policies import BUILT_IN
 
 ROOT = Path(__file__).parents[3]
 SECRET = "sk-very-secret"
@@ -101,7 +103,7 @@ def test_help_has_every_setting_with_its_default_and_variable(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit):
-        cli.main(["serve", "--help"])
+        cli.main(["serve", "--help-all"])
     shown = " ".join(capsys.readouterr().out.split())
     for row in TABLE.values():
         if not row.kind.secret:
@@ -109,6 +111,26 @@ def test_help_has_every_setting_with_its_default_and_variable(
             # argparse may break a line after a dash, and nowhere else within these.
             assert f"; {row.env})" in shown
     assert "--replica-api-key" not in shown
+
+
+@pytest.mark.parametrize("flag", ["--help", "--help-all"])
+@pytest.mark.parametrize("command", ["serve", "check", "doctor"])
+def test_help_is_for_people(command: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, flag])
+    text = capsys.readouterr().out
+    shown = " ".join(text.split())
+    for policy in BUILT_IN:
+        assert policy in shown
+    assert "off|kubernetes|dns|file" in shown
+    assert "`" not in text
+    assert "](" not in text
+    settings = shown[shown.index("Common settings") :]
+    places = [settings.index(f"{TABLE[name].flag} ") for name in COMMON]
+    assert places == sorted(places)
+    rest = [row for row in TABLE.values() if row.name not in COMMON and not row.kind.secret]
+    told = [row for row in rest if f"; {row.env})" in shown]
+    assert told == (rest if flag == "--help-all" else [])
 
 
 def test_version() -> None:

@@ -67,7 +67,7 @@ def test_lists_in_the_file(tmp_path: Path) -> None:
 
 def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert "pip install 'warmroute[kubernetes]'" in problems(SERVICES)
+    assert "pip install '.[kubernetes]'" in problems(SERVICES)
 
 
 def test_the_client_is_imported_by_those_who_use_it_only() -> None:
