@@ -15,6 +15,7 @@ from router.fleet.replica import Replica
 from router.fleet.restarts import restarted
 from router.fleet.settings import FleetSettings
 from router.fleet.slow_start import SlowStart
+from router.fleet.templates import Templates
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ class Findings:
         settings: FleetSettings,
         clock: Callable[[], float],
         catalog: Catalog,
+        templates: Templates,
         slow_start: SlowStart,
         changes: Changes,
         listeners: list[FleetListener],
@@ -35,6 +37,7 @@ class Findings:
         self._settings = settings
         self._clock = clock
         self._catalog = catalog
+        self._templates = templates
         self._slow_start = slow_start
         self._changes = changes
         self._listeners = listeners
@@ -103,6 +106,7 @@ class Findings:
         if not known:
             log.info("replica %s: serves %s", replica.name, ", ".join(names) or "no model")
         self._catalog.tell(replica.slot, cards)
+        self._templates.served(self._catalog.union)
         self._changes.notify()
 
     def models_untold(self, replica: Replica, status: int) -> None:
@@ -181,6 +185,7 @@ class Findings:
     def _emptied(self, replica: Replica, why: str) -> None:
         log.warning("replica %s: restarted, its cache is empty: %s", replica.name, why)
         replica.restarts += 1
+        self._templates.restarted(replica.name)
         replica.engine = None
         replica.foreign.withdraw(replica.load)
         for listener in self._listeners:

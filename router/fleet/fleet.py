@@ -27,6 +27,7 @@ from router.fleet.reader import Failure, Reader, ReadError, tls_context
 from router.fleet.replica import Replica, parse_address
 from router.fleet.settings import FleetSettings
 from router.fleet.slow_start import SlowStart
+from router.fleet.templates import Templates
 from router.fleet.watch import Watch
 from router.types import Load, slots
 
@@ -59,6 +60,8 @@ class Fleet:
         """Those of them whose breaker admits one trial: call admitted() when one is chosen."""
         self._clock = clock
         self._catalog = Catalog()
+        self.templates = Templates()
+        """What is known of each model's chat template."""
         self._listeners: list[FleetListener] = []
         self._changes = Changes()
         self.tls = tls_context(settings)
@@ -70,6 +73,7 @@ class Fleet:
             settings,
             clock,
             self._catalog,
+            self.templates,
             self._slow_start,
             self._changes,
             self._listeners,
@@ -365,7 +369,7 @@ class Fleet:
 
     def _watch(self, replica: Replica, delay: float) -> None:
         reader = Reader(replica.url, self.settings.api_key, self.tls)
-        watch = Watch(replica, reader, self._findings, self.pace, self.settings)
+        watch = Watch(replica, reader, self._findings, self.templates, self.pace, self.settings)
         self._watches[replica.slot] = watch
         watch.start(delay)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -18,6 +19,10 @@ class ModelCard(msgspec.Struct, frozen=True, gc=False):
     id: str
     raw: bytes
     """The entry as the engine wrote it: one JSON object."""
+    root: str = ""
+    """Where the engine has it from; all names of one model have the same. Empty when not told."""
+    parent: str = ""
+    """An adapter's base model: one of its names, or its root. Empty for a base model."""
 
 
 class _List(msgspec.Struct):
@@ -26,6 +31,8 @@ class _List(msgspec.Struct):
 
 class _Card(msgspec.Struct):
     id: str
+    root: Any = None
+    parent: Any = None
 
 
 _list_decoder = msgspec.json.Decoder(_List)
@@ -43,13 +50,19 @@ def parse_models(body: bytes) -> tuple[ModelCard, ...]:
     try:
         cards: dict[str, ModelCard] = {}
         for raw in _list_decoder.decode(body).data:
-            name = _card_decoder.decode(raw).id
-            cards.setdefault(name, ModelCard(name, bytes(raw)))
+            card = _card_decoder.decode(raw)
+            cards.setdefault(
+                card.id, ModelCard(card.id, bytes(raw), _text(card.root), _text(card.parent))
+            )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"not a list of models: {error}") from None
     if ABSENT in cards:
         raise ValueError("not a list of models: one has an empty id")
     return tuple(cards.values())
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
 
 
 class Catalog:

@@ -123,7 +123,7 @@ class Exchange:
         rule = request.rule
         if rule.parse is not None and request.method == b"POST":
             try:
-                self.prompt = prompt = rule.parse(request.body)
+                self.prompt = prompt = rule.parse(request.body, gateway.fleet.templates.models)
             except PromptError as exc:
                 self.refuse(400, exc.message, Outcome.BAD_REQUEST, param=exc.param)
                 return
@@ -178,6 +178,7 @@ class Exchange:
                 monotonic(),
                 stream=prompt.stream,
                 output_limit=prompt.output_limit,
+                more=prompt.more,
             )
         else:
             self.placement = placement = gateway.balancer.place(

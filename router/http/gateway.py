@@ -158,6 +158,14 @@ class Gateway(FleetListener):
                     done.output_tokens = usage.output_tokens
                     done.delivered = usage.cached_tokens
                     done.predicted = deliverable(held, usage.prompt_tokens, replica.block_tokens)
+                    doubts = prompt.doubts
+                    if doubts is not None and usage.cached_tokens >= 0:
+                        scale = placement.weight / placement.tokens
+                        done.rendered_differently = doubts.explain(
+                            held * scale, usage.cached_tokens * scale
+                        )
+                if prompt.doubts is not None and prompt.doubts.unknown:
+                    self.fleet.templates.unknown(exchange.model, prompt.doubts.unknown)
         self.telemetry.observe(done)
         self.explain.add(done)
         self.access_log.add(done, chain, prompt.size if prompt is not None else 0)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum
 
 import msgspec
 
 from router.http.errors import Form
-from router.prompt import PARSERS, Prompt
+from router.prompt import PARSERS, Parser
 
 
 class Treatment(Enum):
@@ -27,7 +26,7 @@ class PathRule(msgspec.Struct, gc=False, frozen=True):
     api: str
     treatment: Treatment
     form: Form = Form.OPENAI
-    parse: Callable[[bytes], Prompt] | None = None
+    parse: Parser | None = None
     path: str = ""
     """The path, where the rule is for one."""
     why: str = ""

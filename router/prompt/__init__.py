@@ -9,14 +9,18 @@ from router.prompt.chat import parse_chat
 from router.prompt.completions import parse_completions
 from router.prompt.messages import parse_messages
 from router.prompt.prompt import Api, Prompt, PromptError
+from router.prompt.reading import Models
 from router.prompt.responses import parse_responses
 
-PARSERS: Final[Mapping[str, Callable[[bytes], Prompt]]] = {
+Parser = Callable[[bytes, Models], Prompt]
+
+PARSERS: Final[Mapping[str, Parser]] = {
     "/v1/chat/completions": parse_chat,
     "/v1/completions": parse_completions,
     "/v1/responses": parse_responses,
     "/v1/messages": parse_messages,
 }
-"""Each API path's parser: body bytes to Prompt, or PromptError."""
+"""Each API path's parser: body bytes, and what is known of the models, to Prompt, or
+PromptError."""
 
-__all__ = ["PARSERS", "Api", "Prompt", "PromptError"]
+__all__ = ["PARSERS", "Api", "Parser", "Prompt", "PromptError"]

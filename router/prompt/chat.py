@@ -1,4 +1,4 @@
-"""/v1/chat/completions: tools, documents, then the messages, as most chat templates have it."""
+"""/v1/chat/completions: the messages, with tools and documents where the template has them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,18 @@ from router.prompt.canonical import (
 )
 from router.prompt.chain import chain, plain_seed, seed
 from router.prompt.content import tools, write_arguments, write_content, write_system
+from router.prompt.layout import Layout
 from router.prompt.prompt import Api, Prompt
-from router.prompt.reading import Head, arguments, parse, session, usage_offset
+from router.prompt.reading import Head, Models, arguments, parse, session, usage_offset
+from router.prompt.template_arguments import NO_ARGUMENTS, template_arguments
+from router.types import DEFAULT_TRAITS, NO_TRAITS
 
 _ROLES = {role: dump(role) for role in ("system", "developer", "user", "assistant", "tool")}
 
 _USUAL = frozenset(("user", "assistant"))
+_SYSTEM = frozenset(("system", "developer"))
+_ODD = "\0"
+"""The role of what is no message."""
 
 
 class Function(msgspec.Struct, gc=False):
@@ -103,107 +109,133 @@ _decode_calls = msgspec.json.Decoder(list[Call]).decode
 _decode_message = msgspec.json.Decoder(Message).decode
 
 
-def parse_chat(body: bytes) -> Prompt:
+def parse_chat(body: bytes, models: Models = NO_TRAITS) -> Prompt:
     """The prompt of a chat body. Raises PromptError."""
-    return parse(body, _build)
+    return parse(body, _build, models)
 
 
-def _build(body: bytes) -> Prompt:
+def _build(body: bytes, models: Models) -> Prompt:
     plain = is_plain(body)
-    pieces: list[bytes | memoryview | msgspec.Raw] = []
-    add = pieces.append
     head: ChatHead
     try:
         head = typed = _decode(body)
+        messages = typed.messages
     except msgspec.ValidationError:
         head = odd = _decode_odd(body)
-        _write_head(add, head)
-        for raw in odd.messages:
-            _write_odd(add, raw, plain)
-    else:
-        _write_head(add, head)
-        for message in typed.messages:
-            role = message.role
-            if (
-                plain
-                and role in _USUAL
-                and message.tool_calls is ABSENT
-                and message.tool_call_id is ABSENT
-                and message.name is ABSENT
-                and message.reasoning is ABSENT
-                and message.reasoning_content is ABSENT
-                and message.task is ABSENT
-                and message.tools is ABSENT
-            ):
-                # Most messages: what _write does, without its calls.
-                view = memoryview(message.content)
-                if len(view) > 2 and view[0] == QUOTE:
-                    pieces += (MESSAGE, _ROLES[role], TEXT, view)
-                    continue
-            _write(add, message, plain)
-    text = b"".join(pieces)
+        messages = [_odd(raw) for raw in odd.messages]
+    traits = models.get(head.model or "", DEFAULT_TRAITS)
+    layout = Layout(traits)
+    pieces, add = layout.pieces, layout.add
+    if head.tools is not ABSENT or head.documents is not ABSENT:
+        layout.tools(_definitions(head))
+    front = 0
+    for message in messages:
+        if message.role not in _SYSTEM:
+            break
+        front += 1
+        _write(layout, add, message, plain)
+    layout.led()
+    inline = False
+    for message in messages[front:] if front else messages:
+        role = message.role
+        if (
+            plain
+            and role in _USUAL
+            and message.tool_calls is ABSENT
+            and message.tool_call_id is ABSENT
+            and message.name is ABSENT
+            and message.reasoning is ABSENT
+            and message.reasoning_content is ABSENT
+            and message.task is ABSENT
+            and message.tools is ABSENT
+        ):
+            # Most messages: what _write does, without its calls.
+            view = memoryview(message.content)
+            if len(view) > 2 and view[0] == QUOTE:
+                pieces += (MESSAGE, _ROLES[role], TEXT, view)
+                continue
+        if role in _SYSTEM:
+            inline = True
+            place = traits.system if role == "system" else traits.developer
+            _write(layout, layout.inline(place), message, plain)
+        else:
+            _write(layout, add, message, plain)
+    given = NO_ARGUMENTS
+    if head.reasoning_effort is not ABSENT or head.chat_template_kwargs is not ABSENT:
+        effort = (b"reasoning_effort", head.reasoning_effort)
+        given = template_arguments(traits, effort, kwargs=head.chat_template_kwargs)
+    text = layout.text(given.reasoning or traits.reasoning)
     stream = truth(head.stream)
     return Prompt(
         head.model or "",
-        chain(text, _seed(head)),
+        chain(text, _seed(head, traits.cache or head.model or "", given.heads)),
         len(text),
         stream,
         session(head),
         number(head.max_completion_tokens) or number(head.max_tokens),
         usage_offset(body, stream, head.stream_options),
+        (),
+        layout.doubts(given.unknown, inline),
     )
 
 
-def _seed(head: ChatHead) -> int:
+def _seed(head: ChatHead, cache: str, heads: tuple[tuple[bytes, bytes], ...]) -> int:
     if (
-        head.cache_salt is ABSENT
+        not heads
+        and head.cache_salt is ABSENT
         and head.chat_template is ABSENT
-        and head.chat_template_kwargs is ABSENT
-        and head.reasoning_effort is ABSENT
         and head.add_special_tokens is ABSENT
         and head.mm_processor_kwargs is ABSENT
         and head.media_io_kwargs is ABSENT
         and head.truncate_prompt_tokens is ABSENT
         and head.truncation_side is ABSENT
     ):
-        return plain_seed(Api.CHAT, head.model or "")
+        return plain_seed(Api.CHAT, cache)
     # Not here: add_generation_prompt and continue_final_message change only the prompt's end,
     # tool_choice and response_format no prompt but that of a model or two (docs/prompt.md).
     return seed(
         Api.CHAT,
-        head.model or "",
-        arguments(
-            (b"salt", head.cache_salt),
-            (b"template", head.chat_template),
-            (b"kwargs", head.chat_template_kwargs),
-            (b"effort", head.reasoning_effort),
-            (b"special", head.add_special_tokens),
-            (b"media", head.mm_processor_kwargs),
-            (b"io", head.media_io_kwargs),
-            (b"truncate", head.truncate_prompt_tokens),
-            (b"side", head.truncation_side),
-        ),
+        cache,
+        [
+            *arguments(
+                (b"salt", head.cache_salt),
+                (b"template", head.chat_template),
+                (b"special", head.add_special_tokens),
+                (b"media", head.mm_processor_kwargs),
+                (b"io", head.media_io_kwargs),
+                (b"truncate", head.truncate_prompt_tokens),
+                (b"side", head.truncation_side),
+            ),
+            *heads,
+        ],
     )
 
 
-def _write_head(add: Add, head: ChatHead) -> None:
-    if head.tools is not ABSENT:
-        add(tools(head.tools))
+def _definitions(head: ChatHead) -> bytes:
+    """Tools and documents, which templates put next to each other."""
+    text = b"" if head.tools is ABSENT else tools(head.tools)
     if is_given(head.documents):
-        add(DOCUMENTS)
-        add(compact(head.documents))
+        text += DOCUMENTS + compact(head.documents)
+    return text
 
 
-def _write(add: Add, message: Message, plain: bool) -> None:
-    add(MESSAGE)
+def _write(layout: Layout, add: Add, message: Message, plain: bool) -> None:
     role = message.role
+    if role == _ODD:
+        add(ITEM)
+        add(message.content)
+        return
+    add(MESSAGE)
     add(_ROLES.get(role) or dump(role))
     if message.name is not ABSENT:
         _write_field(add, NAME, message.name, plain)
-    if message.reasoning is not ABSENT and message.reasoning != NULL:
-        _write_field(add, REASONING, message.reasoning, plain)
-    elif message.reasoning_content is not ABSENT:  # its former name
-        _write_field(add, REASONING, message.reasoning_content, plain)
+    reasoning = message.reasoning
+    if not is_given(reasoning):
+        reasoning = message.reasoning_content  # its former name
+    if is_given(reasoning):
+        start = len(layout.pieces)
+        _write_field(add, REASONING, reasoning, plain)
+        layout.reasoned(start)
     content = message.content
     if content is not ABSENT:
         if role == "system":
@@ -254,16 +286,13 @@ def _canonical_calls(raw: msgspec.Raw) -> bytes:
 _calls = Memo(_canonical_calls, 32 << 20)
 
 
-def _write_odd(add: Add, raw: msgspec.Raw, plain: bool) -> None:
+def _odd(raw: msgspec.Raw) -> Message:
     """One message of a body that is not all as expected: as ever if it is, else as plain JSON."""
     try:
-        message = _decode_message(raw)
+        return _decode_message(raw)
     except msgspec.ValidationError:
         text = compact(raw)
         try:
-            message = _decode_message(text)  # of a key given twice only the last is left
+            return _decode_message(text)  # of a key given twice only the last is left
         except msgspec.ValidationError:
-            add(ITEM)
-            add(text)
-            return
-    _write(add, message, plain)
+            return Message(_ODD, msgspec.Raw(text))

@@ -10,9 +10,12 @@ import msgspec
 from router.prompt.canonical import ABSENT, BRACKET, NULL, QUOTE, is_plain, number, string, truth
 from router.prompt.chain import chain, seed
 from router.prompt.prompt import Api, Prompt, PromptError
-from router.prompt.reading import Head, arguments, parse, session, usage_offset
+from router.prompt.reading import Head, Models, arguments, parse, session, usage_offset
+from router.types import DEFAULT_TRAITS, NO_TRAITS
 
 _WHITESPACE: Final = b" \t\r\n"
+MOST_PROMPTS: Final = 256
+"""Prompts of one body that are looked up and remembered."""
 _token_ids = re.compile(rb"[0-9,\-]*").fullmatch
 
 
@@ -33,30 +36,33 @@ _decode = msgspec.json.Decoder(Body).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-def parse_completions(body: bytes) -> Prompt:
-    """The prompt of a completion body; of several prompts the first. Raises PromptError."""
-    return parse(body, _build)
+def parse_completions(body: bytes, models: Models = NO_TRAITS) -> Prompt:
+    """The prompt of a completion body, or its prompts. Raises PromptError."""
+    return parse(body, _build, models)
 
 
-def _build(body: bytes) -> Prompt:
+def _build(body: bytes, models: Models) -> Prompt:
     head = _decode(body)
-    kind, text, size = _first(head.prompt, is_plain(body))
+    kind, texts, size = _prompts(head.prompt, is_plain(body))
     stream = truth(head.stream)
+    traits = models.get(head.model or "", DEFAULT_TRAITS)
+    first = _seed(head, kind, traits.cache or head.model or "")
     return Prompt(
         head.model or "",
-        chain(text, _seed(head, kind)),
+        chain(texts[0], first),
         size,
         stream,
         session(head),
         number(head.max_tokens),
         usage_offset(body, stream, head.stream_options),
+        tuple(chain(text, first) for text in texts[1:MOST_PROMPTS]) if len(texts) > 1 else (),
     )
 
 
-def _seed(head: Body, kind: str) -> int:
+def _seed(head: Body, kind: str, cache: str) -> int:
     return seed(
         kind,
-        head.model or "",
+        cache,
         arguments(
             (b"salt", head.cache_salt),
             (b"suffix", head.suffix),
@@ -72,32 +78,31 @@ _TEXT: Final = Api.COMPLETIONS + " text"
 _TOKENS: Final = Api.COMPLETIONS + " tokens"
 
 
-def _first(raw: msgspec.Raw, plain: bool) -> tuple[str, bytes, int]:
-    """(kind, canonical bytes of the first prompt, canonical bytes of all)."""
+def _prompts(raw: msgspec.Raw, plain: bool) -> tuple[str, list[bytes], int]:
+    """(kind, canonical bytes of each prompt, of all prompts together); at least one prompt."""
     view = memoryview(raw)
     first = view[0]
     if first == QUOTE:
         text = _text(raw, plain)
-        return _TEXT, text, len(text)
+        return _TEXT, [text], len(text)
     if first != BRACKET:
         if raw == NULL:
-            return _TEXT, b"", 0
+            return _TEXT, [b""], 0
         raise PromptError("'prompt' must be a string, an array of strings, or token ids.", "prompt")
     # Token ids need no decoding: an integer has one spelling, and no other byte may be there.
     inner = bytes(view[1:-1]).translate(None, _WHITESPACE)
     if _token_ids(inner):
-        return _TOKENS, inner, len(inner)
+        return _TOKENS, [inner], len(inner)
     if inner[0] == BRACKET:
-        end = inner.find(b"]")
-        ids = inner[1:end]
-        if end < 0 or not _token_ids(ids):
+        ids = inner[1:-1].split(b"],[")
+        if not inner.endswith(b"]") or not all(map(_token_ids, ids)):
             raise PromptError("'prompt' must hold arrays of token ids.", "prompt")
-        return _TOKENS, ids, len(inner) - 2 * inner.count(b"[") - inner.count(b"],[")
+        return _TOKENS, ids, sum(map(len, ids))
     prompts = _decode_list(raw)
     if any(memoryview(each)[0] != QUOTE for each in prompts):
         raise PromptError("'prompt' must be a string, an array of strings, or token ids.", "prompt")
     texts = [_text(each, plain) for each in prompts]
-    return _TEXT, texts[0], sum(map(len, texts))
+    return _TEXT, texts, sum(map(len, texts))
 
 
 def _text(raw: msgspec.Raw, plain: bool) -> bytes:

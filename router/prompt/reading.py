@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 import msgspec
 
 from router.prompt.canonical import ABSENT, compact, is_given, words
 from router.prompt.prompt import Prompt, PromptError
+from router.types import TemplateTraits
 
 Body = TypeVar("Body")
 
@@ -36,18 +37,22 @@ class Head(msgspec.Struct, gc=False):
     cache_salt: msgspec.Raw = ABSENT
 
 
-def parse(body: bytes, build: Callable[[bytes], Prompt]) -> Prompt:
-    """``build(body)``, or of the body rewritten as JSON.
+Models = Mapping[str, TemplateTraits]
+"""What is known of each model, by the name that requests give it."""
+
+
+def parse(body: bytes, build: Callable[[bytes, Models], Prompt], models: Models) -> Prompt:
+    """``build(body, models)``, or of the body rewritten as JSON.
 
     Raises:
         PromptError: the body is not a JSON object, or a field that must be read has the wrong type.
     """
     try:
-        return build(body)
+        return build(body, models)
     except NOT_JSON as error:
         again = rewritten(body, error)
     try:
-        prompt = build(again)
+        prompt = build(again, models)
     except msgspec.ValidationError as error:
         raise wrong_type(error) from None
     except NOT_JSON as error:

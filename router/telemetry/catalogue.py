@@ -362,13 +362,16 @@ The reuse ledger counts the requests whose engine reported both prompt tokens an
 (vLLM: `--enable-prompt-tokens-details`). What is missing there shows up in
 `warmroute_reuse_unreported_prompt_tokens_total`. For each request, and so for all sums:
 
-    prompt = delivered + no_holder + load_shed + rounding + stale_index + eviction - surplus
+    prompt = delivered + no_holder + load_shed + rounding
+             + rendered_differently + stale_index + eviction - surplus
 
 | gap | tokens | what it tells |
 |---|---|---|
 | `no_holder` | prompt - available | nobody had it: new text, or forgotten by all |
 | `load_shed` | available - chosen | another replica had more, and was too busy |
 | `rounding` | chosen - predicted | held, but engines reuse whole blocks only |
+| `rendered_differently` | predicted - delivered | promised, but behind a place where templates
+differ, and the model's was not tried |
 | `stale_index` | predicted - delivered | promised and not there: the index was wrong |
 | `eviction` | predicted - delivered | the same, while the replica's cache was modelled as (nearly)
 full | | surplus | delivered - predicted | there and not promised |
