@@ -61,9 +61,14 @@ class Layout:
 
     def led(self) -> None:
         """The system messages at the front are in."""
+        traits = self._traits
         self._front = len(self.pieces)
-        if self._tools and self._traits.tools is ToolsPlace.AFTER_SYSTEM:
+        if self._tools and traits.tools is ToolsPlace.AFTER_SYSTEM:
             self.add(self._tools)
+            if not traits.known:
+                # Templates that want all system messages at the front mostly put the tools before
+                # them, so that what is moved comes behind both.
+                self._front += 1
 
     def inline(self, place: Inline) -> Add:
         """Where a system message goes that does not stand at the front."""
@@ -111,7 +116,7 @@ class Layout:
         if self._traits.known or not (inline or self._reasoned or self._tools):
             return None
         pieces, front = self.pieces, self._front
-        tools = _size(pieces[: front + 1]) if self._tools else 0
+        tools = _size(pieces[:front]) if self._tools else 0
         if inline:
             return Doubts(_size(pieces[:front]), tools)
         if self._reasoned:
