@@ -131,7 +131,9 @@ class TemplateTraits(msgspec.Struct, frozen=True, gc=False):
     tools: ToolsPlace = ToolsPlace.AFTER_SYSTEM
     system: Inline = Inline.KEPT
     """An inline system message in the chat and responses APIs."""
-    developer: Inline = Inline.KEPT
+    developer: Inline = Inline.MOVED
+    """A developer message: vLLM makes one system message of all of them for templates that do not
+    know the role."""
     merges_system: bool = True
     """The messages API merges inline system messages into the system prompt, as vLLM does for
     templates that refuse them elsewhere."""

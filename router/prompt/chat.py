@@ -129,10 +129,13 @@ def _build(body: bytes, models: Models) -> Prompt:
     if head.tools is not ABSENT or head.documents is not ABSENT:
         layout.tools(_definitions(head))
     front = 0
+    system = traits.system
     for message in messages:
         if message.role not in _SYSTEM:
             break
         front += 1
+        if message.role == "developer":
+            system = traits.developer  # what becomes of one becomes of all
         _write(layout, add, message, plain)
     layout.led()
     inline = False
@@ -156,7 +159,7 @@ def _build(body: bytes, models: Models) -> Prompt:
                 continue
         if role in _SYSTEM:
             inline = True
-            place = traits.system if role == "system" else traits.developer
+            place = system if role == "system" else traits.developer
             _write(layout, layout.inline(place), message, plain)
         else:
             _write(layout, add, message, plain)
