@@ -23,6 +23,8 @@ class ModelCard(msgspec.Struct, frozen=True, gc=False):
     """Where the engine has it from; all names of one model have the same. Empty when not told."""
     parent: str = ""
     """An adapter's base model: one of its names, or its root. Empty for a base model."""
+    owned_by: str = ""
+    """"vllm" where the engine is vLLM."""
 
 
 class _List(msgspec.Struct):
@@ -33,6 +35,7 @@ class _Card(msgspec.Struct):
     id: str
     root: Any = None
     parent: Any = None
+    owned_by: Any = None
 
 
 _list_decoder = msgspec.json.Decoder(_List)
@@ -52,7 +55,14 @@ def parse_models(body: bytes) -> tuple[ModelCard, ...]:
         for raw in _list_decoder.decode(body).data:
             card = _card_decoder.decode(raw)
             cards.setdefault(
-                card.id, ModelCard(card.id, bytes(raw), _text(card.root), _text(card.parent))
+                card.id,
+                ModelCard(
+                    card.id,
+                    bytes(raw),
+                    _text(card.root),
+                    _text(card.parent),
+                    _text(card.owned_by),
+                ),
             )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"not a list of models: {error}") from None

@@ -129,6 +129,8 @@ class TemplateProbe:
         """The fullest prompt that the template takes."""
         self._base: Tokens = ()
         """Its tokens."""
+        self._turn: tuple[dict[str, Any], Tokens | None] = ({}, None)
+        """A prompt with earlier reasoning, and its tokens."""
         self._last_user = 0
         """Where its last user message begins."""
         self._by_argument: dict[bytes, Tokens | None] = {}
@@ -149,6 +151,7 @@ class TemplateProbe:
             )
         self._last_user = at["another"] or len(self._base)
         merges, placed = (await self._interruption("system")) if system else (True, Inline.KEPT)
+        self._turn = await self._reasoned()
         _, developer = await self._interruption("developer")
         self.traits = TemplateTraits(
             known=True,
@@ -188,6 +191,14 @@ class TemplateProbe:
         moved = _parting(changed, inline) < _parting(before, inline)
         return merges, Inline.MOVED if moved else Inline.KEPT
 
+    async def _reasoned(self) -> tuple[dict[str, Any], Tokens | None]:
+        body = _called("", "assistant", "user")
+        tokens = await self._ask(body)
+        if tokens is None:
+            body = _answered("")
+            tokens = await self._ask(body)
+        return body, tokens
+
     async def _reasoning(self, arguments: Mapping[str, Any]) -> Reasoning:
         shown = await self._shows(arguments, _called)
         if shown is None:
@@ -216,6 +227,7 @@ class TemplateProbe:
         """To be called before arguments are tried later: some templates tell the day."""
         self._by_argument.clear()
         self._base = await self._ask(self._ordered) or self._base
+        self._turn = await self._reasoned()
 
     async def argument(self, pair: bytes) -> None:
         """Find out what one argument does: its name, "=" and its value in JSON. After `order`."""
@@ -233,7 +245,9 @@ class TemplateProbe:
         head = b""
         if tokens != self._base and _parting(tokens, self._base) < self._last_user:
             head = xxhash.xxh3_64_digest(array("q", tokens[: self._last_user]).tobytes())
-        if self.traits.reasoning is Reasoning.NEVER:
+        body, base = self._turn
+        same = await self._ask({**body, "chat_template_kwargs": arguments}) == base
+        if same or self.traits.reasoning is Reasoning.NEVER:
             return Effect(head)
         reasoning = await self._reasoning({"chat_template_kwargs": arguments})
         return Effect(head, None if reasoning is self.traits.reasoning else reasoning)

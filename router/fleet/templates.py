@@ -25,6 +25,8 @@ from router.types import DEFAULT_TRAITS, TemplateTraits
 
 log = logging.getLogger(__name__)
 
+ENGINE: Final = "vllm"
+"""What owns the models of an engine that can be asked."""
 LONGEST_ANSWER: Final = 256 * 1024
 """Bytes of an answer to a probe that are read."""
 MOST_ARGUMENTS: Final = 64
@@ -109,7 +111,7 @@ class Templates:
         `within` seconds. Never raises ReadError."""
         names: dict[str, list[str]] = {}
         for card in cards:
-            if not card.parent:
+            if not card.parent and card.owned_by == ENGINE:
                 names.setdefault(card.root or card.id, []).append(card.id)
         for aliases in names.values():
             found = next((self._found[name] for name in aliases if name in self._found), None)

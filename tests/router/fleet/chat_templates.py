@@ -168,7 +168,8 @@ class TemplateEngine:
         if path == "/health":
             return 200, b""
         if path == "/v1/models":
-            cards = [{"id": name, "root": "/models/it", "parent": None} for name in self.names]
+            about = {"root": "/models/it", "parent": None, "owned_by": "vllm"}
+            cards = [{"id": name, **about} for name in self.names]
             return 200, json.dumps({"object": "list", "data": cards}).encode()
         try:
             if path == "/tokenize":

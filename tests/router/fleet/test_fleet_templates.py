@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-from array import array
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from chat_templates import TEMPLATES, TemplateEngine, render, render_messages
+from chat_templates import TemplateEngine, render, render_messages
 
 from router.exact.render.errors import UnrenderedError
 from router.fleet.fleet import Fleet
 from router.prompt import PARSERS
 from router.spans import SPANS
-from router.types import DEFAULT_TRAITS, Inline, Reasoning, TemplateTraits, ToolsPlace
+from router.types import Inline, Reasoning, TemplateTraits, ToolsPlace
 
 CHAT = "/v1/chat/completions"
 MESSAGES = "/v1/messages"
@@ -77,7 +76,20 @@ async def test_what_arguments_do_is_found_out(asked):
 # Two prompts after each other: what the chain says they share against what the template renders.
 
 _rng = random.Random(5)
-_WORDS = "gateway replica prefix cache block token agent tool answer stream route load".split()
+_WORDS = [
+    "gateway",
+    "replica",
+    "prefix",
+    "cache",
+    "block",
+    "token",
+    "agent",
+    "tool",
+    "answer",
+    "stream",
+    "route",
+    "load",
+]
 
 
 def words(count: int) -> str:
@@ -267,27 +279,28 @@ async def test_what_is_tried_has_bounds(asked):
     assert max(map(len, found.wanted)) <= 256
 
 
+VLLM = b'{"object":"list","data":[{"id":"m","owned_by":"vllm"}]}'
+
+
+async def test_an_engine_that_is_no_vllm_is_not_asked(engine, fleet):
+    other = await engine()
+    await fleet(other)
+    await other.asked_again("/v1/models", 3)
+    assert not other.asked["/tokenize"]
+
+
 async def test_an_engine_that_does_not_tell_is_taken_to_do_what_most_do(engine, fleet):
-    silent = await engine()
+    silent = await engine(models=VLLM)
     made = await fleet(silent)
     await silent.asked_again("/v1/models", 3)
     assert silent.asked["/tokenize"] == 1, "it is not asked again and again"
     traits = made.templates.models["m"]
     assert not traits.known
-    assert traits == msgspec_replaced(DEFAULT_TRAITS, cache="m")
+    assert traits == TemplateTraits(cache="m")
 
 
 async def test_an_engine_that_hangs_is_used_without(engine, fleet):
-    hanging = await engine(frozen=frozenset({"/tokenize"}))
+    hanging = await engine(models=VLLM, frozen=frozenset({"/tokenize"}))
     made = await fleet(hanging, health_timeout=0.3)
     assert made.usable
     assert not made.templates.models["m"].known
-
-
-def msgspec_replaced(traits: TemplateTraits, **fields: Any) -> TemplateTraits:
-    import msgspec
-
-    return msgspec.structs.replace(traits, **fields)
-
-
-_ = (array, TEMPLATES)
