@@ -48,21 +48,16 @@ def test_what_is_not_in_the_prompt_leaves_the_chain(path, change):
     [(path, {"model": "other"}) for path in BODIES]
     + [(path, {"cache_salt": "s"}) for path in BODIES]
     + [(path, {"tools": TOOLS}) for path in (CHAT, RESPONSES, MESSAGES)]
-    + [(path, {"chat_template_kwargs": {"a": 1}}) for path in (CHAT, RESPONSES, MESSAGES)]
     + [
         (CHAT, {"chat_template": "{{ messages }}"}),
         (CHAT, {"documents": [{"text": "d"}]}),
-        (CHAT, {"reasoning_effort": "low"}),
         (CHAT, {"mm_processor_kwargs": {"size": 1}}),
         (CHAT, {"truncate_prompt_tokens": 5}),
         (COMPLETIONS, {"suffix": "s"}),
         (COMPLETIONS, {"add_special_tokens": False}),
         (RESPONSES, {"instructions": "i"}),
         (RESPONSES, {"previous_response_id": "r"}),
-        (RESPONSES, {"reasoning": {"effort": "low"}}),
         (MESSAGES, {"system": "s"}),
-        (MESSAGES, {"thinking": {"type": "disabled"}}),
-        (MESSAGES, {"output_config": {"effort": "low"}}),
     ],
 )
 def test_what_is_in_the_prompts_head_changes_every_block(path, change):
