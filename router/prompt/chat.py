@@ -232,12 +232,12 @@ def _write(layout: Layout, add: Add, message: Message, plain: bool) -> None:
     add(_ROLES.get(role) or dump(role))
     if message.name is not ABSENT:
         _write_field(add, NAME, message.name, plain)
-    reasoning = message.reasoning
-    if not is_given(reasoning):
-        reasoning = message.reasoning_content  # its former name
-    if is_given(reasoning):
+    if message.reasoning is not ABSENT or message.reasoning_content is not ABSENT:
+        reasoning = message.reasoning
         start = len(layout.pieces)
-        _write_field(add, REASONING, reasoning, plain)
+        # Its former name counts where it has none by the new one.
+        former = message.reasoning_content if message.reasoning_content is not ABSENT else NULL
+        _write_field(add, REASONING, reasoning if is_given(reasoning) else former, plain)
         layout.reasoned(start)
     content = message.content
     if content is not ABSENT:

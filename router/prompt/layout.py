@@ -83,10 +83,11 @@ class Layout:
         if len(self.pieces) > start:
             self._reasoned.append((start, len(self.pieces)))
 
-    def content(self, at: int) -> None:
-        """This piece is an assistant's content, which may have reasoning among its parts."""
-        piece = self.pieces[at]
+    def content(self) -> None:
+        """The last piece is an assistant's content, which may have reasoning among its parts."""
+        piece = self.pieces[-1]
         if type(piece) is bytes and REASONING in piece:
+            at = len(self.pieces) - 1
             self._reasoned.append((at, at))
 
     def text(self, reasoning: Reasoning) -> bytes:
@@ -113,7 +114,7 @@ class Layout:
         """
         if unknown:
             return Doubts(unknown=unknown)
-        if self._traits.known or not (inline or self._reasoned or self._tools):
+        if not (inline or self._reasoned or self._tools) or self._traits.known:
             return None
         pieces, front = self.pieces, self._front
         tools = _size(pieces[:front]) if self._tools else 0
@@ -144,20 +145,20 @@ def _cut(pieces: Sequence[Piece], reasoning: Reasoning) -> int:
 def _last_turn(pieces: Sequence[Piece]) -> int:
     """Where the last message begins that has something the user said; 0 without one."""
     for at in range(len(pieces) - 2, -1, -1):
-        if pieces[at] == MESSAGE and pieces[at + 1] == USER and _said(pieces[at + 2 : at + 3]):
+        if pieces[at] is MESSAGE and pieces[at + 1] == USER and _said(pieces, at + 2):
             return at
     return 0
 
 
-def _said(content: Sequence[Piece]) -> bool:
+def _said(pieces: Sequence[Piece], at: int) -> bool:
     """Whether a user's content is more than results of tools, which the messages API puts there."""
-    if not content:
+    if at == len(pieces):
         return False
-    text = bytes(content[0])
-    if not text.startswith(RESULT):
+    content = pieces[at]
+    if type(content) is not bytes or not content.startswith(RESULT):
         return True
-    behind = text.rpartition(RESULT_END)[2]
-    return behind[:1] in (TEXT, MEDIA)
+    end = content.rfind(RESULT_END) + 1
+    return content[end : end + 1] in (TEXT, MEDIA)
 
 
 def _last_answer(pieces: Sequence[Piece]) -> int:
@@ -166,11 +167,11 @@ def _last_answer(pieces: Sequence[Piece]) -> int:
     called = False
     for at in range(end - 1, -1, -1):
         piece = pieces[at]
-        if piece == MESSAGE:
+        if piece is MESSAGE:
             if pieces[at + 1] == ASSISTANT and not called:
                 return end
             end, called = at, False
-        elif CALL in bytes(memoryview(piece)):
+        elif type(piece) is bytes and CALL in piece:
             called = True
     return 0
 

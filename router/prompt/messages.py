@@ -174,10 +174,9 @@ def _write(layout: Layout, add: Add, message: Message, plain: bool) -> None:
     if role == "system":
         write_system(add, content, plain)
         return
-    start = len(layout.pieces)
     write_content(add, content, plain)
-    if role == "assistant" and len(layout.pieces) > start:
-        layout.content(start)
+    if role == "assistant":
+        layout.content()
 
 
 def _odd(raw: msgspec.Raw) -> Message:

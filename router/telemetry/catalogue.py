@@ -376,8 +376,8 @@ The reuse ledger counts the requests whose engine reported both prompt tokens an
 | `surplus` | delivered - predicted | there and not promised |
 
 `rendered_differently`: the model's chat template was not tried (docs/prompt.md), and the prompt has
-what templates put in another place or leave out: template arguments, inline system messages, earlier
-reasoning, tools. What was delivered ends about there.
+what templates put in another place or leave out: template arguments, inline system messages,
+earlier reasoning, tools. What was delivered ends about there.
 
 Hit rate of a replica over five minutes, as a share of prompt tokens:
 
