@@ -103,8 +103,10 @@ BOARD = Board(
                 ),
                 Panel(
                     "Tokens promised and not delivered",
-                    "stale_index: the index was wrong. rendered_differently: the chat template orders "
-                    "prompts in another way than is thought. eviction: the cache was full. surplus: "
+                    "stale_index: the index was wrong. rendered_differently: the chat template "
+                    "orders "
+                    "prompts in another way than is thought. eviction: the cache was full. "
+                    "surplus: "
                     "more came than was promised. A steady stale_index: engines evict earlier "
                     "than modelled, or another client empties the caches.",
                     "short",

@@ -12,7 +12,10 @@ from router.exact.render.errors import UnrenderedError
 from router.exact.render.template import compiled
 
 _LIST = "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
-_CALLS = "{% for call in m.tool_calls %}[call]{{ call.function.name }} {{ call.function.arguments | tojson }}{% endfor %}"
+_CALLS = (
+    "{% for call in m.tool_calls %}[call]{{ call.function.name }} "
+    "{{ call.function.arguments | tojson }}{% endfor %}"
+)
 _ANSWER = "{% if add_generation_prompt %}[assistant]{% endif %}"
 _THOUGHT = "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
 _LAST_USER = (
