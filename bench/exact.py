@@ -26,14 +26,14 @@ from typing import Any
 import msgspec
 
 from bench.chat_model import make_model
-from router.exact.events.decode import decode
-from router.exact.held.index import TokenIndex
 from router.exact.mode import Exact, ExactSettings, TokenisedChain
-from router.exact.models import ExactModel, ModelSettings
-from router.exact.render.model import RenderModel
 from router.fleet.fleet import Fleet
 from router.fleet.settings import FleetSettings
+from router.kv_events.decode import decode
+from router.kv_events.token_index import TokenIndex
 from router.prompt import PARSERS
+from router.render.loading import ExactModel, ModelSettings
+from router.render.model import RenderModel
 
 REPLICAS = 8
 BLOCK = 16
@@ -306,7 +306,7 @@ async def stalls(folder: Path) -> Figures:
 
 def hashing() -> Figures:
     """Block hashes of a long prompt, all anew."""
-    from router.exact.held.chain import chain
+    from router.kv_events.token_chain import chain
 
     tokens = array("I", range(HISTORY)).tobytes()
 

@@ -19,11 +19,11 @@ import uvloop
 import zmq
 import zmq.asyncio
 
-from router.exact.events.decode import decode
-from router.exact.events.feed import Feed
-from router.exact.events.socket import Subscription
-from router.exact.events.sources import Source
-from router.exact.held.index import TokenIndex
+from router.kv_events.decode import decode
+from router.kv_events.sequencer import Feed
+from router.kv_events.socket import Subscription
+from router.kv_events.sources import Source
+from router.kv_events.token_index import TokenIndex
 
 BATCHES = 6000
 PACE = 2000

@@ -32,7 +32,7 @@ async def gateway(urls: Sequence[str], *flags: str) -> AsyncIterator[Gateway]:
     """Start a gateway before some engines; wait until all are usable, and exact where asked for."""
     arguments = [flag for url in urls for flag in ("--replica", url)]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "router.cli", "serve", *arguments, *flags,
+        sys.executable, "-m", "router.cli.main", "serve", *arguments, *flags,
         *("--port", "0", "--admin-port", "0", "--explain-headers", "--access-log", "0"),
         *("--settle-time", "0", "--drain-timeout", "1", "--slow-start", "0"),
         stdout=asyncio.subprocess.PIPE,

@@ -31,7 +31,7 @@ from statistics import median, quantiles
 from typing import TypeAlias
 
 from router.index import ByteIndex
-from router.spans import SPANS
+from router.prompt.spans import SPANS
 from router.types import Chain
 
 REPLICAS = 16

@@ -27,7 +27,7 @@ import xxhash
 
 from router.prompt import PARSERS
 from router.prompt.chain import chain
-from router.spans import SPANS, spans
+from router.prompt.spans import SPANS, spans
 
 BYTES_PER_TOKEN = 4
 ENGINE_BLOCK = 16 * BYTES_PER_TOKEN

@@ -251,7 +251,7 @@ def warmroute(ports: list[int], *flags: str) -> Iterator[tuple[int, int]]:
         *(
             sys.executable,
             "-m",
-            "router.cli",
+            "router.cli.main",
             "serve",
             "--port",
             str(port),

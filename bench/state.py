@@ -34,14 +34,14 @@ from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
 from router.fleet.settings import FleetSettings
 from router.index import ByteIndex
-from router.placement import Placer
 from router.policies import load_policy
-from router.spans import SPANS
+from router.prompt.spans import SPANS
+from router.scheduling.placer import Placer
 from router.state.address import parse
-from router.state.keeper import Keeper
 from router.state.link import Link
-from router.state.redis_carrier import RedisCarrier
-from router.state.shared import Shared
+from router.state.redis_transport import RedisCarrier
+from router.state.snapshot_writer import Keeper
+from router.state.sync import Shared
 from router.types import Chain
 
 RATE = 500

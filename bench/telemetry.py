@@ -14,10 +14,10 @@ from collections.abc import Callable
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import generate_latest
 
-from router.insight.explain import Explain
-from router.insight.record import Finished
 from router.telemetry.access_log import AccessLog
+from router.telemetry.explain import Explain
 from router.telemetry.exposition import Exposition
+from router.telemetry.record import Finished
 from router.telemetry.telemetry import Telemetry
 from router.types import Load
 

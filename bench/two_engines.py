@@ -25,7 +25,7 @@ import msgspec
 
 from bench.engines import engines
 from bench.vllm import EngineError, NoEngineError
-from loadgen.results import Arm, ReplicaResult, Results, read_json, write_json
+from loadgen.results.schema import Arm, ReplicaResult, Results, read_json, write_json
 
 TARGET = Path("docs/results-engines.json")
 BLOCKS = 640
@@ -108,7 +108,7 @@ def measure(urls: list[str], load: Load) -> Results:
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "results.json"
         asked = [*command(urls, load), "--json", str(found)]
-        done = subprocess.run([sys.executable, "-m", "loadgen.cli", *asked], check=False)
+        done = subprocess.run([sys.executable, "-m", "loadgen.cli.main", *asked], check=False)
         if done.returncode:
             raise EngineError(f"{shlex.join(asked)} ended with {done.returncode}")
         results = small(read_json(found))

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import httpx
 
-from loadgen.processes import die_with_parent, free_ports
+from loadgen.live.processes import die_with_parent, free_ports
 
 ROOT = Path(__file__).parents[1]
 KIT = ROOT.parent / "shared/vllm-cpu"

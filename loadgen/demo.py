@@ -15,16 +15,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from loadgen.compare import Comparing, Comparison, Contender, FleetSpec, results_of
 from loadgen.engine import preset
-from loadgen.picture import write_svg
-from loadgen.processes import ChildError, run_async
-from loadgen.report.page import write_html
-from loadgen.results import write_json
-from loadgen.run import RunError
-from loadgen.savings import Price
-from loadgen.tables import show
-from loadgen.terminal import Screen
+from loadgen.live.compare import Comparing, Comparison, Contender, FleetSpec, results_of
+from loadgen.live.processes import ChildError, run_async
+from loadgen.live.run import RunError
+from loadgen.results.savings import Price
+from loadgen.results.schema import write_json
+from loadgen.show.picture import write_svg
+from loadgen.show.report.page import write_html
+from loadgen.show.tables import show
+from loadgen.show.terminal import Screen
 from loadgen.workloads import Plan, Poisson, make
 from loadgen.workloads.arrivals import mean_steps
 

@@ -27,17 +27,17 @@ from router.fleet.settings import FleetSettings
 from router.http.front import Front
 from router.http.gateway import Gateway
 from router.index import ByteIndex
-from router.insight.explain import Explain
-from router.insight.recent import Recent
 from router.malloc import keep_freed_memory
-from router.placement import INDEX_ROOM, Placer
 from router.policies import load_policy
-from router.spans import SPANS
-from router.state.carriers import redis_carrier
-from router.state.shared import Carrier, Shared
+from router.prompt.spans import SPANS
+from router.scheduling.placer import INDEX_ROOM, Placer
+from router.state.sync import Carrier, Shared
+from router.state.transports import redis_carrier
 from router.telemetry import logs
 from router.telemetry.access_log import AccessLog
+from router.telemetry.explain import Explain
 from router.telemetry.exposition import Exposition
+from router.telemetry.recent import Recent
 from router.telemetry.telemetry import Telemetry
 from router.types import Policy
 from router.workers.worker import Worker, from_environment

@@ -12,8 +12,8 @@ from rich.console import Console
 from loadgen.calibrate.check import REQUESTS, check
 from loadgen.calibrate.fit import Fit, fit
 from loadgen.calibrate.probe import ROUNDS, Probe
+from loadgen.cli.values import count, not_negative
 from loadgen.engine.file import EngineFile, write_engine
-from loadgen.values import count, not_negative
 
 TIMEOUT = 120.0
 LEAST_LONGEST = 256

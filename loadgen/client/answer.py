@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from loadgen.records import NO_TIME, UNKNOWN
+from loadgen.results.records import NO_TIME, UNKNOWN
 
 
 class Details(msgspec.Struct, gc=False):

@@ -13,7 +13,7 @@ from loadgen.client.answer import Answer
 from loadgen.client.body import BodyMaker
 from loadgen.client.connection import Call
 from loadgen.client.target import Target
-from loadgen.records import Records
+from loadgen.results.records import Records
 from loadgen.workloads.arrivals import Closed
 from loadgen.workloads.bound import UpperBound
 from loadgen.workloads.plan import Plan

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import uvloop
 
-from loadgen import values
+from loadgen.cli import values
 from loadgen.engine import EngineParams
 from loadgen.replicas.fleet import QUICK, SimulatedFleet, check_ports
 from loadgen.replicas.kv_events import REPLAY_ABOVE

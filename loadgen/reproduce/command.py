@@ -9,13 +9,13 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from loadgen.compare import results_of
+from loadgen.live.compare import results_of
 from loadgen.reproduce.cases import ARMS, cases
 from loadgen.reproduce.engines import FILE, read_engines
 from loadgen.reproduce.page import write_page
 from loadgen.reproduce.run import Outcome, run_cases
 from loadgen.reproduce.verdict import METRICS, behind
-from loadgen.results import Results
+from loadgen.results.schema import Results
 
 TRACE_VARIABLE = "LOADGEN_TRACE"
 USUAL_TRACE = Path("../shared/traces/mooncake_conversation_first_half.jsonl")

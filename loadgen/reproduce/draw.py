@@ -10,7 +10,7 @@ from html import escape
 
 import msgspec
 
-from loadgen.report.scale import Scale, even, logarithmic, short
+from loadgen.show.report.scale import Scale, even, logarithmic, short
 
 WIDTH, HEIGHT = 760, 380
 LEFT, RIGHT, TOP, BOTTOM = 70, 200, 40, 54

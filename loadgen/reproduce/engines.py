@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from loadgen.reproduce.verdict import value
-from loadgen.results import Arm, Difference, Results, read_json
+from loadgen.results.schema import Arm, Difference, Results, read_json
 
 FILE = Path("docs/results-engines.json")
 """What `make engines` writes."""

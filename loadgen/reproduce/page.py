@@ -14,7 +14,7 @@ from loadgen.reproduce.engines import TITLE as ENGINES
 from loadgen.reproduce.engines import section as section_of
 from loadgen.reproduce.run import Outcome
 from loadgen.reproduce.verdict import CLOSE, METRICS, behind, best, geometric, value
-from loadgen.results import Arm, Results
+from loadgen.results.schema import Arm, Results
 
 IMAGES = "img"
 _TITLES = {

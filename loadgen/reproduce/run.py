@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from loadgen.bootstrap import differences
 from loadgen.engine import preset
-from loadgen.metrics import summarise
-from loadgen.records import Records
 from loadgen.reproduce.cases import OURS, PRESET, REPLICAS, Case
 from loadgen.reproduce.verdict import METRICS, best
-from loadgen.results import Arm, Difference
+from loadgen.results.bootstrap import differences
+from loadgen.results.metrics import summarise
+from loadgen.results.records import Records
+from loadgen.results.schema import Arm, Difference
 from loadgen.simulate import arrangement, prepare, run_loop
-from router.spans import SPANS
+from router.prompt.spans import SPANS
 
 
 class Outcome(msgspec.Struct, frozen=True):

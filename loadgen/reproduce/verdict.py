@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import exp, log
 from operator import attrgetter
 
-from loadgen.results import Arm
+from loadgen.results.schema import Arm
 
 METRICS = ("ttft_ms.mean", "ttft_ms.p90", "e2e_ms.mean")
 """Judged, the less the better; fields of Arm."""

@@ -10,8 +10,9 @@ import msgspec
 from loadgen.engine import Engine, EngineParams
 from loadgen.simulate.exact import ExactIndex
 from loadgen.simulate.prepare import BYTES_PER_TOKEN, Job
-from router.index import ByteIndex, Prefill
-from router.placement import INDEX_ROOM, Placement, Placer
+from router.index import ByteIndex
+from router.scheduling.placer import INDEX_ROOM, Placement, Placer
+from router.scheduling.prefills import Prefill
 from router.types import Load, Policy, PrefixIndex
 
 MODEL = "model"

@@ -9,12 +9,12 @@ from math import inf
 import msgspec
 
 from loadgen.engine import Engine, EngineParams, Request
-from loadgen.records import Records
+from loadgen.results.records import Records
 from loadgen.simulate.fleet import Arrangement, Gateways, Gauge
 from loadgen.simulate.prepare import Job, Prepared
-from router.insight.ledger import Ledger, deliverable
-from router.insight.record import Finished
-from router.placement import Placement
+from router.scheduling.placer import Placement
+from router.telemetry.ledger import Ledger, deliverable
+from router.telemetry.record import Finished
 
 
 class Flight(msgspec.Struct, gc=False):

@@ -9,15 +9,15 @@ import msgspec
 import numpy as np
 
 from loadgen.engine import EngineParams
-from loadgen.metrics import summarise
-from loadgen.records import Records
-from loadgen.results import Arm, Reuse
+from loadgen.results.metrics import summarise
+from loadgen.results.records import Records
+from loadgen.results.schema import Arm, Reuse
 from loadgen.simulate.arms import arrangement
 from loadgen.simulate.fleet import Arrangement
 from loadgen.simulate.loop import Loop
 from loadgen.simulate.prepare import Prepared, prepare
 from loadgen.workloads import Plan
-from router.spans import SPANS
+from router.prompt.spans import SPANS
 
 
 class ArmRun(msgspec.Struct, frozen=True):

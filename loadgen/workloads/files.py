@@ -10,7 +10,7 @@ import msgspec
 import xxhash
 
 from loadgen.workloads.types import Prompt, Role, Segment, Session, Step, Tokens
-from router.spans import SPANS
+from router.prompt.spans import SPANS
 
 MOONCAKE_BLOCK = 512
 _Line = TypeVar("_Line")
@@ -59,7 +59,7 @@ class LogLine(msgspec.Struct):
     output_tokens: _NotNegative = 0
     prompt_bytes: _NotNegative = 0
     blocks: list[int] | None = None
-    """One for each full block of canonical prompt bytes (router.spans), naming all up to it."""
+    """One for each full block of canonical prompt bytes (router.prompt.spans), naming all to it."""
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,9 +9,9 @@ from typing import Protocol
 
 from router.admin.engines import EngineCalls, Operation
 from router.fleet.replica import Replica
-from router.insight.explain import Explain
-from router.insight.recent import Recent
+from router.telemetry.explain import Explain
 from router.telemetry.exposition import Exposition
+from router.telemetry.recent import Recent
 from router.telemetry.sources import ExactSource, IndexSource
 from router.telemetry.telemetry import Telemetry
 

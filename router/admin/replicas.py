@@ -8,7 +8,7 @@ import msgspec
 
 from router.admin.parts import AdminParts
 from router.fleet.replica import Replica
-from router.insight.ledger import Ledger
+from router.telemetry.ledger import Ledger
 
 
 class Faults(msgspec.Struct):

@@ -12,7 +12,7 @@ import uvicorn
 
 from router.admin.app import create_app
 from router.admin.parts import AdminParts
-from router.insight.recent import EVERY
+from router.telemetry.recent import EVERY
 
 log = logging.getLogger(__name__)
 

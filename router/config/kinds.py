@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from router import units
+from router.config import units
 from router.config.errors import BadValueError
 from router.state import address
 

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 import httpx
 
 from router.doctor.finding import Finding, note, wrong
-from router.exact.events.decode import Batch, EngineHash, Stored, decode
-from router.exact.events.feed import END
-from router.exact.events.sources import Source, parse_sources, sources_of
-from router.exact.listening import ListenSettings
+from router.kv_events.decode import Batch, EngineHash, Stored, decode
+from router.kv_events.sequencer import END
+from router.kv_events.sources import Source, parse_sources, sources_of
+from router.kv_events.subscriptions import ListenSettings
 
 if TYPE_CHECKING:
     import zmq.asyncio

@@ -18,10 +18,10 @@ from router.doctor.events import listen
 from router.doctor.finding import Finding, note, wrong
 from router.doctor.findings import BETWEEN
 from router.exact.build import exact_settings
-from router.exact.check import compare, prompts
-from router.exact.models import place_of
-from router.exact.render.errors import ModelError
-from router.exact.render.model import RenderModel, find_folder
+from router.render.check import compare, prompts
+from router.render.errors import ModelError
+from router.render.loading import place_of
+from router.render.model import RenderModel, find_folder
 
 
 async def findings(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from router.config import Settings
-from router.exact.listening import ListenSettings
 from router.exact.mode import Exact, ExactSettings
-from router.exact.models import ModelSettings
 from router.exact.placing import ExactPlacer
 from router.fleet.fleet import Fleet
+from router.kv_events.subscriptions import ListenSettings
+from router.render.loading import ModelSettings
 from router.types import Policy, PrefixIndex
 
 

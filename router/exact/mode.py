@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import msgspec
 
-from router.exact.held.chain import seed
-from router.exact.held.index import Coming, TokenIndex
-from router.exact.listening import Listener, ListenSettings
-from router.exact.models import ExactModel, ExactModels, ModelSettings
-from router.exact.render.errors import UnrenderedError
-from router.exact.render.memory import TokenMemory, key_of
-from router.exact.render.model import Text
-from router.exact.render.pool import Missing, TokenPool
-from router.exact.render.tokens import ChainMemory, TokenPrompt
 from router.fleet.health import HealthState
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
+from router.kv_events.subscriptions import Listener, ListenSettings
+from router.kv_events.token_chain import seed
+from router.kv_events.token_index import Coming, TokenIndex
 from router.prompt.prompt import Prompt
+from router.render.errors import UnrenderedError
+from router.render.loading import ExactModel, ExactModels, ModelSettings
+from router.render.memory import TokenMemory, key_of
+from router.render.model import Text
+from router.render.pool import Missing, TokenPool
+from router.render.tokens import ChainMemory, TokenPrompt
 from router.types import slots
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from router.exact.held.index import Coming
 from router.exact.mode import Exact, ExactPrompt, TokenisedChain
-from router.placement import Placement, Placer
+from router.kv_events.token_index import Coming
+from router.scheduling.placer import Placement, Placer
 from router.types import Ask, Chain, Choice, Load, Policy, PrefixIndex
 
 

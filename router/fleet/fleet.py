@@ -17,18 +17,18 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from router.fleet.breaker import Breaker, BreakerState
-from router.fleet.changes import Changes
-from router.fleet.findings import Findings
+from router.fleet.change_notifier import Changes
 from router.fleet.health import Health, HealthState
 from router.fleet.listener import FleetListener
 from router.fleet.models import Catalog, ModelCard, named_card
-from router.fleet.pace import Pace
+from router.fleet.poll_rate import Pace
+from router.fleet.polling import Watch
 from router.fleet.reader import Failure, Reader, ReadError, tls_context
 from router.fleet.replica import Replica, parse_address
+from router.fleet.replica_updater import Findings
 from router.fleet.settings import FleetSettings
 from router.fleet.slow_start import SlowStart
 from router.fleet.templates import Templates
-from router.fleet.watch import Watch
 from router.types import Load, slots
 
 log = logging.getLogger(__name__)

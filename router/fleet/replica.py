@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from router.fleet.breaker import Breaker
 from router.fleet.engine_metrics import EngineMetrics
-from router.fleet.foreign import Foreign
+from router.fleet.external_load import Foreign
 from router.fleet.health import Health
 from router.types import Load
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 from router.http.errors import error_body
 from router.http.forward import connect, send
 from router.http.heads import answer
-from router.http.local import answer_locally, answer_no_replica
+from router.http.local_reply import answer_locally, answer_no_replica
 from router.http.model_name import model_of
 from router.http.paths import Treatment
 from router.http.relay import Relay
 from router.http.tunnel import switch
-from router.insight.record import Outcome
-from router.placement import NO_CHAIN, Placement
 from router.prompt import Prompt, PromptError
+from router.scheduling.placer import NO_CHAIN, Placement
+from router.telemetry.record import Outcome
 
 if TYPE_CHECKING:
     from router.fleet.fleet import FaultReason

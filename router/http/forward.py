@@ -6,7 +6,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from router.http.heads import header_lines
-from router.insight.record import Outcome
+from router.telemetry.record import Outcome
 
 if TYPE_CHECKING:
     from router.http.exchange import Exchange

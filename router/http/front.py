@@ -11,7 +11,7 @@ from typing import Any
 from router.config import server_context
 from router.http.gateway import Gateway
 from router.http.server import ClientConnection
-from router.http.sweep import Sweep
+from router.http.timeouts import Sweep
 
 log = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from router.fleet.replica import Replica
 from router.http.heads import SPECIAL_HEADERS
 from router.http.retry_budget import RetryBudget
 from router.http.upstream import Pool
-from router.insight.explain import Explain
-from router.insight.ledger import deliverable
-from router.insight.record import Finished, Outcome
-from router.placement import INDEX_ROOM, Placer
+from router.scheduling.placer import INDEX_ROOM, Placer
 from router.telemetry.access_log import AccessLog
+from router.telemetry.explain import Explain
+from router.telemetry.ledger import deliverable
+from router.telemetry.record import Finished, Outcome
 from router.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:

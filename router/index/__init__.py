@@ -1,6 +1,5 @@
 """Which replica holds which prefix, how deep. In memory, no I/O."""
 
-from router.index.prefills import Prefill, Prefills
 from router.index.tree import ByteIndex
 
-__all__ = ["ByteIndex", "Prefill", "Prefills"]
+__all__ = ["ByteIndex"]

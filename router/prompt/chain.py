@@ -11,7 +11,7 @@ from typing import Final
 import xxhash
 
 from router.prompt.canonical import dump
-from router.spans import SPANS
+from router.prompt.spans import SPANS
 from router.types import Chain
 
 # Made once: a slice object costs more than the index it saves, and all chains share these.

@@ -49,7 +49,7 @@ class Prompt(msgspec.Struct, gc=False):
     model: str
     """The model or adapter asked for; empty when the client named none."""
     chain: Chain
-    """Hashes of the prompt's full blocks (router.spans); a partial last block has none."""
+    """Hashes of the prompt's full blocks (router.prompt.spans); a partial last block has none."""
     size: int
     """Canonical bytes of the prompt, of all prompts when the body holds several."""
     stream: bool

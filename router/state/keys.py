@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from router.state.maps import Position
+from router.state.cache_snapshots import Position
 
 
 class Keys:

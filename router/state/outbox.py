@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeAlias
 
-from router.placement import Placement
-from router.state.book import Book
+from router.scheduling.placer import Placement
+from router.state.chain_dictionary import Book
 from router.state.codec import (
     BYE,
     FAILED,

@@ -11,10 +11,10 @@ from typing import Final, Protocol
 
 import msgspec
 
-from router.fleet.load import finished
-from router.index import Prefill
-from router.placement import NO_CHAIN, Placer
-from router.state.book import Book
+from router.scheduling.accounting import finished
+from router.scheduling.placer import NO_CHAIN, Placer
+from router.scheduling.prefills import Prefill
+from router.state.chain_dictionary import Book
 from router.state.codec import (
     BYE,
     FAILED,

@@ -25,7 +25,7 @@ from typing import Final
 
 import numpy as np
 
-from router.insight.record import Finished
+from router.telemetry.record import Finished
 from router.types import Chain
 
 log = logging.getLogger(__name__)

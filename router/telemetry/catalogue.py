@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-from router.insight.ledger import GAPS
-from router.insight.record import APIS, OUTCOMES
+from router.telemetry.ledger import GAPS
+from router.telemetry.record import APIS, OUTCOMES
 
 
 class Metric(msgspec.Struct, frozen=True):

@@ -17,10 +17,10 @@ from typing import Final
 from prometheus_client.exposition import generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
-from router.insight.ledger import GAPS
 from router.telemetry import catalogue
 from router.telemetry.catalogue import Metric
 from router.telemetry.histogram import Histogram
+from router.telemetry.ledger import GAPS
 from router.telemetry.series import Series, escape
 from router.telemetry.sources import (
     BuildInfo,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from router.insight.ledger import Ledger
 from router.telemetry.histogram import DURATION_BUCKETS, TTFT_BUCKETS, Histogram
+from router.telemetry.ledger import Ledger
 
 
 class Series(msgspec.Struct):

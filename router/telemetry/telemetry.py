@@ -9,14 +9,14 @@ from typing import Final
 
 import msgspec
 
-from router.insight.ledger import Ledger
-from router.insight.record import APIS, OUTCOMES, Finished, Outcome
 from router.telemetry.histogram import (
     DURATION_BUCKETS,
     OVERHEAD_BUCKETS,
     TTFT_BUCKETS,
     Histogram,
 )
+from router.telemetry.ledger import Ledger
+from router.telemetry.record import APIS, OUTCOMES, Finished, Outcome
 from router.telemetry.series import Row, Series
 
 NONE: Final = "none"

@@ -158,7 +158,7 @@ class Supervisor:
         member.process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "router.cli",
+            "router.cli.main",
             *self._arguments,
             env=os.environ | {ENV: f"{theirs.fileno()},{self.port}"},
             pass_fds=(theirs.fileno(),),

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import msgspec
 
 from router.config import Settings
-from router.workers.carrier import LocalCarrier
 from router.workers.frames import READY, Frames, Ready
+from router.workers.transport import LocalCarrier
 
 log = logging.getLogger(__name__)
 

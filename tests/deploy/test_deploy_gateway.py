@@ -38,7 +38,7 @@ async def test_the_rendered_settings_start_a_gateway(tmp_path: Path) -> None:
         args = one(items, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"]
         assert args == ["serve", "--config", "/etc/warmroute/warmroute.yaml"]
         gateway = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "router.cli", "serve", "--config", str(file)
+            sys.executable, "-m", "router.cli.main", "serve", "--config", str(file)
         )
         try:
             await until_ready(f"http://127.0.0.1:{admin}/readyz")

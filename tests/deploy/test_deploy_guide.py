@@ -15,7 +15,7 @@ import pytest
 import yaml
 from chart_world import ROOT, one, render, settings, validate
 
-from loadgen import commands as loadgen_commands
+from loadgen.cli import commands as loadgen_commands
 from router.config import TABLE, load
 
 GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()

@@ -10,7 +10,7 @@ import zmq
 import zmq.asyncio
 
 from bench.gateways import Gateway
-from router.exact.events.sources import Source, parse_sources
+from router.kv_events.sources import Source, parse_sources
 
 PATIENT = (
     *("--health-timeout", "60s", "--connect-timeout", "60s"),

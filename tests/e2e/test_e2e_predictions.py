@@ -14,7 +14,7 @@ from cut import Relay
 from bench.gateways import Gateway, gateway, usable
 from bench.sessions import Workload
 from bench.vllm import Engine, block_of, empty, metrics_of
-from loadgen.processes import free_ports
+from loadgen.live.processes import free_ports
 
 REQUESTS = 300
 SESSIONS = 3

@@ -10,11 +10,11 @@ import pytest
 import zmq
 
 from bench.vllm import NoEngineError, find_venv
-from loadgen.processes import free_ports
-from router.exact.events.decode import Batch
-from router.exact.events.feed import Feed
-from router.exact.events.socket import Subscription
-from router.exact.events.sources import Source
+from loadgen.live.processes import free_ports
+from router.kv_events.decode import Batch
+from router.kv_events.sequencer import Feed
+from router.kv_events.socket import Subscription
+from router.kv_events.sources import Source
 
 BATCHES = 10_000
 """As many as the publisher keeps."""

@@ -14,7 +14,7 @@ import pytest
 from bench.sessions import TOOL
 from router.config import load
 from router.doctor.run import diagnose
-from router.exact.render.model import RenderModel, find_folder
+from router.render.model import RenderModel, find_folder
 
 CONVERSATIONS = 1000
 AT_ONCE = 8

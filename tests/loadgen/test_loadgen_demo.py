@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from loadgen.demo import main
-from loadgen.results import read_json
+from loadgen.results.schema import read_json
 
 
 @pytest.mark.timeout(120)

@@ -94,7 +94,7 @@ async def serve() -> AsyncIterator[Serve]:
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("WARMROUTE_")}
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "router.cli", "serve"),
+            *(sys.executable, "-m", "router.cli.main", "serve"),
             *(f"--replica={url}" for url in urls),
             *flags,
             cwd=ROOT,

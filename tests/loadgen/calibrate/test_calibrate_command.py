@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 from loadgen.calibrate import probe
-from loadgen.cli import main
-from loadgen.compare import start_replicas
+from loadgen.cli.main import main
 from loadgen.engine import EngineParams
-from loadgen.processes import Children, run_async
+from loadgen.live.compare import start_replicas
+from loadgen.live.processes import Children, run_async
 from loadgen.replicas.named import named_engine
 
 

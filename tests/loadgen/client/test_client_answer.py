@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from loadgen.client.answer import Answer
-from loadgen.records import UNKNOWN
+from loadgen.results.records import UNKNOWN
 
 
 def read(data: bytes, step: int, times: list[float] | None = None) -> Answer:

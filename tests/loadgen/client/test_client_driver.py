@@ -13,7 +13,7 @@ from loadgen.client.body import BodyMaker
 from loadgen.client.driver import RATE_SECONDS, TICK, Driver, Options, Progress
 from loadgen.client.target import Target
 from loadgen.client.text import name
-from loadgen.records import Records
+from loadgen.results.records import Records
 from loadgen.workloads import Closed, Fixed, Plan, Role, Segment, Session, Step, Traced
 
 PATH = "/v1/chat/completions"

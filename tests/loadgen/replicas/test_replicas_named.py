@@ -8,11 +8,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from loadgen.cli import main
-from loadgen.compare import start_replicas
+from loadgen.cli.main import main
 from loadgen.engine import PRESETS, EngineParams
 from loadgen.engine.file import EngineFile, write_engine
-from loadgen.processes import Children, run_async
+from loadgen.live.compare import start_replicas
+from loadgen.live.processes import Children, run_async
 from loadgen.replicas import QUICK
 from loadgen.replicas.named import named_engine
 

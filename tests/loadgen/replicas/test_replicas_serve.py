@@ -10,7 +10,7 @@ import sys
 import httpx
 import pytest
 
-from loadgen.cli import main
+from loadgen.cli.main import main
 from loadgen.engine import PRESETS
 from loadgen.replicas import QUICK, serve
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from loadgen.compare import results_of
 from loadgen.engine import preset
+from loadgen.live.compare import results_of
 from loadgen.reproduce.engines import FILE, TITLE, read_engines, section
-from loadgen.results import Difference, Results, ResultsError, write_json
+from loadgen.results.schema import Difference, Results, ResultsError, write_json
 from loadgen.simulate import simulate
 from loadgen.workloads import Plan, Poisson, make
 

@@ -9,12 +9,12 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
-from loadgen.cli import main
+from loadgen.cli.main import main
 from loadgen.reproduce.cases import ARMS, OURS, PEERS, SECTIONS, Case, cases
 from loadgen.reproduce.page import page
 from loadgen.reproduce.run import Outcome, run_case
 from loadgen.reproduce.verdict import behind, best, geometric
-from loadgen.results import Arm, read_json
+from loadgen.results.schema import Arm, read_json
 
 
 @pytest.fixture(scope="module")

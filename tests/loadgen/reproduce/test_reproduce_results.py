@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from loadgen.metrics import summarise
-from loadgen.records import Records
 from loadgen.reproduce.cases import Case
 from loadgen.reproduce.command import as_results
 from loadgen.reproduce.run import Outcome
-from loadgen.results import Difference
+from loadgen.results.metrics import summarise
+from loadgen.results.records import Records
+from loadgen.results.schema import Difference
 
 
 def test_arms_and_differences_say_which_case_they_are_of() -> None:

@@ -8,7 +8,7 @@ from loadgen.simulate import arrangement, coarser, prepare, run_arm, run_loop, s
 from loadgen.simulate.arms import ARRANGEMENTS
 from loadgen.simulate.loop import Loop
 from loadgen.workloads import Closed, Fixed, Plan, Poisson, make
-from router.spans import SPANS
+from router.prompt.spans import SPANS
 
 ENGINE = coarser(EngineParams(num_blocks=18_751), 64)
 

@@ -12,7 +12,7 @@ from loadgen.simulate.peers.llmd import WeightedScorers
 from loadgen.simulate.peers.sglang import SglangCacheAware
 from loadgen.simulate.prepare import prepare
 from loadgen.workloads import Fixed, Plan, make
-from router.spans import SPANS
+from router.prompt.spans import SPANS
 from router.types import Ask, Load
 
 NAMES = {slot: str(slot) for slot in range(4)}

@@ -9,7 +9,7 @@ import pytest
 
 from loadgen.workloads import Session, TraceError, UpperBound, make
 from loadgen.workloads.types import tokens
-from router.spans import SPANS
+from router.prompt.spans import SPANS
 
 
 def written(path: Path, *lines: object) -> str:

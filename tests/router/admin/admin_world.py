@@ -16,11 +16,11 @@ from router.fleet.fleet import Fleet
 from router.fleet.replica import Replica
 from router.fleet.settings import FleetSettings
 from router.index import ByteIndex
-from router.insight.explain import Explain
-from router.insight.recent import Recent
-from router.insight.record import Finished
 from router.telemetry.access_log import AccessLog
+from router.telemetry.explain import Explain
 from router.telemetry.exposition import Exposition
+from router.telemetry.recent import Recent
+from router.telemetry.record import Finished
 from router.telemetry.telemetry import Telemetry
 
 BUILD = {"version": "0", "python": "3", "policy": "p"}

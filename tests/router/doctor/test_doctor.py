@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from router.cli import main
+from router.cli.main import main
 from router.doctor.engine import Engine, Usage
 from router.doctor.finding import Finding, note, wrong
 from router.doctor.findings import between, of_engine

@@ -15,14 +15,14 @@ from exact_engine import FakeEngine, Publisher
 from bench.chat_model import make_model
 from router.exact.mode import Exact, ExactSettings, TokenisedChain
 from router.exact.placing import ExactPlacer
-from router.exact.render.model import RenderModel
-from router.exact.render.tokenizer import SAMPLES
 from router.fleet.fleet import Fleet
 from router.fleet.settings import FleetSettings
 from router.index import ByteIndex
 from router.policies import load_policy
 from router.prompt import PARSERS, Prompt
-from router.spans import SPANS
+from router.prompt.spans import SPANS
+from router.render.model import RenderModel
+from router.render.tokenizer import SAMPLES
 
 BLOCK = 4
 

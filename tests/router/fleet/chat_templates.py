@@ -6,10 +6,10 @@ import asyncio
 import json
 from typing import Any
 
-from router.exact.render.anthropic import as_chat
-from router.exact.render.conversation import conversation, tool_definitions
-from router.exact.render.errors import UnrenderedError
-from router.exact.render.template import compiled
+from router.render.anthropic import as_chat
+from router.render.conversation import conversation, tool_definitions
+from router.render.errors import UnrenderedError
+from router.render.template import compiled
 
 _LIST = "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
 _CALLS = (

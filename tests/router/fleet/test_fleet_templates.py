@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from chat_templates import TemplateEngine, render, render_messages
 
-from router.exact.render.errors import UnrenderedError
 from router.fleet.fleet import Fleet
 from router.prompt import PARSERS
-from router.spans import SPANS
+from router.prompt.spans import SPANS
+from router.render.errors import UnrenderedError
 from router.types import Inline, Reasoning, TemplateTraits, ToolsPlace
 
 CHAT = "/v1/chat/completions"

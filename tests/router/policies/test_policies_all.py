@@ -151,7 +151,7 @@ class NoChoose:
         ("no_such_module_at_all:Policy", {}, "cannot import no_such_module_at_all"),
         ("router.types:Nothing", {}, "router.types has no Nothing"),
         (":Policy", {}, "is not an import path"),
-        ("router.placement:PREFIX_BLOCKS", {}, "is not a class"),
+        ("router.scheduling.placer:PREFIX_BLOCKS", {}, "is not a class"),
         (f"{__name__}:NoChoose", {}, "has no choose method"),
         ("round_robin", {"speed": 3}, "docs/policies.md"),
         ("consistent_hash", {"bound": 0.5}, "bound must be at least 1"),

@@ -24,14 +24,14 @@ from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
 from router.fleet.settings import FleetSettings
 from router.index import ByteIndex
-from router.placement import Placement, Placer
 from router.policies import load_policy
-from router.spans import SPANS
+from router.prompt.spans import SPANS
+from router.scheduling.placer import Placement, Placer
 from router.state.address import parse
 from router.state.link import Link
-from router.state.redis_carrier import RedisCarrier
+from router.state.redis_transport import RedisCarrier
 from router.state.resp import Connection
-from router.state.shared import Carrier, Shared
+from router.state.sync import Carrier, Shared
 from router.types import Chain
 
 REPLICAS = tuple(f"http://replica-{letter}:8000" for letter in "abcd")

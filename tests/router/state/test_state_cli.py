@@ -13,13 +13,13 @@ MakeNode = Callable[..., Awaitable[Node]]
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router.state.keeper.EVERY", 0.1)
-    monkeypatch.setattr("router.state.keeper.ROUND", 0.1)
+    monkeypatch.setattr("router.state.snapshot_writer.EVERY", 0.1)
+    monkeypatch.setattr("router.state.snapshot_writer.ROUND", 0.1)
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "router.cli", "state", *arguments],
+        [sys.executable, "-m", "router.cli.main", "state", *arguments],
         capture_output=True,
         text=True,
         timeout=20,

@@ -17,14 +17,14 @@ MakeNode = Callable[..., Awaitable[Node]]
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same with less waiting."""
-    monkeypatch.setattr("router.state.redis_carrier.WITHIN", 0.5)
-    monkeypatch.setattr("router.state.redis_carrier.BLOCK", 0.3)
-    monkeypatch.setattr("router.state.redis_carrier.AGAIN", (0.02, 0.2))
-    monkeypatch.setattr("router.state.redis_carrier.RELOAD", 0.3)
+    monkeypatch.setattr("router.state.redis_transport.WITHIN", 0.5)
+    monkeypatch.setattr("router.state.redis_transport.BLOCK", 0.3)
+    monkeypatch.setattr("router.state.redis_transport.AGAIN", (0.02, 0.2))
+    monkeypatch.setattr("router.state.redis_transport.RELOAD", 0.3)
     monkeypatch.setattr("router.state.link.CONNECT", 0.5)
-    monkeypatch.setattr("router.state.keeper.ROUND", 0.2)
-    monkeypatch.setattr("router.state.keeper.WITHIN", 0.5)
-    monkeypatch.setattr("router.state.shared.TICK", 0.2)
+    monkeypatch.setattr("router.state.snapshot_writer.ROUND", 0.2)
+    monkeypatch.setattr("router.state.snapshot_writer.WITHIN", 0.5)
+    monkeypatch.setattr("router.state.sync.TICK", 0.2)
 
 
 async def agree(a: Node, b: Node, within: float = 10.0) -> None:
@@ -207,7 +207,7 @@ async def test_an_acl_user(tmp_path: Path) -> None:
 async def test_one_that_fell_behind_the_stream_loads_again(
     node: MakeNode, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("router.state.keeper.EVERY", 0.2)
+    monkeypatch.setattr("router.state.snapshot_writer.EVERY", 0.2)
     a, b = await node(), await node()
     await until(lambda: not b.carrier._reload)
     listening = next(t for t in b.carrier._tasks if t.get_name() == "state listening")

@@ -9,10 +9,10 @@ import pytest
 from state_world import Node, RedisServer, answers, chain, until
 
 from router.index import ByteIndex
-from router.spans import SPANS
-from router.state.book import Book
+from router.prompt.spans import SPANS
+from router.state.cache_snapshots import adopt, decode, encode
+from router.state.chain_dictionary import Book
 from router.state.codec import BadBatchError, name_key
-from router.state.maps import adopt, decode, encode
 from router.state.resp import Connection, LostError, Reply, ReplyError, packed
 
 
@@ -176,9 +176,9 @@ async def test_ever_new_prefixes_leave_everything_at_a_flat_size(
     redis: RedisServer, node: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the keeper does every 20 s it does every 0.1 s here: 4 s are a quarter of an hour."""
-    monkeypatch.setattr("router.state.keeper.EVERY", 0.1)
-    monkeypatch.setattr("router.state.keeper.ROUND", 0.05)
-    monkeypatch.setattr("router.state.book.LIMIT", 200_000)
+    monkeypatch.setattr("router.state.snapshot_writer.EVERY", 0.1)
+    monkeypatch.setattr("router.state.snapshot_writer.ROUND", 0.05)
+    monkeypatch.setattr("router.state.chain_dictionary.LIMIT", 200_000)
     assert callable(node)
     a: Node = await node(capacity=50_000)
     b: Node = await node(capacity=50_000)

@@ -162,7 +162,16 @@ class Process:
 
     def __init__(self, folder: Path, replicas: list[Replica], *flags: str) -> None:
         self.log = folder / f"router-{os.urandom(3).hex()}.log"
-        command = [sys.executable, "-m", "router.cli", "serve", "--port", "0", "--admin-port", "0"]
+        command = [
+            sys.executable,
+            "-m",
+            "router.cli.main",
+            "serve",
+            "--port",
+            "0",
+            "--admin-port",
+            "0",
+        ]
         command += [f for replica in replicas for f in ("--replica", replica.url)]
         command += ["--settle-time", "0", "--drain-timeout", "1", "--access-log", "0"]
         # A slow machine is not what is tested.

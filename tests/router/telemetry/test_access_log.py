@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from router.insight.record import Finished
 from router.telemetry import access_log
 from router.telemetry.access_log import AccessLog
+from router.telemetry.record import Finished
 
 SECRET = "sk-secret-session"
 

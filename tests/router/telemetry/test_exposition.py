@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.insight.record import Finished, Outcome
 from router.telemetry import catalogue, exposition
 from router.telemetry.exposition import Exposition
+from router.telemetry.record import Finished, Outcome
 from router.telemetry.telemetry import Telemetry
 from router.types import Load
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from router.insight.record import OUTCOMES, Finished, Outcome
 from router.telemetry.histogram import Histogram
+from router.telemetry.record import OUTCOMES, Finished, Outcome
 from router.telemetry.series import Row
 from router.telemetry.telemetry import NONE, OTHER, Telemetry
 

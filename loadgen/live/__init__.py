@@ -1,0 +1,1 @@
+"""Runs and comparisons against real sockets."""

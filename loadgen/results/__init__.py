@@ -1,0 +1,1 @@
+"""What runs measured: records, metrics, results files."""

@@ -1,0 +1,1 @@
+"""What people see of results: live view, tables, HTML report."""

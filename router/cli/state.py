@@ -1,0 +1,221 @@
+"""`warmroute state`: what routers share, as it lies in Redis; and to make them forget a replica."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from router.config import TABLE, Settings, load
+from router.config.sources import CONFIG_ENV
+from router.state.codec import Writer, name_key
+from router.state.keys import Keys, position, position_text
+from router.state.link import Link
+from router.state.resp import Argument, Connection, Reply, ReplyError
+from router.state.routers import RouterInfo, alive, read_routers
+from router.state.transports import redis_link
+
+OK, FAILED = 0, 1
+ALIVE = 6.0
+"""Seconds since its last word within which a router counts as alive. It speaks every 2 s."""
+WITHIN = 5.0
+ATTEMPTS = 3
+"""Connections tried: a cluster's node may point to another one, a failover may be under way."""
+_SETTINGS = ("state", "state_prefix", "state_ca")
+
+
+class ReplicaMap(msgspec.Struct):
+    """What Redis has of one replica."""
+
+    name: str
+    blocks: int
+    bytes: int
+    age: float
+    """Seconds since it was written."""
+
+
+class Report(msgspec.Struct):
+    """What `warmroute state` shows."""
+
+    routers: dict[str, RouterInfo]
+    keeper: str
+    replicas: list[ReplicaMap]
+    batches: int
+    """In the stream."""
+    stream_bytes: int
+    behind: float
+    """Seconds of stream a router that starts has to replay after the maps."""
+
+
+def add(commands: Any) -> None:
+    """Add the command. commands: what argparse's add_subparsers returned."""
+    state = commands.add_parser(
+        "state",
+        help="show what routers share in Redis, or make them forget a replica",
+        usage="%(prog)s [--state URL] [--json] [flush --replica NAME] [--config FILE]",
+        description="Show the routers, replicas, blocks, bytes and lag in the shared state. With "
+        "flush, make all routers forget what a replica holds, as when it restarted.",
+    )
+    state.add_argument("action", nargs="?", choices=("show", "flush"), default="show")
+    state.add_argument("--replica", metavar="NAME", dest="flushed", help="the replica to flush")
+    state.add_argument("--json", action="store_true", help="for programs")
+    state.add_argument("--config", metavar="FILE", default="", help=f"YAML file ({CONFIG_ENV})")
+    for name in _SETTINGS:
+        row = TABLE[name]
+        state.add_argument(
+            row.flag, dest=name, default=argparse.SUPPRESS, metavar=row.kind.placeholder,
+            help=row.help.replace("%", "%%").replace("`", ""),
+        )  # fmt: skip
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Returns the exit status. Raises ConfigError for settings that are wrong."""
+    flags: dict[str, str | Sequence[str]] = {
+        name: vars(parsed)[name] for name in _SETTINGS if name in vars(parsed)
+    }
+    # No replica is needed here, and one that is never asked satisfies the check for one.
+    flags["replicas"] = ("http://unused.invalid",)
+    settings = load(flags, os.environ, parsed.config).settings
+    if not settings.state:
+        return _fail("no state is set: give --state redis://HOST:6379, or `state` in the file")
+    if parsed.action == "flush" and not parsed.flushed:
+        return _fail("flush which replica? --replica NAME, as `warmroute state` shows it")
+    try:
+        return asyncio.run(_run(settings, parsed))
+    except (OSError, ReplyError) as error:
+        return _fail(f"{settings.state}: {error}")
+
+
+def _fail(why: str) -> int:
+    print(f"warmroute: {why}", file=sys.stderr)
+    return FAILED
+
+
+async def _run(settings: Settings, parsed: argparse.Namespace) -> int:
+    link = redis_link(settings)
+    keys = Keys(settings.state_prefix)
+    connection = await _connect(link, keys)
+    try:
+        if parsed.action == "flush":
+            return await _flush(connection, keys, parsed.flushed)
+        report = await read(connection, keys)
+    finally:
+        connection.close()
+    if parsed.json:
+        print(msgspec.json.format(msgspec.json.encode(report)).decode())
+    else:
+        print(shown(report))
+    return OK
+
+
+async def _connect(link: Link, keys: Keys) -> Connection:
+    """A connection to where the keys are. Raises OSError, ReplyError."""
+    for attempt in range(ATTEMPTS):
+        connection = await link.open()
+        try:
+            await connection.call("EXISTS", keys.facts, within=WITHIN)
+        except ReplyError as error:
+            connection.close()
+            if not link.refused(error) or attempt == ATTEMPTS - 1:
+                raise
+            continue
+        return connection
+    raise AssertionError("unreachable")
+
+
+async def _calls(connection: Connection, *commands: tuple[Argument, ...]) -> list[Reply]:
+    replies = await connection.calls(commands, WITHIN)
+    for reply in replies:
+        if isinstance(reply, ReplyError):
+            raise reply
+    return replies
+
+
+async def read(connection: Connection, keys: Keys) -> Report:
+    """Everything the report has. Raises ReplyError, LostError."""
+    routers, keeper, maps, length, size, start, newest = await _calls(
+        connection,
+        ("HGETALL", keys.routers),
+        ("GET", keys.keeper),
+        ("HGETALL", keys.maps),
+        ("XLEN", keys.facts),
+        ("MEMORY", "USAGE", keys.facts),
+        ("GET", keys.position),
+        ("XREVRANGE", keys.facts, "+", "-", "COUNT", 1),
+    )
+    replicas = []
+    if isinstance(maps, list):
+        for name, about in zip(maps[::2], maps[1::2], strict=True):
+            assert isinstance(name, bytes)
+            assert isinstance(about, bytes)
+            blocks, count, wall = map(int, about.split())
+            age = max(time.time() - wall / 1000, 0.0)
+            replicas.append(ReplicaMap(name.decode(), blocks, count, round(age, 1)))
+    behind = 0.0
+    if isinstance(newest, list) and newest and isinstance(newest[0], list) and start:
+        behind = max(position(newest[0][0])[0] - position(start)[0], 0) / 1000
+    return Report(
+        {f"{router:016x}": info for router, info in read_routers(routers).items()},
+        keeper.decode() if isinstance(keeper, bytes) else "",
+        sorted(replicas, key=lambda replica: replica.name),
+        length if isinstance(length, int) else 0,
+        size if isinstance(size, int) else 0,
+        round(behind, 1),
+    )
+
+
+def shown(report: Report) -> str:
+    """The report for people."""
+    lines = [
+        f"{'router':<18}{'host, process':<28}{'state':<8}{'blocks':>10}{'in flight':>11}"
+        f"{'hears':>7}{'lag':>9}"
+    ]
+    for router, info in sorted(report.routers.items(), key=lambda item: item[1].started):
+        state = "alive" if alive(info, ALIVE) else "silent"
+        mark = "*" if router == report.keeper else ""
+        lines.append(
+            f"{router + mark:<18}{f'{info.host}, {info.pid}':<28}{state:<8}{info.blocks:>10}"
+            f"{info.in_flight:>11}{info.routers:>7}{info.lag * 1000:>7.0f} ms"
+        )
+    if not report.routers:
+        lines.append("none")
+    lines += ["", f"{'replica':<46}{'blocks':>10}{'bytes':>12}{'written':>12}"]
+    lines += [
+        f"{replica.name:<46}{replica.blocks:>10}{replica.bytes:>12}{replica.age:>8.0f} s ago"
+        for replica in report.replicas
+    ] or ["none"]
+    blocks = sum(replica.blocks for replica in report.replicas)
+    count = sum(replica.bytes for replica in report.replicas)
+    lines += [
+        f"{f'{len(report.replicas)} in all':<46}{blocks:>10}{count:>12}",
+        "",
+        f"stream: {report.batches} batches, {report.stream_bytes} bytes; a router that starts "
+        f"replays {report.behind:.0f} s of it. * writes the maps.",
+    ]
+    return "\n".join(lines)
+
+
+async def _flush(connection: Connection, keys: Keys, replica: str) -> int:
+    """Tell the routers, and take the map away. The stream's position stays: what it told of the
+    replica before is undone by what it is told now."""
+    [known] = await _calls(connection, ("HKEYS", keys.maps))
+    names = [name.decode() for name in known or () if isinstance(name, bytes)]  # type: ignore[union-attr]
+    if replica not in names:
+        there = ", ".join(sorted(names)) or "none"
+        return _fail(f"no replica {replica!r} in the shared state; there are: {there}")
+    writer = Writer()
+    writer.forgot(name_key(replica))
+    told = await _calls(
+        connection,
+        ("XADD", keys.facts, "*", "f", writer.batch(0, 0)),
+        ("DEL", keys.map(replica)),
+        ("HDEL", keys.maps, replica),
+    )
+    print(f"{replica} is forgotten, as of {position_text(position(told[0]))}")
+    return OK

@@ -1,1 +1,0 @@
-"""KV events: from an engine's sockets to decoded batches in order."""

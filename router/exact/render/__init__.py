@@ -1,1 +1,0 @@
-"""A request body → the token ids the engine will make of it."""

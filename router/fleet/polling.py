@@ -1,0 +1,199 @@
+"""Watching one replica: its health, models and metrics, each read in a loop of its own.
+
+A replica that hangs delays nobody: it has its own tasks and connections, and every read a limit.
+What is read is handed to a Keeper, the fleet, which decides what it means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from router.fleet import engine_metrics, models
+from router.fleet.engine_metrics import EngineMetrics, parse_metrics
+from router.fleet.health import HealthState, probe
+from router.fleet.models import ModelCard, parse_models
+from router.fleet.poll_rate import Pace
+from router.fleet.reader import Reader, ReadError
+from router.fleet.replica import Replica
+from router.fleet.settings import FleetSettings
+from router.fleet.templates import Templates
+
+log = logging.getLogger(__name__)
+
+REFUSED = (401, 403)
+ABSENT = (404, 405, 501)
+
+
+class Keeper(Protocol):
+    """Who is told what was read. All methods return at once."""
+
+    def probed(self, replica: Replica) -> None:
+        """Its health is good, and what else could be read has been told."""
+
+    def probe_failed(self, replica: Replica, failure: ReadError) -> None:
+        """Its health could not be read, or is bad."""
+
+    def models_told(self, replica: Replica, cards: tuple[ModelCard, ...]) -> None:
+        """The models it serves."""
+
+    def models_untold(self, replica: Replica, status: int) -> None:
+        """It will not tell its models, now or later."""
+
+    def metrics_told(self, replica: Replica, metrics: EngineMetrics, most_own: int) -> None:
+        """A reading; most_own requests of ours were in flight at most while it was taken."""
+
+    def metrics_missing(self, replica: Replica, why: str) -> None:
+        """It has no metrics, and will have none later."""
+
+
+class Watch:
+    """The tasks that watch one replica."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        reader: Reader,
+        keeper: Keeper,
+        templates: Templates,
+        pace: Pace,
+        settings: FleetSettings,
+    ) -> None:
+        self._replica = replica
+        self._reader = reader
+        self._keeper = keeper
+        self._templates = templates
+        self._pace = pace
+        self._settings = settings
+        self._hurry = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, delay: float) -> None:
+        """Begin, after a delay that keeps a large fleet from being read all at once."""
+        name = self._replica.name
+        settings = self._settings
+        self._tasks = [
+            asyncio.create_task(self._watch_health(delay), name=f"health {name}"),
+            asyncio.create_task(
+                self._repeat(self.read_metrics, settings.metrics_interval), name=f"metrics {name}"
+            ),
+            asyncio.create_task(
+                self._repeat(self.read_models, settings.models_interval), name=f"models {name}"
+            ),
+        ]
+
+    def hurry(self) -> None:
+        """Something is wrong, as live traffic has it: do not wait for the next turn."""
+        self._hurry.set()
+
+    def reread_models(self) -> None:
+        """Its models have changed, as the admin port knows: do not wait for the next turn."""
+        task = asyncio.create_task(self._guarded(self.read_models), name="models, at once")
+        self._tasks.append(task)
+        task.add_done_callback(self._tasks.remove)
+
+    def cancel(self) -> None:
+        """End the tasks: nothing more is told from here on. Then await closed()."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def closed(self) -> None:
+        """Wait for the tasks to end and close the connections."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._reader.close()
+
+    async def _watch_health(self, delay: float) -> None:
+        await asyncio.sleep(delay)
+        await self._guarded(self._probe)
+        # probes that began together part company here
+        await self._sleep(self._settings.health_interval * random.random())
+        while True:
+            await self._guarded(self._probe)
+            await self._sleep(self._wait())
+
+    def _wait(self) -> float:
+        health = self._replica.health
+        wait = health.pause()
+        return wait if health.suspect else self._pace.stretch(wait)
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._hurry.wait()
+        except TimeoutError:
+            return
+        self._hurry.clear()
+        await asyncio.sleep(self._replica.health.pause(hurried=True))
+
+    async def _probe(self) -> None:
+        health = self._replica.health
+        try:
+            await probe(self._reader, health.patience(self._settings.health_timeout))
+        except ReadError as failure:
+            self._keeper.probe_failed(self._replica, failure)
+            return
+        if health.state is not HealthState.READY:
+            # known before the first request is sent there: what it serves, whether it restarted
+            await asyncio.gather(self.read_models(), self.read_metrics())
+        self._keeper.probed(self._replica)
+
+    async def _repeat(self, read: Callable[[], Awaitable[None]], interval: float) -> None:
+        while True:
+            await asyncio.sleep(self._pace.stretch(interval) * random.uniform(0.9, 1.1))
+            if self._replica.health.state is HealthState.READY:
+                await self._guarded(read)
+
+    async def _guarded(self, read: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await read()
+        except Exception:
+            log.exception("reading replica %s went wrong; going on", self._replica.name)
+
+    async def read_models(self) -> None:
+        """Read /v1/models and tell the keeper; a read that fails leaves what was known."""
+        replica = self._replica
+        if replica.models_given:
+            return
+        try:
+            answer = await self._reader.get(
+                "/v1/models", models.LONGEST_ANSWER, self._settings.health_timeout
+            )
+            if answer.status in REFUSED or answer.status in ABSENT:
+                self._keeper.models_untold(replica, answer.status)
+                return
+            if answer.status != 200:
+                raise ReadError(f"/v1/models answered {answer.status}")
+            cards = parse_models(answer.body)
+        except (ReadError, ValueError) as error:
+            level = logging.DEBUG if replica.models_read else logging.WARNING
+            log.log(level, "replica %s: its models cannot be read: %s", replica.name, error)
+            return
+        self._keeper.models_told(replica, cards)
+        await self._templates.ask(replica.name, cards, self._reader, self._settings.health_timeout)
+
+    async def read_metrics(self) -> None:
+        """Read /metrics and tell the keeper; a read that fails lets the last one grow stale."""
+        replica = self._replica
+        load, foreign = replica.load, replica.foreign
+        most_own = foreign.own(load)
+        try:
+            answer = await self._reader.get(
+                "/metrics", engine_metrics.LONGEST_TEXT, self._settings.health_timeout
+            )
+        except ReadError as error:
+            log.debug("replica %s: its metrics cannot be read: %s", replica.name, error)
+            return
+        if answer.status in REFUSED or answer.status in ABSENT:
+            self._keeper.metrics_missing(replica, f"/metrics answered {answer.status}")
+            return
+        if answer.status != 200:
+            log.debug("replica %s: /metrics answered %d", replica.name, answer.status)
+            return
+        metrics = parse_metrics(answer.body)
+        if not metrics.told_anything:
+            self._keeper.metrics_missing(replica, "/metrics has none of vLLM's names")
+            return
+        self._keeper.metrics_told(replica, metrics, max(most_own, foreign.own(load)))

@@ -1,1 +1,0 @@
-"""What could have been reused, what was, and why they differ."""

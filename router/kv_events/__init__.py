@@ -1,0 +1,1 @@
+"""What engines say their caches hold: KV events, from the socket to the index."""

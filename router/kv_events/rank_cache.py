@@ -1,0 +1,241 @@
+"""One cache of one engine: a data-parallel rank's blocks on one medium."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import xxhash
+
+from router.kv_events.decode import EngineHash, Removed, Stored
+from router.kv_events.token_chain import TOKEN_BYTES, seed
+from router.types import Chain
+
+UNPLACED = 0
+"""Stands for the router's hash of a block whose parent is not known: it cannot be found, only
+removed."""
+
+
+class Lane:
+    """Keeps one bit of a table of masks in step with one cache.
+
+    A block is found (its bit is set) while one of three things holds: the engine has told of a copy
+    that is not removed; else it was learned from an answer, or a request that will make it is on
+    its way, or both. The mutable state is these three, and what the table has of this lane's bit.
+    """
+
+    __slots__ = (
+        "_bit",
+        "_blocks",
+        "_copies",
+        "_masks",
+        "_twins",
+        "complete",
+        "expected",
+        "learned",
+        "placed",
+        "salts_told",
+        "strays",
+    )
+
+    def __init__(self, masks: dict[int, int], bit: int) -> None:
+        self._masks = masks
+        self._bit = bit
+        self._blocks: dict[EngineHash, int] = {}
+        """The engine's hash -> the router's, UNPLACED when not known."""
+        self._copies: dict[EngineHash, int] = {}
+        """The engine's hash -> copies, for blocks stored more than once."""
+        self._twins: dict[int, int] = {}
+        """Blocks the engine holds under several names -> how many names beside the first."""
+        self.expected: dict[int, int] = {}
+        """Blocks that requests on their way will make -> how many of these requests."""
+        self.learned: dict[int, None] = {}
+        """Blocks an answer showed to be there, of which no event told; least recent first."""
+        self.complete = False
+        """Every block the cache holds was told of."""
+        self.placed = 0
+        """Blocks told of whose place is known."""
+        self.strays = 0
+        """Events about blocks whose history is not known."""
+        self.salts_told = False
+        """Its events tell which prompts were salted; those of older engines do not."""
+
+    def __len__(self) -> int:
+        """Distinct blocks the engine told of."""
+        return len(self._blocks)
+
+    def holds(self, block: int) -> bool:
+        """Whether a block counts as held."""
+        return bool(self._masks.get(block, 0) & self._bit)
+
+    def store(self, event: Stored) -> None:
+        """Blocks entered. One without a known parent is kept to be removed, and found by nobody."""
+        blocks, copies, masks, bit = self._blocks, self._copies, self._masks, self._bit
+        parent = event.parent_block_hash
+        extra = event.extra_keys
+        if extra is not None:
+            self.salts_told = True
+        if parent is None:
+            own = _first(event)
+        else:
+            own = blocks.get(parent, UNPLACED)
+            if own == UNPLACED:
+                self.strays += 1
+        width = event.block_size * TOKEN_BYTES
+        tokens = memoryview(array("I", event.token_ids)).cast("B")
+        media = extra is not None and any(_media(keys) for keys in extra)
+        xxh3 = xxhash.xxh3_64_intdigest
+        expected, learned = self.expected, self.learned
+        at = 0
+        for place, name in enumerate(event.block_hashes):
+            if own:
+                own = xxh3(tokens[at : at + width], own)
+                if media and extra is not None and place < len(extra) and _media(extra[place]):
+                    own = xxh3(repr(_media(extra[place])).encode(), own)
+                at += width
+            had = blocks.get(name)
+            if had is not None:
+                copies[name] = copies.get(name, 1) + 1
+                if had or not own:
+                    continue  # place known, or not known now either
+            blocks[name] = own
+            if not own:
+                continue
+            self.placed += 1
+            mask = masks.get(own, 0)
+            if not mask & bit:
+                masks[own] = mask | bit
+            elif own in expected:
+                del expected[own]
+            elif own in learned:
+                del learned[own]
+            else:
+                self._twins[own] = self._twins.get(own, 0) + 1
+
+    def remove(self, event: Removed) -> None:
+        """One copy of each left."""
+        blocks, copies = self._blocks, self._copies
+        for name in event.block_hashes:
+            if copies and name in copies:
+                left = copies[name] - 1
+                if left > 1:
+                    copies[name] = left
+                else:
+                    del copies[name]
+                continue
+            own = blocks.pop(name, None)
+            if own is None:
+                self.strays += 1
+                if self.learned:
+                    # Which one cannot be known. Engines evict what was used least recently.
+                    self._unlearn(next(iter(self.learned)))
+            elif own:
+                self.placed -= 1
+                others = self._twins.get(own, 0)
+                if others > 1:
+                    self._twins[own] = others - 1
+                elif others:
+                    del self._twins[own]
+                else:
+                    self._clear(own)
+
+    def empty(self, *, complete: bool) -> None:
+        """The cache holds nothing (complete), or what it holds is not known any more."""
+        for own in self._blocks.values():
+            if own:
+                self._clear(own)
+        for own in self.learned:
+            if own not in self.expected:
+                self._clear(own)
+        self._blocks = {}
+        self._copies = {}
+        self._twins = {}
+        self.learned = {}
+        self.placed = self.strays = 0
+        self.complete = complete
+
+    def expect(self, chain: Sequence[int]) -> list[int]:
+        """A request that will make these blocks is on its way. Returns those not held so far."""
+        masks, bit, expected = self._masks, self._bit, self.expected
+        coming = []
+        for own in chain:
+            mask = masks.get(own, 0)
+            if not mask & bit:
+                masks[own] = mask | bit
+                expected[own] = 1
+                coming.append(own)
+            elif own in expected:
+                expected[own] += 1
+                coming.append(own)
+        return coming
+
+    def give_up(self, coming: Iterable[int]) -> None:
+        """A request that was expected to make these blocks will not, or its time is over."""
+        expected, learned = self.expected, self.learned
+        for own in coming:
+            left = expected.get(own)
+            if left is None:
+                continue
+            if left > 1:
+                expected[own] = left - 1
+                continue
+            del expected[own]
+            if own not in learned:
+                self._clear(own)
+
+    def learn(self, chain: Chain, held: int) -> None:
+        """An answer has shown that the first `held` blocks of a chain were there, and no more."""
+        masks, bit, learned = self._masks, self._bit, self.learned
+        for own in reversed(chain[held:]):
+            if own in learned:
+                self._unlearn(own)
+        if self.complete:
+            return
+        # Tail first: of one chain an engine evicts the last blocks first.
+        for own in reversed(chain[:held]):
+            if own in learned:
+                del learned[own]
+            elif masks.get(own, 0) & bit and own not in self.expected:
+                continue
+            learned[own] = None
+            masks[own] = masks.get(own, 0) | bit
+
+    def doubt(self, missing: Iterable[int]) -> None:
+        """An answer has shown that these blocks, thought to be there, had to be made anew.
+
+        A block counted twice while there is one copy would stay for ever: what the engine says
+        twice of one copy (``kv_cache_report_mode``) is taken back here.
+        """
+        gone = set(missing)
+        for name in [name for name in self._copies if self._blocks[name] in gone]:
+            del self._copies[name]
+
+    def _unlearn(self, own: int) -> None:
+        del self.learned[own]
+        if own not in self.expected:
+            self._clear(own)
+
+    def _clear(self, own: int) -> None:
+        masks = self._masks
+        mask = masks.get(own, 0) & ~self._bit
+        if mask:
+            masks[own] = mask
+        else:
+            masks.pop(own, None)
+
+
+def _media(keys: list[Any] | None) -> list[Any]:
+    """What a block's extra keys name beside adapter and salt, which are strings."""
+    return [key for key in keys if not isinstance(key, str)] if keys else []
+
+
+def _first(event: Stored) -> int:
+    """What the first block of a prompt is chained to."""
+    adapter = event.lora_name or (f"#{event.lora_id}" if event.lora_id else "")
+    words = []
+    if event.extra_keys and event.extra_keys[0]:
+        words = [key for key in event.extra_keys[0] if isinstance(key, str)]
+        if event.lora_name and words:
+            words = words[1:]
+    return seed(adapter, "\x00".join(words))

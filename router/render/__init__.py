@@ -1,0 +1,1 @@
+"""Rendering and tokenising a request as its engine does."""

@@ -1,0 +1,1 @@
+"""Where a request goes: match, choose, book, learn."""

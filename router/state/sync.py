@@ -1,0 +1,296 @@
+"""The room of what routers share: ties outbox, peers and a carrier to the rest of the router."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, Protocol
+
+from router.fleet.fleet import Fleet
+from router.fleet.listener import FleetListener
+from router.fleet.replica import Replica
+from router.index import ByteIndex
+from router.scheduling.placer import Placer
+from router.state.cache_snapshots import Map, adopt
+from router.state.chain_dictionary import Book
+from router.state.codec import name_key
+from router.state.outbox import Outbox
+from router.state.peers import Peers
+from router.types import Chain
+
+log = logging.getLogger(__name__)
+
+TICK: Final = 1.0
+"""Seconds between two signs of life, and between two looks for routers that died."""
+ROLL: Final = 10.0
+"""Seconds between two rolls nobody asked for: what went wrong unseen is right again by then."""
+SAME_RESTART: Final = 10.0
+"""Seconds in which two routers that see a replica restart see the same restart."""
+ROLLS: Final = 0.5
+"""Seconds a starting router waits for the others' rolls."""
+
+
+class Carrier(Protocol):
+    """Brings batches to the other routers and theirs here."""
+
+    sent: int
+    """Batches."""
+    errors: int
+
+    @property
+    def bytes_sent(self) -> int: ...
+    @property
+    def bytes_received(self) -> int: ...
+    @property
+    def lag(self) -> float:
+        """Seconds from a batch sent to its coming back."""
+        ...
+
+    @property
+    def up(self) -> bool:
+        """Whether what is told is heard, and the reverse."""
+        ...
+
+    def start(self, shared: Shared) -> None:
+        """Begin to carry. Returns at once."""
+        ...
+
+    async def loaded(self) -> None:
+        """Returns when what the others know has been loaded."""
+        ...
+
+    def load_again(self) -> None:
+        """A replica is new here, or something was missed."""
+        ...
+
+    def tick(self) -> None:
+        """Called every TICK."""
+        ...
+
+    async def stop(self) -> None:
+        """Send what waits, if that goes quickly, and end."""
+        ...
+
+
+class Shared(FleetListener):
+    """Made before the app starts; `start` when its fleet and its loop are there."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        index: ByteIndex,
+        placers: Sequence[Placer],
+        carrier: Carrier,
+        resize: Callable[[int, int], None],
+    ) -> None:
+        """placers: the first is the one that routes by prefix. resize(slot, tokens) changes the
+        index's room for a replica."""
+        self.carrier = carrier
+        self.index = index
+        self.router = secrets.randbits(63) | 1
+        """Names this run of this process; never 0."""
+        self.book = Book()
+        self.names: dict[int, str] = {}
+        """Slot -> name."""
+        self._fleet = fleet
+        self._resize = resize
+        self._keys: dict[int, int] = {}
+        self._slots: dict[int, int] = {}
+        self._forgot_at: dict[int, float] = {}
+        self._running = False
+        self._ticking: asyncio.TimerHandle | None = None
+        self._rolled_at = 0.0
+        self.outbox = Outbox(self.router, self.book, self._keys, self._later)
+        self.peers = Peers(placers[0], self.outbox, self.book, self._slots, self)
+        for placer in placers:
+            placer.listener = self.outbox
+        fleet.listen(self)
+
+    @staticmethod
+    def _later(delay: float, call: Callable[[], None]) -> object:
+        return asyncio.get_running_loop().call_later(delay, call)
+
+    @property
+    def word(self) -> str:
+        """For people: "shared", or "local only" when the others cannot be reached."""
+        return "shared" if self.carrier.up else "local only"
+
+    @property
+    def up(self) -> bool:
+        """Whether the others can be reached."""
+        return self.carrier.up
+
+    @property
+    def lag(self) -> float:
+        """Seconds from a batch sent to its coming back."""
+        return self.carrier.lag
+
+    @property
+    def routers(self) -> int:
+        """Others that live."""
+        return self.peers.alive
+
+    @property
+    def facts_sent(self) -> int:
+        """Put into batches."""
+        return self.outbox.sent
+
+    @property
+    def facts_received(self) -> int:
+        """Applied."""
+        return self.peers.received
+
+    @property
+    def facts_dropped(self) -> int:
+        """Given up."""
+        return self.outbox.dropped
+
+    @property
+    def batches_sent(self) -> int:
+        """Delivered."""
+        return self.carrier.sent
+
+    @property
+    def batches_received(self) -> int:
+        """Applied, own ones not counted."""
+        return self.peers.batches
+
+    @property
+    def bytes_sent(self) -> int:
+        """Commands and all."""
+        return self.carrier.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        """Replies and all."""
+        return self.carrier.bytes_received
+
+    @property
+    def skipped(self) -> int:
+        """Batches that were garbage, chains that were not known."""
+        return self.peers.bad + self.peers.unknown
+
+    @property
+    def errors(self) -> int:
+        """Of the carrier."""
+        return self.carrier.errors
+
+    def start(self) -> None:
+        """Begin to tell and to hear. Returns at once."""
+        self._running = True
+        self.carrier.start(self)
+        self._tick()
+
+    async def ready(self, within: float) -> None:
+        """Wait until what the others know is known here; at most `within` seconds, then alone."""
+        try:
+            async with asyncio.timeout(within):
+                await self.carrier.loaded()
+        except TimeoutError:
+            log.warning("state: nothing could be loaded within %g s, starting without", within)
+            return
+        peers = self.peers
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ROLLS):
+                while peers.rolls_missing():
+                    peers.roll_heard.clear()
+                    await peers.roll_heard.wait()
+
+    async def stop(self) -> None:
+        """Say goodbye and end."""
+        self._running = False
+        if self._ticking is not None:
+            self._ticking.cancel()
+        self.outbox.bye()
+        await self.carrier.stop()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        peers = self.peers
+        peers.expire(now)
+        self.outbox.trim()
+        if peers.wants_roll:
+            peers.wants_roll = False
+            self.outbox.hello()
+        elif now - self._rolled_at > ROLL:
+            self._rolled_at = now
+            self.outbox.call_roll()
+        self.carrier.tick()
+        self._ticking = asyncio.get_running_loop().call_later(TICK, self._tick)
+
+    # The fleet
+
+    def on_added(self, replica: Replica) -> None:
+        """Facts about it mean something from now on."""
+        key = name_key(replica.name)
+        self._keys[replica.slot] = key
+        self._slots[key] = replica.slot
+        self.names[replica.slot] = replica.name
+        if self._running:
+            self.carrier.load_again()
+
+    def on_removed(self, replica: Replica) -> None:
+        """What the others have there is over as far as this router knows."""
+        slot = replica.slot
+        self.peers.left(slot, time.monotonic())
+        self._slots.pop(self._keys.pop(slot, 0), None)
+        self.names.pop(slot, None)
+        self._forgot_at.pop(slot, None)
+
+    def on_resized(self, replica: Replica, tokens: int) -> None:
+        """Tell those who cannot read it."""
+        self.outbox.resized(self._keys[replica.slot], tokens)
+
+    def emptied(self, replica: Replica) -> bool:
+        """This router saw a replica restart. False when another router told of it before: what was
+        recorded since then is there.
+        """
+        now = time.monotonic()
+        if now - self._forgot_at.get(replica.slot, -SAME_RESTART) < SAME_RESTART:
+            return False
+        self._forgot_at[replica.slot] = now
+        self.outbox.forgot(self._keys[replica.slot])
+        return True
+
+    def heard_forgot(self, slot: int, asked: bool) -> None:
+        """Another router saw a replica restart, or somebody flushed it."""
+        now = time.monotonic()
+        if not asked and now - self._forgot_at.get(slot, -SAME_RESTART) < SAME_RESTART:
+            return
+        self._forgot_at[slot] = now
+        self.index.forget(slot)
+
+    def heard_resized(self, slot: int, tokens: int) -> None:
+        """Another router read a cache's size."""
+        replica = self._fleet.replicas[slot]
+        if replica is not None and not replica.kv_tokens_known:
+            replica.load.kv_capacity = float(tokens)
+            self._resize(slot, tokens)
+
+    # What carriers ask
+
+    def adopt(self, slot: int, found: Map) -> None:
+        """Put a map into the index."""
+        adopt(self.index, slot, found, self.book, time.monotonic())
+
+    def touches(self, slot: int, since: float = 0.0) -> Iterable[tuple[float, Chain]]:
+        """What a slot holds."""
+        return self.index.touches(slot, since)
+
+    def retold(self) -> Iterator[bytes]:
+        """Batches that make up for facts given up: all used since the first of them."""
+        since, self.outbox.lost_since = self.outbox.lost_since, 0.0
+        now = time.monotonic()
+        return self.outbox.retold(
+            (self._keys[slot], max(now - when, 0.0), chain)
+            for slot in list(self.names)
+            for when, chain in self.index.touches(slot, since)
+        )
+
+    def key(self, slot: int) -> int:
+        """The name_key of a slot."""
+        return self._keys[slot]

@@ -1,0 +1,161 @@
+"""The one record of a finished request, made once, at its end.
+
+Metrics, the access log and the explanations all read this struct and nothing else, so that a
+number on a dashboard, a log line and an answer of /explain cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from router.types import Considered
+
+APIS: Final = frozenset(
+    {
+        "chat",
+        "completions",
+        "responses",
+        "messages",
+        "embeddings",
+        "rerank",
+        "score",
+        "classify",
+        "pooling",
+        "tokenize",
+        "audio",
+        "models",
+        "health",
+        "metrics",
+        "engine",
+        "other",
+    }
+)
+"""Every value the label ``api`` can take; a record with another word is counted as ``other``."""
+
+
+class Outcome:
+    """How a request ended: the word of `Finished.outcome`, and the metric label ``reason`` of
+    errors."""
+
+    OK: Final = "ok"
+    """The client got a whole answer of the engine, or one of the router's own that is no error. An
+    engine's 4xx is ok too: it is an answer, and tells of the request, not of the replica."""
+    CLIENT_GONE: Final = "client_gone"
+    """The client closed its connection before its answer was complete."""
+    CLIENT_SLOW: Final = "client_slow"
+    """The client took too long to send its request or to read its answer."""
+    BAD_REQUEST: Final = "bad_request"
+    TOO_LARGE: Final = "too_large"
+    REFUSED_PATH: Final = "refused_path"
+    """A path the router does not forward."""
+    UNAUTHORIZED: Final = "unauthorized"
+    UNKNOWN_MODEL: Final = "unknown_model"
+    NO_REPLICA: Final = "no_replica"
+    """A known model, and no usable replica that serves it."""
+    OVERLOADED: Final = "overloaded"
+    """The router refused for its own load: connections, or bytes of bodies held."""
+    DRAINING: Final = "draining"
+    """The router is shutting down."""
+    CONNECT: Final = "connect"
+    """No connection to the replica: refused, reset, name not found, TLS failure."""
+    TIMEOUT_CONNECT: Final = "timeout_connect"
+    TIMEOUT_FIRST_BYTE: Final = "timeout_first_byte"
+    TIMEOUT_SILENCE: Final = "timeout_silence"
+    """The replica started an answer and then was silent for too long."""
+    DIED_BEFORE_HEAD: Final = "died_before_head"
+    """The replica closed the connection before its answer's head."""
+    DIED_MID_STREAM: Final = "died_mid_stream"
+    """The replica closed the connection inside its answer's body."""
+    UPSTREAM_5XX: Final = "upstream_5xx"
+    """The replica answered 5xx, and the client got that answer."""
+    BAD_RESPONSE: Final = "bad_response"
+    """The replica's answer was not HTTP."""
+    INTERNAL: Final = "internal"
+    """A fault of the router itself."""
+
+
+OUTCOMES: Final = frozenset(
+    word for name, word in vars(Outcome).items() if name.isupper() and isinstance(word, str)
+)
+"""Every word of `Outcome`."""
+
+
+class Finished(msgspec.Struct, gc=False):
+    """A finished request. Times in seconds, sizes in bytes, reuse in the engine's tokens.
+
+    The four levels of reuse, each at most the one before unless the index was wrong:
+
+    - *available*: leading prompt tokens that the best eligible replica held, as the index believed.
+    - *chosen*: those held by the replica chosen, as the index believed.
+    - *predicted*: chosen, rounded to what an engine can deliver
+      (`router.telemetry.ledger.deliverable`).
+    - *delivered*: what the engine reported as ``cached_tokens``.
+
+    After a retry the levels are those of the last placement.
+    """
+
+    request_id: str
+    api: str = "other"
+    """One of `APIS`."""
+    method: str = ""
+    path: str = ""
+    """Without the query."""
+    model: str = ""
+    """As the client wrote it; empty when the request named none."""
+    slot: int = -1
+    """Of the last replica tried; -1 when none was chosen."""
+    replica: str = ""
+    """Its name; empty when none was chosen."""
+    status: int = 0
+    """The HTTP status sent to the client; 0 when none was."""
+    outcome: str = Outcome.OK
+    """A word of `Outcome`."""
+    stream: bool = False
+    """The client asked for a stream."""
+    retries: int = 0
+    """Attempts after the first."""
+    started: float = 0.0
+    """Unix time at which the request's head had come."""
+    overhead: float = -1.0
+    """What the router added before the replica got the request: from the last byte of the request
+    read to its first byte written upstream, without waiting for a connection; -1 when it was not
+    sent."""
+    ttft: float = -1.0
+    """From the last byte of the request read to the first byte of a streamed answer's body; -1
+    when the answer was not a stream or never began."""
+    duration: float = 0.0
+    """From the request's head to the last byte of the answer."""
+    bytes_in: int = 0
+    """Of the request's body."""
+    bytes_out: int = 0
+    """Of the answer's body."""
+    prompt_tokens: int = 0
+    """From the answer's usage, cached ones included (the Messages API counts them apart: add them);
+    0 when unknown."""
+    output_tokens: int = 0
+    """From the answer's usage; 0 when unknown."""
+    delivered: int = -1
+    """Cached tokens the engine reported; -1 when it reported none, which is not the same as 0."""
+    available: float = 0.0
+    chosen: float = 0.0
+    predicted: float = 0.0
+    cache_full: bool = False
+    """At choice time the replica's modelled KV cache was (nearly) full: what was missing is then
+    put down to eviction rather than to a wrong index."""
+    rendered_differently: bool = False
+    """What was missing is put down to the model's template, which put the prompt together in
+    another way than was thought."""
+    policy: str = ""
+    """The policy's name; empty when no policy was asked."""
+    reason: str = ""
+    """The policy's word for its choice."""
+    uncached_tokens: float = 0.0
+    """Prompt tokens the replica was expected to compute."""
+    considered: Sequence[Considered] = ()
+    """The candidates, as the policy saw them."""
+    key: str = ""
+    """What names the session. A secret of the client's: hashed in logs, absent from
+    explanations."""
