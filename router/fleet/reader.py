@@ -67,7 +67,7 @@ def tls_context(settings: FleetSettings) -> ssl.SSLContext:
 
 
 class Reader:
-    """GETs from one replica."""
+    """GETs from one replica, and POSTs that change nothing there."""
 
     def __init__(self, url: str, api_key: str, tls: ssl.SSLContext) -> None:
         self._url = url
@@ -94,6 +94,15 @@ class Reader:
         if request is None:
             request = httpx.Request("GET", self._url + path, headers=self._headers)
             self._requests[path] = request
+        return await self._send(path, request, limit, within)
+
+    async def post(self, path: str, body: bytes, limit: int, within: float) -> Answer:
+        """POST some JSON. Otherwise as get."""
+        headers = self._headers | {"content-type": "application/json"}
+        request = httpx.Request("POST", self._url + path, headers=headers, content=body)
+        return await self._send(path, request, limit, within)
+
+    async def _send(self, path: str, request: httpx.Request, limit: int, within: float) -> Answer:
         try:
             async with asyncio.timeout(within):
                 return await self._read(request, limit)
