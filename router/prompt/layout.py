@@ -6,7 +6,6 @@ out is noted on the way, and put right at the end: a prompt without any of it co
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -16,13 +15,9 @@ from router.prompt.canonical import (
     CALL,
     MEDIA,
     MESSAGE,
-    REASONING,
-    RESULT,
-    RESULT_END,
-    TEXT,
     Add,
-    Memo,
 )
+from router.prompt.content import Reasoned, Results, weighed
 from router.prompt.prompt import Doubts
 from router.types import Inline, Reasoning, TemplateTraits, ToolsPlace
 
@@ -33,13 +28,21 @@ DEVELOPER: Final = b'"developer"'
 USER: Final = b'"user"'
 ASSISTANT: Final = b'"assistant"'
 
-_reasoning = re.compile(rb"\x08[^\x00-\x1f]*")
-
 
 class Layout:
     """One prompt's pieces. `add` appends to them."""
 
-    __slots__ = ("_front", "_inline", "_moved", "_reasoned", "_tools", "_traits", "add", "pieces")
+    __slots__ = (
+        "_front",
+        "_inline",
+        "_media",
+        "_moved",
+        "_reasoned",
+        "_tools",
+        "_traits",
+        "add",
+        "pieces",
+    )
 
     def __init__(self, traits: TemplateTraits) -> None:
         self.pieces: list[Piece] = []
@@ -50,9 +53,11 @@ class Layout:
         """Where moved system messages go: behind those that stand at the front."""
         self._inline = False
         """There are system messages that do not stand at the front."""
+        self._media = False
+        """Something in it weighs more than its digest."""
         self._moved: list[Piece] = []
-        self._reasoned: list[tuple[int, int]] = []
-        """(start, end) in the pieces of what templates may leave out."""
+        self._reasoned: list[tuple[int, bytes]] = []
+        """Pieces that templates may leave out, in order: where each is, and what stays of it."""
 
     def tools(self, text: bytes) -> None:
         """The tool definitions. Called before anything else is put in."""
@@ -83,31 +88,35 @@ class Layout:
 
     def reasoned(self, start: int) -> None:
         """The pieces from `start` on are an assistant's reasoning."""
-        if len(self.pieces) > start:
-            self._reasoned.append((start, len(self.pieces)))
+        for at in range(start, len(self.pieces)):
+            self._reasoned.append((at, b""))
 
     def content(self) -> None:
         """The last piece is an assistant's content, which may have reasoning among its parts."""
         piece = self.pieces[-1]
-        if type(piece) is bytes and REASONING in piece:
-            at = len(self.pieces) - 1
-            self._reasoned.append((at, at))
+        if isinstance(piece, Reasoned):
+            self._reasoned.append((len(self.pieces) - 1, piece.silent))
 
     def text(self, reasoning: Reasoning) -> bytes:
         """The canonical bytes."""
         pieces = self.pieces
         if self._reasoned and reasoning is not Reasoning.KEPT:
             cut = _cut(pieces, reasoning)
-            for start, end in self._reasoned:
-                if start < cut:
-                    _silence(pieces, start, end)
+            for at, rest in self._reasoned:
+                if at >= cut:
+                    break
+                pieces[at] = rest
         if self._tools and self._traits.tools is ToolsPlace.LAST_USER:
             # Behind what is put in at the front, which has not been moved yet.
             at = max(_last_turn(pieces), self._front)
             pieces.insert(at, self._tools)
         if self._moved:
             pieces[self._front : self._front] = self._moved
-        return b"".join(pieces)
+        text = b"".join(pieces)
+        if MEDIA in text:
+            self._media = True
+            return weighed(text)
+        return text
 
     def doubts(self, unknown: tuple[bytes, ...]) -> Doubts | None:
         """What the template may do in another way than is done here; None where that is known.
@@ -118,21 +127,24 @@ class Layout:
             return Doubts(unknown=unknown)
         if not (self._inline or self._reasoned or self._tools) or self._traits.known:
             return None
-        pieces, front = self.pieces, self._front
-        tools = _size(pieces[:front]) if self._tools else 0
+        front = self._size(0, self._front)
+        tools = front if self._tools else 0
         if self._inline:
-            return Doubts(_size(pieces[:front]), tools)
+            return Doubts(front, tools)
         if self._reasoned:
-            return Doubts(_size(pieces[: self._reasoned[0][0]]), tools)
+            return Doubts(front + self._size(self._front, self._reasoned[0][0]), tools)
         return Doubts(-1, tools)
+
+    def _size(self, start: int, end: int) -> int:
+        """Canonical bytes of some pieces."""
+        pieces = self.pieces[start:end]
+        if self._media:
+            return len(weighed(b"".join(pieces)))
+        return sum([len(memoryview(piece)) for piece in pieces])
 
 
 def _nowhere(_: object) -> None:
     return
-
-
-def _size(pieces: Sequence[Piece]) -> int:
-    return sum(len(memoryview(piece)) for piece in pieces)
 
 
 def _cut(pieces: Sequence[Piece], reasoning: Reasoning) -> int:
@@ -145,22 +157,16 @@ def _cut(pieces: Sequence[Piece], reasoning: Reasoning) -> int:
 
 
 def _last_turn(pieces: Sequence[Piece]) -> int:
-    """Where the last message begins that has something the user said; 0 without one."""
-    for at in range(len(pieces) - 2, -1, -1):
-        if pieces[at] is MESSAGE and pieces[at + 1] == USER and _said(pieces, at + 2):
+    """Where the last message begins that has something the user said; 0 without one. Results of
+    tools are none: the messages API has them in the user's messages."""
+    for at in range(len(pieces) - 3, -1, -1):
+        if (
+            pieces[at] is MESSAGE
+            and pieces[at + 1] == USER
+            and not isinstance(pieces[at + 2], Results)
+        ):
             return at
     return 0
-
-
-def _said(pieces: Sequence[Piece], at: int) -> bool:
-    """Whether a user's content is more than results of tools, which the messages API puts there."""
-    if at == len(pieces):
-        return False
-    content = pieces[at]
-    if type(content) is not bytes or not content.startswith(RESULT):
-        return True
-    end = content.rfind(RESULT_END) + 1
-    return content[end : end + 1] in (TEXT, MEDIA)
 
 
 def _last_answer(pieces: Sequence[Piece]) -> int:
@@ -173,17 +179,6 @@ def _last_answer(pieces: Sequence[Piece]) -> int:
             if pieces[at + 1] == ASSISTANT and not called:
                 return end
             end, called = at, False
-        elif type(piece) is bytes and CALL in piece:
+        elif isinstance(piece, bytes) and CALL in piece:
             called = True
     return 0
-
-
-def _silence(pieces: list[Piece], start: int, end: int) -> None:
-    """Take the reasoning out of some pieces, and leave their number as it is."""
-    if start == end:
-        pieces[start] = _silent(msgspec.Raw(pieces[start]))
-    else:
-        pieces[start:end] = [b""] * (end - start)
-
-
-_silent: Final = Memo(lambda raw: _reasoning.sub(b"", bytes(raw)), 16 << 20)
