@@ -86,5 +86,6 @@ def test_invocations_are_laid_out_as_the_model_does() -> None:
             parse_invocations(json.dumps({"model": name, **fields}).encode(), models)
             for name in ("m", "alias")
         )
-        assert one is not None and other is not None
+        assert one is not None
+        assert other is not None
         assert one.chain == other.chain
