@@ -103,14 +103,17 @@ BOARD = Board(
                 ),
                 Panel(
                     "Tokens promised and not delivered",
-                    "stale_index: the index was wrong. eviction: the cache was full. surplus: "
+                    "stale_index: the index was wrong. rendered_differently: the chat template "
+                    "orders "
+                    "prompts in another way than is thought. eviction: the cache was full. "
+                    "surplus: "
                     "more came than was promised. A steady stale_index: engines evict earlier "
                     "than modelled, or another client empties the caches.",
                     "short",
                     [
                         Query(
                             f"sum by (gap) (rate(warmroute_reuse_gap_tokens_total"
-                            f'{{{PICK}, gap=~"stale_index|eviction"}}{RATE}))',
+                            f'{{{PICK}, gap=~"rendered_differently|stale_index|eviction"}}{RATE}))',
                             "{{gap}}",
                         ),
                         Query(total("warmroute_reuse_surplus_tokens_total"), "surplus"),

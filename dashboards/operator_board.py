@@ -119,7 +119,8 @@ BOARD = Board(
                 Panel(
                     "Where reuse is lost",
                     "no_holder: new text or forgotten by all. load_shed: the holder was too busy. "
-                    "stale_index: promised and not there. eviction: the same, with a full cache: "
+                    "stale_index: promised and not there. rendered_differently: the same, where "
+                    "chat templates differ. eviction: the same, with a full cache: "
                     "add replicas or KV cache. rounding: whole blocks only, nothing to do.",
                     "short",
                     [Query(total("warmroute_reuse_gap_tokens_total", "gap"), "{{gap}}")],

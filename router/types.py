@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Protocol, TypeAlias
@@ -89,6 +90,70 @@ class Load(msgspec.Struct, gc=False):
 
 
 NOTHING_SHARED: Mapping[int, float] = MappingProxyType({})
+
+
+class ToolsPlace(Enum):
+    """Where a chat template puts the tool definitions."""
+
+    AFTER_SYSTEM = "after the system prompt"
+    FIRST = "before the system prompt"
+    LAST_USER = "before the last user message"
+    NOWHERE = "nowhere"
+
+
+class Inline(Enum):
+    """What a chat template does with a system message that is not at the front."""
+
+    KEPT = "left in its place"
+    MOVED = "moved to the front"
+    DROPPED = "left out"
+
+
+class Reasoning(Enum):
+    """Until when a chat template renders the reasoning of earlier assistant messages."""
+
+    KEPT = "always"
+    TURN = "until the next text of the user"
+    ANSWER = "until the next answer without tool calls"
+    NEVER = "never"
+
+
+class Effect(msgspec.Struct, frozen=True, gc=False):
+    """What one template argument does to a prompt."""
+
+    head: bytes = b""
+    """Names the head it gives the prompt: equal heads, equal names. Empty where the head is as
+    without the argument."""
+    reasoning: Reasoning | None = None
+    """What becomes of earlier reasoning; None where that is as without the argument."""
+
+
+class TemplateTraits(msgspec.Struct, frozen=True, gc=False):
+    """How the chat template of one model orders a prompt, as far as a prefix depends on it.
+
+    The defaults are what most templates do. They hold until the engine was asked.
+    """
+
+    cache: str = ""
+    """Names the cache that all names of one model share; empty where the name asked for does."""
+    known: bool = False
+    """The engine was asked: what follows is what it does, not what most do."""
+    tools: ToolsPlace = ToolsPlace.AFTER_SYSTEM
+    system: Inline = Inline.KEPT
+    """An inline system message in the chat and responses APIs."""
+    developer: Inline = Inline.MOVED
+    """A developer message: vLLM makes one system message of all of them for templates that do not
+    know the role."""
+    merges_system: bool = True
+    """The messages API merges inline system messages into the system prompt, as vLLM does for
+    templates that refuse them elsewhere."""
+    reasoning: Reasoning = Reasoning.TURN
+    arguments: Mapping[bytes, Effect] = MappingProxyType({})
+    """By name, "=" and canonical value; an argument that is not here is taken to change nothing."""
+
+
+DEFAULT_TRAITS = TemplateTraits()
+NO_TRAITS: Mapping[str, TemplateTraits] = MappingProxyType({})
 
 
 class Ask(msgspec.Struct, gc=False):

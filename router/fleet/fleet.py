@@ -29,6 +29,7 @@ from router.fleet.replica import Replica, parse_address
 from router.fleet.replica_updater import Findings
 from router.fleet.settings import FleetSettings
 from router.fleet.slow_start import SlowStart
+from router.fleet.templates import Templates
 from router.types import Load, slots
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ class Fleet:
         self._catalog = Catalog()
         self.lengths: Mapping[str, Levels] = self._catalog.lengths
         """Of the models whose replicas differ in max_model_len: see fitting."""
+        self.templates = Templates()
+        """What is known of each model's chat template."""
         self._listeners: list[FleetListener] = []
         self._changes = Changes()
         self.tls = tls_context(settings)
@@ -74,6 +77,7 @@ class Fleet:
             settings,
             clock,
             self._catalog,
+            self.templates,
             self._slow_start,
             self._changes,
             self._listeners,
@@ -549,7 +553,7 @@ class Fleet:
 
     def _watch(self, replica: Replica, delay: float) -> None:
         reader = Reader(replica.url, self.settings.api_key, self.tls)
-        watch = Watch(replica, reader, self._findings, self.pace, self.settings)
+        watch = Watch(replica, reader, self._findings, self.templates, self.pace, self.settings)
         self._watches[replica.slot] = watch
         watch.start(delay)
 

@@ -29,11 +29,14 @@ class ModelCard(msgspec.Struct, frozen=True, gc=False):
     raw: bytes
     """The entry as the engine wrote it: one JSON object."""
     parent: str = ""
-    """The base model, where this is a LoRA adapter."""
+    """The base model, where this is a LoRA adapter: one of its names, or its root."""
     length: int = UNBOUNDED
     """max_model_len: tokens of prompt and answer together."""
     root: str = ""
-    """Where the engine has it from; empty when it does not say."""
+    """Where the engine has it from; all names of one model have the same. Empty when it does not
+    say."""
+    owned_by: str = ""
+    """"vllm" where the engine is vLLM."""
 
     @property
     def told(self) -> tuple[str, str, int, str]:
@@ -47,14 +50,14 @@ class _List(msgspec.Struct):
 
 class _Card(msgspec.Struct):
     id: str
-    parent: msgspec.Raw = msgspec.Raw(b"null")
-    max_model_len: msgspec.Raw = msgspec.Raw(b"null")
+    parent: Any = None
+    max_model_len: Any = None
     root: Any = None
+    owned_by: Any = None
 
 
 _list_decoder = msgspec.json.Decoder(_List)
 _card_decoder = msgspec.json.Decoder(_Card)
-_decode = msgspec.json.Decoder().decode
 
 
 def named_card(name: str) -> ModelCard:
@@ -69,14 +72,14 @@ def parse_models(body: bytes) -> tuple[ModelCard, ...]:
         cards: dict[str, ModelCard] = {}
         for raw in _list_decoder.decode(body).data:
             card = _card_decoder.decode(raw)
-            parent = _decode(card.parent)
-            length = _decode(card.max_model_len)
+            length = card.max_model_len
             found = ModelCard(
                 card.id,
                 bytes(raw),
-                parent if isinstance(parent, str) else "",
+                _text(card.parent),
                 length if isinstance(length, int) and length > 0 else UNBOUNDED,
-                card.root if isinstance(card.root, str) else "",
+                _text(card.root),
+                _text(card.owned_by),
             )
             cards.setdefault(card.id, found)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -84,6 +87,10 @@ def parse_models(body: bytes) -> tuple[ModelCard, ...]:
     if ABSENT in cards:
         raise ValueError("not a list of models: one has an empty id")
     return tuple(cards.values())
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
 
 
 class Catalog:

@@ -22,6 +22,7 @@ from router.fleet.poll_rate import Pace
 from router.fleet.reader import Answer, Failure, Reader, ReadError
 from router.fleet.replica import Replica
 from router.fleet.settings import FleetSettings
+from router.fleet.templates import Templates
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +70,14 @@ class Watch:
         replica: Replica,
         reader: Reader,
         keeper: Keeper,
+        templates: Templates,
         pace: Pace,
         settings: FleetSettings,
     ) -> None:
         self._replica = replica
         self._reader = reader
         self._keeper = keeper
+        self._templates = templates
         self._pace = pace
         self._settings = settings
         self._hurry = asyncio.Event()
@@ -195,6 +198,7 @@ class Watch:
             log.log(level, "replica %s: its models cannot be read: %s", replica.name, error)
             return
         self._keeper.models_told(replica, cards)
+        await self._templates.ask(replica.name, cards, self._reader, self._settings.health_timeout)
 
     async def read_metrics(self) -> None:
         """Read /metrics and tell the keeper; a read that fails lets the last one grow stale."""

@@ -207,7 +207,7 @@ class _Connection(asyncio.Protocol):
 
 
 class Reader:
-    """GETs, and a few small POSTs, at one replica."""
+    """GETs from one replica, and POSTs that change nothing there."""
 
     def __init__(self, url: str, api_key: str, tls: ssl.SSLContext) -> None:
         """url: as `router.fleet.replica.Address` has it."""

@@ -16,6 +16,7 @@ from router.fleet.replica import Replica
 from router.fleet.restarts import restarted
 from router.fleet.settings import FleetSettings
 from router.fleet.slow_start import SlowStart
+from router.fleet.templates import Templates
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class Findings:
         settings: FleetSettings,
         clock: Callable[[], float],
         catalog: Catalog,
+        templates: Templates,
         slow_start: SlowStart,
         changes: Changes,
         listeners: list[FleetListener],
@@ -40,6 +42,7 @@ class Findings:
         self._settings = settings
         self._clock = clock
         self._catalog = catalog
+        self._templates = templates
         self._slow_start = slow_start
         self._changes = changes
         self._listeners = listeners
@@ -128,6 +131,7 @@ class Findings:
             rank.models_read = True
             rank.any_model = False
             self._catalog.tell(rank.slot, cards)
+        self._templates.served(self._catalog.union)
         self._changes.notify()
 
     def models_untold(self, replica: Replica, status: int) -> None:
@@ -251,6 +255,7 @@ class Findings:
 
     def _emptied(self, replica: Replica, why: str) -> None:
         log.warning("replica %s: restarted, its cache is empty: %s", replica.name, why)
+        self._templates.restarted(replica.name)
         for rank in replica.ranks:
             rank.restarts += 1
             rank.engine = None

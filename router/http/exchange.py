@@ -138,7 +138,7 @@ class Exchange:
         prompt = None
         try:
             if rule.parse is not None and request.method == b"POST":
-                self.prompt = prompt = rule.parse(request.body)
+                self.prompt = prompt = rule.parse(request.body, gateway.fleet.templates.models)
             if prompt is not None:
                 self.model = prompt.model
                 if prompt.transfer and not gateway.settings.trust_kv_transfer:
@@ -229,6 +229,7 @@ class Exchange:
                 monotonic(),
                 stream=prompt.stream,
                 output_limit=prompt.output_limit,
+                more=prompt.more,
             )
         else:
             self.placement = placement = gateway.balancer.place(

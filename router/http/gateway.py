@@ -220,10 +220,24 @@ class Gateway(FleetListener):
                     done.prompt_tokens = usage.prompt_tokens
                     done.output_tokens = usage.output_tokens
                     done.delivered = usage.cached_tokens
+                    # The prompt's tokens are known now: its own bytes for a token are better than
+                    # what is usual for the model.
+                    exactly = usage.prompt_tokens / placement.tokens if usage.prompt_tokens else 1.0
+                    held *= exactly
+                    done.available *= exactly
+                    done.chosen = held
                     done.predicted = deliverable(held, usage.prompt_tokens, replica.block_tokens)
                     if prompt.several and usage.cached_tokens > done.predicted:
                         # The other answers found what the first one computed: no surplus.
                         done.delivered = int(done.predicted)
+                    doubts = prompt.doubts
+                    if doubts is not None and usage.prompt_tokens and usage.cached_tokens >= 0:
+                        size = prompt.size / usage.prompt_tokens
+                        done.rendered_differently = doubts.explain(
+                            held * size, usage.cached_tokens * size
+                        )
+                if prompt.doubts is not None and prompt.doubts.unknown:
+                    self.fleet.templates.unknown(exchange.model, prompt.doubts.unknown)
         self.telemetry.observe(done)
         self.explain.add(done)
         self.access_log.add(done, chain, prompt.size if prompt is not None else 0)

@@ -12,7 +12,7 @@ from enum import Enum
 import msgspec
 
 from router.http.errors import Form
-from router.prompt import PARSERS, Prompt, parse_invocations
+from router.prompt import PARSERS, Models, Prompt, parse_invocations
 
 
 class Treatment(Enum):
@@ -31,7 +31,7 @@ class PathRule(msgspec.Struct, gc=False, frozen=True):
     api: str
     treatment: Treatment
     form: Form = Form.OPENAI
-    parse: Callable[[bytes], Prompt | None] | None = None
+    parse: Callable[[bytes, Models], Prompt | None] | None = None
     """The prompt of a body; None for one that holds no prompt, which is balanced."""
     path: str = ""
     """The path, where the rule is for one."""

@@ -11,11 +11,13 @@ from router.prompt.lenient import readable, utf8
 from router.prompt.messages import parse_messages
 from router.prompt.others import parse_generate, parse_invocations, parse_scoring
 from router.prompt.prompt import Api, Prompt, PromptError
-from router.prompt.reading import check_model
+from router.prompt.reading import Models, check_model
 from router.prompt.responses import parse_responses
 from router.prompt.transfer import Transfer, without_transfer
 
-PARSERS: Final[Mapping[str, Callable[[bytes], Prompt]]] = {
+Parser = Callable[[bytes, Models], Prompt]
+
+PARSERS: Final[Mapping[str, Parser]] = {
     "/v1/chat/completions": parse_chat,
     "/v1/completions": parse_completions,
     "/v1/responses": parse_responses,
@@ -23,11 +25,14 @@ PARSERS: Final[Mapping[str, Callable[[bytes], Prompt]]] = {
     "/inference/v1/generate": parse_generate,
     "/generative_scoring": parse_scoring,
 }
-"""Each API path's parser: body bytes to Prompt, or PromptError."""
+"""Each API path's parser: body bytes, and what is known of the models, to Prompt, or
+PromptError."""
 
 __all__ = [
     "PARSERS",
     "Api",
+    "Models",
+    "Parser",
     "Prompt",
     "PromptError",
     "Transfer",

@@ -1,4 +1,4 @@
-"""/v1/chat/completions: tools, documents, then the messages, as most chat templates have it."""
+"""/v1/chat/completions: the messages, with tools and documents where the template has them."""
 
 from __future__ import annotations
 
@@ -32,12 +32,24 @@ from router.prompt.canonical import (
 )
 from router.prompt.chain import chain, plain_seed, seed
 from router.prompt.content import tools, write_arguments, write_content, write_odd, write_system
+from router.prompt.layout import Layout
 from router.prompt.prompt import Api, Prompt
-from router.prompt.reading import Head, arguments, parse, session, usage_offset
+from router.prompt.reading import (
+    Head,
+    Models,
+    arguments,
+    cache_of,
+    parse,
+    session,
+    usage_offset,
+)
+from router.prompt.template_arguments import NO_ARGUMENTS, template_arguments
+from router.types import DEFAULT_TRAITS, NO_TRAITS, TemplateTraits
 
 _ROLES = {role: dump(role) for role in ("system", "developer", "user", "assistant", "tool")}
 
 _USUAL = frozenset(("user", "assistant"))
+_SYSTEM = frozenset(("system", "developer"))
 
 
 class Function(msgspec.Struct, gc=False):
@@ -105,15 +117,13 @@ _decode_messages = msgspec.json.Decoder(list[Message]).decode
 _decode_calls = msgspec.json.Decoder(list[Call]).decode
 
 
-def parse_chat(body: bytes) -> Prompt:
+def parse_chat(body: bytes, models: Models = NO_TRAITS) -> Prompt:
     """The prompt of a chat body. Raises PromptError."""
-    return parse(body, _build)
+    return parse(body, _build, models)
 
 
-def _build(body: bytes) -> Prompt:
+def _build(body: bytes, models: Models) -> Prompt:
     plain = is_plain(body)
-    pieces: list[bytes | memoryview | msgspec.Raw] = []
-    add = pieces.append
     head: ChatHead
     messages: list[Message] | None
     try:
@@ -122,34 +132,24 @@ def _build(body: bytes) -> Prompt:
     except msgspec.ValidationError:
         head = odd = _decode_odd(body)
         messages = members_once(odd.messages, _decode_messages)
-    _write_head(add, head)
+    traits = models.get(head.model or "", DEFAULT_TRAITS)
+    layout = Layout(traits)
+    if head.tools is not ABSENT or head.documents is not ABSENT:
+        layout.tools(_definitions(head))
     if messages is None or crowded(len(messages), len(body)):
-        write_odd(add, _decode_odd(body).messages, "messages")
+        layout.led()
+        write_odd(layout.add, _decode_odd(body).messages, "messages")
     else:
-        for message in messages:
-            role = message.role
-            if (
-                plain
-                and role in _USUAL
-                and message.tool_calls is ABSENT
-                and message.tool_call_id is ABSENT
-                and message.name is ABSENT
-                and message.reasoning is ABSENT
-                and message.reasoning_content is ABSENT
-                and message.task is ABSENT
-                and message.tools is ABSENT
-            ):
-                # Most messages: what _write does, without its calls.
-                view = memoryview(message.content)
-                if len(view) > 2 and view[0] == QUOTE:
-                    pieces += (MESSAGE, _ROLES[role], TEXT, view)
-                    continue
-            _write(add, message, plain)
-    text = b"".join(pieces)
+        _write_messages(layout, traits, messages, plain)
+    given = NO_ARGUMENTS
+    if head.reasoning_effort is not ABSENT or head.chat_template_kwargs is not ABSENT:
+        effort = (b"reasoning_effort", head.reasoning_effort)
+        given = template_arguments(traits, effort, kwargs=head.chat_template_kwargs)
+    text = layout.text(given.reasoning or traits.reasoning)
     stream = truth(head.stream)
     return Prompt(
         head.model or "",
-        chain(text, _seed(head)),
+        chain(text, _seed(head, cache_of(head, traits), given.heads)),
         len(text),
         stream,
         session(head),
@@ -157,59 +157,102 @@ def _build(body: bytes) -> Prompt:
         usage_offset(body, stream, head.stream_options),
         transfer=head.transfer,
         several=number(head.n) > 1,
+        doubts=layout.doubts(given.unknown),
     )
 
 
-def _seed(head: ChatHead) -> int:
+def _write_messages(
+    layout: Layout, traits: TemplateTraits, messages: list[Message], plain: bool
+) -> None:
+    pieces, add = layout.pieces, layout.add
+    front = 0
+    system = traits.system
+    for message in messages:
+        if message.role not in _SYSTEM:
+            break
+        front += 1
+        if message.role == "developer":
+            system = traits.developer  # what becomes of one becomes of all
+        _write(layout, add, message, plain)
+    layout.led()
+    for message in messages[front:] if front else messages:
+        role = message.role
+        if (
+            plain
+            and role in _USUAL
+            and message.tool_calls is ABSENT
+            and message.tool_call_id is ABSENT
+            and message.name is ABSENT
+            and message.reasoning is ABSENT
+            and message.reasoning_content is ABSENT
+            and message.task is ABSENT
+            and message.tools is ABSENT
+        ):
+            # Most messages: what _write does, without its calls.
+            view = memoryview(message.content)
+            if len(view) > 2 and view[0] == QUOTE:
+                pieces += (MESSAGE, _ROLES[role], TEXT, view)
+                continue
+        if role in _SYSTEM:
+            place = system if role == "system" else traits.developer
+            _write(layout, layout.inline(place), message, plain)
+        else:
+            _write(layout, add, message, plain)
+
+
+def _seed(head: ChatHead, cache: str, heads: tuple[tuple[bytes, bytes], ...]) -> int:
     if (
-        head.cache_salt is ABSENT
+        not heads
+        and head.cache_salt is ABSENT
         and head.chat_template is ABSENT
-        and head.chat_template_kwargs is ABSENT
-        and head.reasoning_effort is ABSENT
         and head.add_special_tokens is ABSENT
         and head.mm_processor_kwargs is ABSENT
         and head.media_io_kwargs is ABSENT
         and head.truncate_prompt_tokens is ABSENT
         and head.truncation_side is ABSENT
     ):
-        return plain_seed(Api.CHAT, head.model or "")
+        return plain_seed(Api.CHAT, cache)
     # Not here: add_generation_prompt and continue_final_message change only the prompt's end,
     # tool_choice and response_format no prompt but that of a model or two (docs/prompt.md).
     return seed(
         Api.CHAT,
-        head.model or "",
-        arguments(
-            (b"salt", head.cache_salt),
-            (b"template", head.chat_template),
-            (b"kwargs", head.chat_template_kwargs),
-            (b"effort", head.reasoning_effort),
-            (b"special", head.add_special_tokens),
-            (b"media", head.mm_processor_kwargs),
-            (b"io", head.media_io_kwargs),
-            (b"truncate", head.truncate_prompt_tokens),
-            (b"side", head.truncation_side),
-        ),
+        cache,
+        [
+            *arguments(
+                (b"salt", head.cache_salt),
+                (b"template", head.chat_template),
+                (b"special", head.add_special_tokens),
+                (b"media", head.mm_processor_kwargs),
+                (b"io", head.media_io_kwargs),
+                (b"truncate", head.truncate_prompt_tokens),
+                (b"side", head.truncation_side),
+            ),
+            *heads,
+        ],
     )
 
 
-def _write_head(add: Add, head: ChatHead) -> None:
-    if head.tools is not ABSENT:
-        add(tools(head.tools))
+def _definitions(head: ChatHead) -> bytes:
+    """Tools and documents, which templates put next to each other."""
+    text = b"" if head.tools is ABSENT else tools(head.tools)
     if is_given(head.documents):
-        add(DOCUMENTS)
-        add(compact(head.documents))
+        text += DOCUMENTS + compact(head.documents)
+    return text
 
 
-def _write(add: Add, message: Message, plain: bool) -> None:
-    add(MESSAGE)
+def _write(layout: Layout, add: Add, message: Message, plain: bool) -> None:
     role = message.role
+    add(MESSAGE)
     add(_ROLES.get(role) or dump(role))
     if message.name is not ABSENT:
         _write_field(add, NAME, message.name, plain)
-    if message.reasoning is not ABSENT and message.reasoning != NULL:
-        _write_field(add, REASONING, message.reasoning, plain)
-    elif message.reasoning_content is not ABSENT:  # its former name
-        _write_field(add, REASONING, message.reasoning_content, plain)
+    if message.reasoning is not ABSENT or message.reasoning_content is not ABSENT:
+        reasoning = message.reasoning
+        start = len(layout.pieces)
+        # Its former name counts where it has none by the new one.
+        former = message.reasoning_content if message.reasoning_content is not ABSENT else NULL
+        _write_field(add, REASONING, reasoning if is_given(reasoning) else former, plain)
+        layout.reasoned(start)
     content = message.content
     if content is not ABSENT:
         if role == "system":

@@ -12,7 +12,6 @@ from router.prompt.canonical import (
     BRACKET,
     NULL,
     QUOTE,
-    crowded,
     is_plain,
     number,
     string,
@@ -20,9 +19,20 @@ from router.prompt.canonical import (
 )
 from router.prompt.chain import chain, seed
 from router.prompt.prompt import Api, Prompt, PromptError
-from router.prompt.reading import Head, arguments, parse, session, usage_offset
+from router.prompt.reading import (
+    Head,
+    Models,
+    arguments,
+    cache_of,
+    parse,
+    session,
+    usage_offset,
+)
+from router.types import DEFAULT_TRAITS, NO_TRAITS
 
 _WHITESPACE: Final = b" \t\r\n"
+MOST_PROMPTS: Final = 256
+"""Prompts of one body that are looked up and remembered."""
 _token_ids = re.compile(rb"[0-9,\-]*").fullmatch
 
 
@@ -44,32 +54,35 @@ _decode = msgspec.json.Decoder(Body).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-def parse_completions(body: bytes) -> Prompt:
-    """The prompt of a completion body; of several prompts the first. Raises PromptError."""
-    return parse(body, _build)
+def parse_completions(body: bytes, models: Models = NO_TRAITS) -> Prompt:
+    """The prompt of a completion body, or its prompts. Raises PromptError."""
+    return parse(body, _build, models)
 
 
-def _build(body: bytes) -> Prompt:
+def _build(body: bytes, models: Models) -> Prompt:
     head = _decode(body)
-    kind, text, size = _first(head.prompt, is_plain(body))
+    kind, texts, size = _prompts(head.prompt, is_plain(body))
     stream = truth(head.stream)
+    traits = models.get(head.model or "", DEFAULT_TRAITS)
+    first = _seed(head, kind, cache_of(head, traits))
     return Prompt(
         head.model or "",
-        chain(text, _seed(head, kind)),
+        chain(texts[0], first),
         size,
         stream,
         session(head),
         number(head.max_tokens),
         usage_offset(body, stream, head.stream_options),
         transfer=head.transfer,
-        several=number(head.n) > 1,
+        several=number(head.n) > 1 or len(texts) > 1,
+        more=tuple(chain(text, first) for text in texts[1:] if text),
     )
 
 
-def _seed(head: Body, kind: str) -> int:
+def _seed(head: Body, kind: str, cache: str) -> int:
     return seed(
         kind,
-        head.model or "",
+        cache,
         arguments(
             (b"salt", head.cache_salt),
             (b"suffix", head.suffix),
@@ -97,34 +110,33 @@ def token_ids(raw: msgspec.Raw) -> bytes | None:
     return inner if _token_ids(inner) else None
 
 
-def _first(raw: msgspec.Raw, plain: bool) -> tuple[str, bytes, int]:
-    """(kind, canonical bytes of the first prompt, canonical bytes of all)."""
+def _prompts(raw: msgspec.Raw, plain: bool) -> tuple[str, list[bytes], int]:
+    """(kind, canonical bytes of the first MOST_PROMPTS prompts, of all together); at least one."""
     view = memoryview(raw)
     first = view[0]
     if first == QUOTE:
         text = _text(raw, plain)
-        return TEXT, text, len(text)
+        return TEXT, [text], len(text)
     if first != BRACKET:
         if raw == NULL:
-            return TEXT, b"", 0
+            return TEXT, [b""], 0
         raise PromptError("'prompt' must be a string, an array of strings, or token ids.", "prompt")
     # Token ids need no decoding: an integer has one spelling, and no other byte may be there.
     inner = bytes(view[1:-1]).translate(None, _WHITESPACE)
     if _token_ids(inner):
-        return COMPLETION_TOKENS, inner, len(inner)
+        return COMPLETION_TOKENS, [inner], len(inner)
     if inner[0] == BRACKET:
-        end = inner.find(b"]")
-        ids = inner[1:end]
-        if end < 0 or not _token_ids(ids):
+        ids = inner[1:-1].split(b"],[", MOST_PROMPTS)
+        size = len(inner) - 2 * inner.count(b"[") - inner.count(b"],[")
+        if not inner.endswith(b"]") or not all(map(_token_ids, ids[:MOST_PROMPTS])):
             raise PromptError("'prompt' must hold arrays of token ids.", "prompt")
-        return COMPLETION_TOKENS, ids, len(inner) - 2 * inner.count(b"[") - inner.count(b"],[")
+        return COMPLETION_TOKENS, ids[:MOST_PROMPTS], size
     prompts = _decode_list(raw)
-    if crowded(len(prompts), len(view)) and memoryview(prompts[0])[0] == QUOTE:
-        return TEXT, _text(prompts[0], plain), len(view)
-    if any(memoryview(each)[0] != QUOTE for each in prompts):
+    looked_at = prompts[:MOST_PROMPTS]
+    if any(memoryview(each)[0] != QUOTE for each in looked_at):
         raise PromptError("'prompt' must be a string, an array of strings, or token ids.", "prompt")
-    texts = [_text(each, plain) for each in prompts]
-    return TEXT, texts[0], sum(map(len, texts))
+    texts = [_text(each, plain) for each in looked_at]
+    return TEXT, texts, sum(map(len, texts)) if len(texts) == len(prompts) else len(view)
 
 
 def _text(raw: msgspec.Raw, plain: bool) -> bytes:

@@ -6,6 +6,7 @@ another message at each step), ids and states of items, signatures of reasoning.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
@@ -48,6 +49,10 @@ MEDIA_BYTES: Final = 2048
 Its tokens depend on model and resolution and are not known here; some hundred is usual.
 """
 
+MOST_MEDIA: Final = 1024
+"""Media of one body that weigh so much. Of all others there is the digest alone, since a short URL
+would weigh many times its length."""
+
 MOST_FIELDS: Final = 64
 """Fields of a part or an item that are looked at one by one."""
 
@@ -79,6 +84,7 @@ _MEDIA_FIELDS: Final = frozenset(
         "file_data",
         "file_url",
         "file_id",
+        "uuid",
     )
 )
 _UNSEEN: Final = frozenset(
@@ -146,11 +152,34 @@ def write_odd(add: Add, raw: msgspec.Raw, field: str) -> None:
     add(raw)
 
 
+class Reasoned(bytes):
+    """Canonical parts that have reasoning among them."""
+
+    silent: bytes
+    """The same without it."""
+
+
+class Results(bytes):
+    """Canonical parts that are results of tools and no words of the user's."""
+
+
+_reasoning = re.compile(rb"\x08[^\x00-\x1f]*")
+
+
 def _canonical_parts(raw: msgspec.Raw) -> bytes:
     pieces: list[bytes | msgspec.Raw] = []
     _write_parts(pieces.append, raw, is_plain(raw))
     text = b"".join(pieces)
-    return b"" if text == _EMPTY_TEXT else text
+    if text == _EMPTY_TEXT:
+        return b""
+    if REASONING in text:
+        text = Reasoned(text)
+        text.silent = _reasoning.sub(b"", text)
+    elif text.startswith(RESULT):
+        end = text.rfind(RESULT_END) + 1
+        if text[end : end + 1] not in (TEXT, MEDIA):
+            return Results(text)
+    return text
 
 
 _parts: Final = Memo(_canonical_parts, 64 << 20)
@@ -226,9 +255,14 @@ def _write_extras(add: Add, part: Fields, but: str, plain: bool) -> None:
 
 
 def _write_media(add: Add, part: Fields, plain: bool) -> None:
-    """A digest, repeated so that it weighs about what the engine's placeholder tokens do."""
+    """A digest, which ``weighed`` repeats.
+
+    What has a uuid is known to the engine by that alone, so that its data may be left out once the
+    engine has them.
+    """
     hasher = xxhash.xxh3_128()
-    for name in sorted(part):
+    known = part.get("uuid", NULL)
+    for name in ("uuid",) if known != NULL else sorted(part):
         raw = part[name]
         if name in _UNSEEN or raw == NULL:
             continue
@@ -245,7 +279,16 @@ def _write_media(add: Add, part: Fields, plain: bool) -> None:
         else:
             hasher.update(value(raw, plain))
     add(MEDIA)
-    add(hasher.hexdigest().encode() * (MEDIA_BYTES // 32))
+    add(hasher.hexdigest().encode())
+
+
+_medium = re.compile(rb"\x03([0-9a-f]{32})")
+
+
+def weighed(text: bytes) -> bytes:
+    """The canonical bytes of a body, in which media weigh about what the engine's placeholder
+    tokens do."""
+    return _medium.sub(lambda found: MEDIA + found[1] * (MEDIA_BYTES // 32), text, MOST_MEDIA)
 
 
 def write_arguments(add: Add, raw: msgspec.Raw) -> None:

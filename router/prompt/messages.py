@@ -1,4 +1,5 @@
-"""/v1/messages (Anthropic): tools, the system prompt, then the messages."""
+"""/v1/messages (Anthropic): the system prompt and the messages, with tools where the template has
+them."""
 
 from __future__ import annotations
 
@@ -20,8 +21,15 @@ from router.prompt.canonical import (
 )
 from router.prompt.chain import chain, seed
 from router.prompt.content import tools, write_content, write_odd, write_system
+from router.prompt.layout import SYSTEM, Layout
 from router.prompt.prompt import Api, Prompt
-from router.prompt.reading import Head, arguments, parse, session
+from router.prompt.reading import Head, Models, arguments, cache_of, parse, session
+from router.prompt.template_arguments import (
+    NO_ARGUMENTS,
+    TemplateArguments,
+    template_arguments,
+)
+from router.types import DEFAULT_TRAITS, NO_TRAITS, Inline, TemplateTraits
 
 _ROLES = {role: dump(role) for role in ("system", "user", "assistant")}
 
@@ -71,15 +79,13 @@ _decode_messages = msgspec.json.Decoder(list[Message]).decode
 _decode_setting = msgspec.json.Decoder(Setting).decode
 
 
-def parse_messages(body: bytes) -> Prompt:
+def parse_messages(body: bytes, models: Models = NO_TRAITS) -> Prompt:
     """The prompt of a messages body. Raises PromptError."""
-    return parse(body, _build)
+    return parse(body, _build, models)
 
 
-def _build(body: bytes) -> Prompt:
+def _build(body: bytes, models: Models) -> Prompt:
     plain = is_plain(body)
-    pieces: list[bytes | msgspec.Raw] = []
-    add = pieces.append
     head: MessagesHead
     messages: list[Message] | None
     try:
@@ -88,36 +94,58 @@ def _build(body: bytes) -> Prompt:
     except msgspec.ValidationError:
         head = odd = _decode_odd(body)
         messages = members_once(odd.messages, _decode_messages)
-    _write_head(add, head, plain)
+    traits = models.get(head.model or "", DEFAULT_TRAITS)
+    layout = Layout(traits)
+    if head.tools is not ABSENT:
+        layout.tools(tools(head.tools))
+    if is_given(head.system) and head.system != b'""':
+        layout.add(MESSAGE)
+        layout.add(SYSTEM)
+        write_system(layout.add, head.system, plain)
+    layout.led()
     if messages is None or crowded(len(messages), len(body)):
-        write_odd(add, _decode_odd(body).messages, "messages")
+        write_odd(layout.add, _decode_odd(body).messages, "messages")
     else:
         for message in messages:
-            _write(add, message, plain)
-    text = b"".join(pieces)
+            add = layout.add
+            if message.role == "system":
+                add = layout.inline(Inline.MOVED if traits.merges_system else traits.system)
+            _write(layout, add, message, plain)
+    given = _arguments(head, traits)
+    text = layout.text(given.reasoning or traits.reasoning)
     return Prompt(
         head.model or "",
-        chain(text, _seed(head)),
+        chain(text, _seed(head, cache_of(head, traits), given.heads)),
         len(text),
         truth(head.stream),
         session(head) or words(_setting(head.metadata).user_id),
         number(head.max_tokens),
         -1,  # the stream's first and last events have the usage anyway
-        head.transfer,
+        transfer=head.transfer,
+        doubts=layout.doubts(given.unknown),
     )
 
 
-def _seed(head: MessagesHead) -> int:
-    return seed(
-        Api.MESSAGES,
-        head.model or "",
-        arguments(
-            (b"salt", head.cache_salt),
-            (b"kwargs", head.chat_template_kwargs),
-            (b"thinking", _setting(head.thinking).type),
-            (b"effort", _setting(head.output_config).effort),
-        ),
-    )
+def _arguments(head: MessagesHead, traits: TemplateTraits) -> TemplateArguments:
+    if (
+        head.thinking is ABSENT
+        and head.output_config is ABSENT
+        and head.chat_template_kwargs is ABSENT
+    ):
+        return NO_ARGUMENTS
+    if _setting(head.thinking).type == _DISABLED:
+        # vLLM turns it into an effort, whatever output_config says, and any other type into none.
+        effort = (b"thinking", _DISABLED)
+    else:
+        effort = (b"reasoning_effort", _setting(head.output_config).effort)
+    return template_arguments(traits, effort, kwargs=head.chat_template_kwargs)
+
+
+_DISABLED = msgspec.Raw(b'"disabled"')
+
+
+def _seed(head: MessagesHead, cache: str, heads: tuple[tuple[bytes, bytes], ...]) -> int:
+    return seed(Api.MESSAGES, cache, [*arguments((b"salt", head.cache_salt)), *heads])
 
 
 def _setting(raw: msgspec.Raw) -> Setting:
@@ -132,20 +160,14 @@ def _setting(raw: msgspec.Raw) -> Setting:
 _NO_SETTING = Setting()
 
 
-def _write_head(add: Add, head: MessagesHead, plain: bool) -> None:
-    if head.tools is not ABSENT:
-        add(tools(head.tools))
-    if is_given(head.system) and head.system != b'""':
-        add(MESSAGE)
-        add(_ROLES["system"])
-        write_system(add, head.system, plain)
-
-
-def _write(add: Add, message: Message, plain: bool) -> None:
+def _write(layout: Layout, add: Add, message: Message, plain: bool) -> None:
     role = message.role
+    content = message.content
     add(MESSAGE)
     add(_ROLES.get(role) or dump(role))
     if role == "system":
-        write_system(add, message.content, plain)
-    else:
-        write_content(add, message.content, plain)
+        write_system(add, content, plain)
+        return
+    write_content(add, content, plain)
+    if role == "assistant":
+        layout.content()

@@ -11,7 +11,17 @@ from router.prompt.chat import parse_chat
 from router.prompt.completions import COMPLETION_TOKENS, TEXT, parse_completions, token_ids
 from router.prompt.lenient import readable, utf8
 from router.prompt.prompt import Prompt, PromptError
-from router.prompt.reading import NOT_JSON, Head, arguments, parse, session, usage_offset
+from router.prompt.reading import (
+    NOT_JSON,
+    Head,
+    Models,
+    arguments,
+    cache_of,
+    parse,
+    session,
+    usage_offset,
+)
+from router.types import DEFAULT_TRAITS, NO_TRAITS
 
 
 class _Sampling(msgspec.Struct, gc=False):
@@ -50,13 +60,14 @@ _decode_scoring = msgspec.json.Decoder(ScoringBody).decode
 _decode_kind = msgspec.json.Decoder(_Kind).decode
 
 
-def parse_generate(body: bytes) -> Prompt:
+def parse_generate(body: bytes, models: Models = NO_TRAITS) -> Prompt:
     """The prompt of a body of token ids. Raises PromptError."""
-    return parse(body, _build_generate)
+    return parse(body, _build_generate, models)
 
 
-def _build_generate(body: bytes) -> Prompt:
+def _build_generate(body: bytes, models: Models) -> Prompt:
     head = _decode_generate(body)
+    traits = models.get(head.model or "", DEFAULT_TRAITS)
     ids = token_ids(head.token_ids)
     if ids is None:
         raise PromptError("'token_ids' must be an array of token ids.", "token_ids")
@@ -73,23 +84,24 @@ def _build_generate(body: bytes) -> Prompt:
     return Prompt(
         head.model or "",
         # The same tokens are the same prompt as a completion's.
-        chain(ids, seed(COMPLETION_TOKENS, head.model or "", given)),
+        chain(ids, seed(COMPLETION_TOKENS, cache_of(head, traits), given)),
         len(ids),
         stream,
         session(head),
         limit,
         usage_offset(body, stream, head.stream_options),
-        head.transfer,
+        transfer=head.transfer,
     )
 
 
-def parse_scoring(body: bytes) -> Prompt:
+def parse_scoring(body: bytes, models: Models = NO_TRAITS) -> Prompt:
     """The prompts of a scoring body: what they begin with in common. Raises PromptError."""
-    return parse(body, _build_scoring)
+    return parse(body, _build_scoring, models)
 
 
-def _build_scoring(body: bytes) -> Prompt:
+def _build_scoring(body: bytes, models: Models) -> Prompt:
     head = _decode_scoring(body)
+    traits = models.get(head.model or "", DEFAULT_TRAITS)
     kind, text = _text_or_tokens(head.query, "query")
     size = len(text) + len(memoryview(head.items))
     if truth(head.item_first):
@@ -98,13 +110,13 @@ def _build_scoring(body: bytes) -> Prompt:
     given = arguments((b"salt", head.cache_salt), (b"special", head.add_special_tokens))
     return Prompt(
         head.model or "",
-        chain(text, seed(kind, head.model or "", given)),
+        chain(text, seed(kind, cache_of(head, traits), given)),
         size,
         False,
         session(head),
         1,
         -1,
-        head.transfer,
+        transfer=head.transfer,
     )
 
 
@@ -118,7 +130,7 @@ def _text_or_tokens(raw: msgspec.Raw, field: str) -> tuple[str, bytes]:
     return COMPLETION_TOKENS, ids
 
 
-def parse_invocations(body: bytes) -> Prompt | None:
+def parse_invocations(body: bytes, models: Models = NO_TRAITS) -> Prompt | None:
     """The prompt of a body that is a chat's or a completion's; None for one of another kind.
 
     Raises PromptError.
@@ -131,5 +143,5 @@ def parse_invocations(body: bytes) -> Prompt | None:
         except NOT_JSON:
             return None
     if kind.messages is not ABSENT:
-        return parse_chat(body)
-    return parse_completions(body) if kind.prompt is not ABSENT else None
+        return parse_chat(body, models)
+    return parse_completions(body, models) if kind.prompt is not ABSENT else None

@@ -18,6 +18,31 @@ class Api:
     MESSAGES: Final = "messages"
 
 
+class Doubts(msgspec.Struct, gc=False, frozen=True):
+    """Where the model's template may render a prompt in another way than is thought, since the
+    engine could not be asked. Sizes in canonical bytes."""
+
+    sure: int = 0
+    """What stands before all such places; -1 where the place of the tools is all there is."""
+    tools: int = 0
+    """Up to the end of the tools, whose place is not sure; 0 without any."""
+    unknown: tuple[bytes, ...] = ()
+    """Template arguments that were not tried on this model."""
+
+    def explain(self, held: float, delivered: float) -> bool:
+        """Whether a prompt that was held up to `held`, of which `delivered` was delivered, lost the
+        rest to these."""
+        if 0 <= self.sure <= delivered * _CLOSE + _BLOCK:
+            return True
+        return held <= self.tools
+
+
+_CLOSE: Final = 1.1
+"""Tokens are told in bytes by what is usual for the model."""
+_BLOCK: Final = 256
+"""Engines deliver whole blocks."""
+
+
 class Prompt(msgspec.Struct, gc=False):
     """One request body, as far as routing needs it."""
 
@@ -40,6 +65,10 @@ class Prompt(msgspec.Struct, gc=False):
     """The id of the stored response or conversation that this continues; empty for none."""
     several: bool = False
     """More than one answer is asked for, so that one's blocks serve the others."""
+    more: tuple[Chain, ...] = ()
+    """The chains of the prompts after the first, when the body holds several."""
+    doubts: Doubts | None = None
+    """Where its chain may not follow the engine's prompt; None where it should."""
 
 
 class PromptError(Exception):

@@ -8,7 +8,7 @@ how to read is made once for a body, so that no body costs much more than others
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 import msgspec
@@ -17,6 +17,7 @@ from router.prompt.canonical import ABSENT, compact, is_given, words
 from router.prompt.lenient import readable, utf8
 from router.prompt.prompt import Prompt, PromptError
 from router.prompt.transfer import Transfer
+from router.types import TemplateTraits
 
 Body = TypeVar("Body")
 
@@ -54,14 +55,18 @@ def check_model(name: str) -> None:
         raise PromptError(f"'model' is longer than {LONGEST_MODEL} bytes.", "model")
 
 
-def parse(body: bytes, build: Callable[[bytes], Prompt]) -> Prompt:
-    """``build(body)``, or of the body as msgspec can read it.
+Models = Mapping[str, TemplateTraits]
+"""What is known of each model, by the name that requests give it."""
+
+
+def parse(body: bytes, build: Callable[[bytes, Models], Prompt], models: Models) -> Prompt:
+    """``build(body, models)``, or of the body as msgspec can read it.
 
     Raises:
         PromptError: the body is not a JSON object, or a field that must be read has the wrong type.
     """
     try:
-        return build(body)
+        return build(body, models)
     except msgspec.ValidationError:
         again = body
     except NOT_JSON:
@@ -70,7 +75,7 @@ def parse(body: bytes, build: Callable[[bytes], Prompt]) -> Prompt:
         except UnicodeDecodeError as error:
             raise PromptError(f"The request body is not valid JSON: {error}") from None
     try:
-        prompt = build(_members_once(again))
+        prompt = build(_members_once(again), models)
     except msgspec.ValidationError as error:
         raise wrong_type(error) from None
     except NOT_JSON as error:
@@ -106,6 +111,11 @@ def session(head: Head) -> str:
             if name:
                 return name
     return ""
+
+
+def cache_of(head: Head, traits: TemplateTraits) -> str:
+    """What names the cache that the prompt's blocks are in."""
+    return traits.cache or head.model or ""
 
 
 def arguments(*given: tuple[bytes, msgspec.Raw]) -> list[tuple[bytes, bytes]]:

@@ -1,4 +1,4 @@
-"""/v1/responses: tools, instructions, then the input items."""
+"""/v1/responses: instructions and the input items, with tools where the template has them."""
 
 from __future__ import annotations
 
@@ -39,8 +39,11 @@ from router.prompt.content import (
     write_odd,
     write_system,
 )
+from router.prompt.layout import DEVELOPER, SYSTEM, USER, Layout
 from router.prompt.prompt import Api, Prompt, PromptError
-from router.prompt.reading import Head, arguments, parse, session
+from router.prompt.reading import Head, Models, arguments, cache_of, parse, session
+from router.prompt.template_arguments import NO_ARGUMENTS, template_arguments
+from router.types import DEFAULT_TRAITS, NO_TRAITS, TemplateTraits
 
 
 class Body(Head, gc=False, kw_only=True):
@@ -77,39 +80,44 @@ _decode_conversation = msgspec.json.Decoder(Conversation).decode
 _decode_reasoning = msgspec.json.Decoder(Reasoning).decode
 _decode_items = msgspec.json.Decoder(list[Fields]).decode
 
-_SYSTEM: Final = b'"system"'
 _UNSEEN: Final = frozenset(("id", "status", "type", "encrypted_content"))
 
 
-def parse_responses(body: bytes) -> Prompt:
+def parse_responses(body: bytes, models: Models = NO_TRAITS) -> Prompt:
     """The prompt of a responses body. Raises PromptError."""
-    return parse(body, _build)
+    return parse(body, _build, models)
 
 
-def _build(body: bytes) -> Prompt:
+def _build(body: bytes, models: Models) -> Prompt:
     head = _decode(body)
     plain = is_plain(body)
-    pieces: list[bytes | msgspec.Raw] = []
-    add = pieces.append
+    traits = models.get(head.model or "", DEFAULT_TRAITS)
+    layout = Layout(traits)
+    add = layout.add
     if head.tools is not ABSENT:
-        add(tools(head.tools))
+        layout.tools(tools(head.tools))
     if is_given(head.instructions) and head.instructions != b'""':
         add(MESSAGE)
-        add(_SYSTEM)
+        add(SYSTEM)
         write_system(add, head.instructions, plain)
     first = memoryview(head.input)[0]
     if first == QUOTE:
+        layout.led()
         add(MESSAGE)
-        add(b'"user"')
+        add(USER)
         write_content(add, head.input, plain)
     elif first == BRACKET:
-        _write_items(add, head.input, plain)
+        _write_items(layout, traits, head.input, plain)
     else:
         raise PromptError("'input' must be a string or an array of items.", "input")
-    text = b"".join(pieces)
+    given = NO_ARGUMENTS
+    if head.reasoning is not ABSENT or head.chat_template_kwargs is not ABSENT:
+        effort = (b"reasoning_effort", _effort(head.reasoning))
+        given = template_arguments(traits, effort, kwargs=head.chat_template_kwargs)
+    text = layout.text(given.reasoning or traits.reasoning)
     return Prompt(
         head.model or "",
-        chain(text, _seed(head)),
+        chain(text, _seed(head, cache_of(head, traits), given.heads)),
         len(text),
         truth(head.stream),
         session(head),
@@ -117,6 +125,7 @@ def _build(body: bytes) -> Prompt:
         -1,  # its last event has the usage anyway
         transfer=head.transfer,
         follows=words(head.previous_response_id) or _conversation(head.conversation),
+        doubts=layout.doubts(given.unknown),
     )
 
 
@@ -130,58 +139,83 @@ def _conversation(raw: msgspec.Raw) -> str:
     return words(raw)
 
 
-def _seed(head: Body) -> int:
-    effort = ABSENT
-    if is_given(head.reasoning):
-        try:
-            effort = _decode_reasoning(head.reasoning).effort
-        except msgspec.ValidationError:
-            effort = head.reasoning
+def _effort(reasoning: msgspec.Raw) -> msgspec.Raw:
+    if not is_given(reasoning):
+        return ABSENT
+    try:
+        return _decode_reasoning(reasoning).effort
+    except msgspec.ValidationError:
+        return reasoning
+
+
+def _seed(head: Body, cache: str, heads: tuple[tuple[bytes, bytes], ...]) -> int:
     return seed(
         Api.RESPONSES,
-        head.model or "",
-        arguments(
-            (b"salt", head.cache_salt),
-            (b"previous", head.previous_response_id),
-            (b"conversation", head.conversation),
-            (b"messages", head.previous_input_messages),
-            (b"prompt", head.prompt),
-            (b"effort", effort),
-            (b"kwargs", head.chat_template_kwargs),
-            (b"media", head.mm_processor_kwargs),
-            (b"io", head.media_io_kwargs),
-        ),
+        cache,
+        [
+            *arguments(
+                (b"salt", head.cache_salt),
+                (b"previous", head.previous_response_id),
+                (b"conversation", head.conversation),
+                (b"messages", head.previous_input_messages),
+                (b"prompt", head.prompt),
+                (b"media", head.mm_processor_kwargs),
+                (b"io", head.media_io_kwargs),
+            ),
+            *heads,
+        ],
     )
 
 
-def _write_items(add: Add, raw: msgspec.Raw, plain: bool) -> None:
+def _write_items(layout: Layout, traits: TemplateTraits, raw: msgspec.Raw, plain: bool) -> None:
     try:
         items = _decode_items(raw)
         usual = not crowded(len(items), len(memoryview(raw)))
     except msgspec.ValidationError:
         usual = False
     if not usual:
-        write_odd(add, raw, "input")
+        layout.led()
+        write_odd(layout.add, raw, "input")
         return
+    leading = True
     for item in items:
-        _write_item(add, item, plain)
+        role = _role(item, plain)
+        system = role in (SYSTEM, DEVELOPER)
+        if leading and not system:
+            leading = False
+            layout.led()
+        add = layout.add
+        if system and not leading:
+            add = layout.inline(traits.system if role == SYSTEM else traits.developer)
+        _write_item(layout, add, item, role, plain)
+    if leading:
+        layout.led()
 
 
-def _write_item(add: Add, item: Fields, plain: bool) -> None:
+def _role(item: Fields, plain: bool) -> bytes:
+    """The role of a message; empty for any other item."""
     kind = bytes(string(item.get("type", NULL), plain))
+    if kind == b'"message"' or (kind == b"null" and "role" in item):
+        return bytes(value(item.get("role", NULL), plain))
+    return b""
+
+
+def _write_item(layout: Layout, add: Add, item: Fields, role: bytes, plain: bool) -> None:
     if len(item) > MOST_FIELDS:
         add(ITEM)
         add(dump(item))
-    elif kind == b'"message"' or (kind == b"null" and "role" in item):
-        role = bytes(value(item.get("role", NULL), plain))
+        return
+    if role:
         add(MESSAGE)
         add(role)
         content = item.get("content", NULL)
-        if role == _SYSTEM:
+        if role == SYSTEM:
             write_system(add, content, plain)
         else:
             write_content(add, content, plain)
-    elif kind == b'"function_call"' or kind == b'"custom_tool_call"':
+        return
+    kind = bytes(string(item.get("type", NULL), plain))
+    if kind == b'"function_call"' or kind == b'"custom_tool_call"':
         add(CALL)
         add(kind)
         for name in ("namespace", "name", "call_id"):
@@ -195,9 +229,11 @@ def _write_item(add: Add, item: Fields, plain: bool) -> None:
         add(value(item.get("call_id", NULL), plain))
         write_content(add, item.get("output", NULL), plain)
     elif kind == b'"reasoning"':
+        start = len(layout.pieces)
         add(REASONING)
         content = item.get("content", NULL)
         write_content(add, content if content not in _NOTHING else item.get("summary", NULL), plain)
+        layout.reasoned(start)
     else:
         add(ITEM)
         add(kind)

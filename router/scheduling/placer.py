@@ -27,6 +27,7 @@ from router.types import (
     Load,
     Policy,
     PrefixIndex,
+    slots,
 )
 
 PREFIX_BLOCKS = 16
@@ -90,6 +91,8 @@ class Placement(msgspec.Struct, gc=False):
     """What it has the replica compute, until that is done."""
     exact: object | None = None
     """What exact mode keeps of it (router.exact.placing); None where it does not apply."""
+    more: Sequence[Chain] = ()
+    """The chains of its other prompts, when it has several."""
     serial: int = 0
     """Its number among those other routers were told of; 0 when they were not."""
 
@@ -158,13 +161,14 @@ class Placer:
         *,
         stream: bool = True,
         output_limit: int = 0,
+        more: Sequence[Chain] = (),
     ) -> Placement:
         """Choose one of `eligible` (a mask, not 0, without the replicas already tried) and charge
         it.
 
         `size` is the prompt's canonical bytes. A request that is not a stream shows no first
         token; it is booked when its prefill should be done. `output_limit` caps the answer
-        expected; 0 unknown.
+        expected; 0 unknown. `more` are the chains of the body's other prompts.
         """
         if not eligible:
             raise ValueError("place() needs at least one eligible replica")
@@ -178,8 +182,28 @@ class Placer:
                 if self.listener is not None:
                     self.listener.first_token(late)
         ask = self._ask(chain, size, model, eligible, key, now, output_limit)
+        if more:
+            self._add_more(ask, model, more)
         choice = self.policy.choose(ask, self.loads)
-        return self._book(ask, choice, chain, size, model, stream)
+        placement = self._book(ask, choice, chain, size, model, stream)
+        if more:
+            placement.more = more
+            for each in more:
+                self._record(placement.slot, placement.load, each, now, placement.tokens / size)
+        return placement
+
+    def _add_more(self, ask: Ask, model: str, more: Sequence[Chain]) -> None:
+        """Count what is held of a body's other prompts too."""
+        scale = 1.0 / self.models.get(model, self._unknown).bytes_per_token
+        held = {slot: tokens for tokens, mask in ask.held for slot in slots(mask)}
+        for chain in more:
+            for weight, mask in self.index.match(chain):
+                for slot in slots(mask):
+                    held[slot] = held.get(slot, 0.0) + weight * scale
+        ask.held = [
+            (tokens, 1 << slot)
+            for slot, tokens in sorted(held.items(), key=lambda one: one[1], reverse=True)
+        ]
 
     def estimate(self, model: str, size: int) -> float:
         """Tokens of a prompt of so many canonical bytes, as far as the model is known."""
@@ -325,7 +349,10 @@ class Placer:
         if self.listener is not None:
             self.listener.finished(placement)
         if placement.chain and current and now - placement.sent_at > RETOUCH_AFTER:
-            self._record(slot, load, placement.chain, now, placement.tokens / placement.weight)
+            scale = placement.tokens / placement.weight
+            self._record(slot, load, placement.chain, now, scale)
+            for each in placement.more:
+                self._record(slot, load, each, now, scale)
         if prompt_tokens or output_tokens:
             facts = self._facts(placement.model)
             if prompt_tokens:

@@ -283,6 +283,8 @@ class Outbox:
             key,
             tail,
         )
+        for each in placement.more:
+            writer.held(replica, 0.0, *self._known(each[:LONGEST]))
 
     def _known(self, chain: Chain) -> tuple[int, int, Chain]:
         """A chain as it is sent: what the others know of it, and the rest."""

@@ -385,16 +385,22 @@ The reuse ledger counts the requests whose engine reported both prompt tokens an
 (vLLM: `--enable-prompt-tokens-details`). What is missing there shows up in
 `warmroute_reuse_unreported_prompt_tokens_total`. For each request, and so for all sums:
 
-    prompt = delivered + no_holder + load_shed + rounding + stale_index + eviction - surplus
+    prompt = delivered + no_holder + load_shed + rounding
+             + rendered_differently + stale_index + eviction - surplus
 
 | gap | tokens | what it tells |
 |---|---|---|
 | `no_holder` | prompt - available | nobody had it: new text, or forgotten by all |
 | `load_shed` | available - chosen | another replica had more, and was too busy |
 | `rounding` | chosen - predicted | held, but engines reuse whole blocks only |
+| `rendered_differently` | predicted - delivered | behind a place where templates differ |
 | `stale_index` | predicted - delivered | promised and not there: the index was wrong |
-| `eviction` | predicted - delivered | the same, while the replica's cache was modelled as (nearly)
-full | | surplus | delivered - predicted | there and not promised |
+| `eviction` | predicted - delivered | the same, with a cache modelled as (nearly) full |
+| `surplus` | delivered - predicted | there and not promised |
+
+`rendered_differently`: the model's chat template was not tried (docs/prompt.md), and the prompt has
+what templates put in another place or leave out: template arguments, inline system messages,
+earlier reasoning, tools. What was delivered ends about there.
 
 Hit rate of a replica over five minutes, as a share of prompt tokens:
 

@@ -199,4 +199,6 @@ def _outcome(done: Finished) -> str:
         return f"{told}." if off == 0 else f"{told}, {off} more than the index knew of."
     if done.cache_full:
         return f"{told}: {-off} had been evicted, most likely, since the cache was full."
+    if done.rendered_differently:
+        return f"{told}: {-off} were in a part that the model's template renders differently."
     return f"{told}: {-off} were not where the index had them."

@@ -2,14 +2,16 @@
 
 For every request whose engine reported both its prompt tokens and its cached tokens::
 
-    prompt = delivered + no_holder + load_shed + rounding + stale_index + eviction - surplus
+    prompt = delivered + no_holder + load_shed + rounding
+             + rendered_differently + stale_index + eviction - surplus
 
 - *no_holder* = prompt - available: no eligible replica was believed to hold these tokens.
 - *load_shed* = available - chosen: another replica held more, and the policy preferred this one.
 - *rounding* = chosen - predicted: held, but an engine reuses only whole blocks and never a whole
   prompt.
 - predicted - delivered, when positive: promised and not there. *eviction* when the replica's
-  modelled cache was (nearly) full, else *stale_index*.
+  modelled cache was (nearly) full; *rendered_differently* when the model's template was not tried
+  and may have put the prompt together in another way; else *stale_index*.
 - *surplus* = delivered - predicted, when positive: there and not promised.
 
 available is cut to [0, prompt], chosen to [0, available], predicted to [0, chosen], all as whole
@@ -46,6 +48,7 @@ class Ledger(msgspec.Struct, gc=False):
     chosen: int = 0
     predicted: int = 0
     delivered: int = 0
+    rendered_differently: int = 0
     stale_index: int = 0
     eviction: int = 0
     surplus: int = 0
@@ -103,6 +106,8 @@ class Ledger(msgspec.Struct, gc=False):
             self.surplus -= missing
         elif done.cache_full:
             self.eviction += missing
+        elif done.rendered_differently:
+            self.rendered_differently += missing
         else:
             self.stale_index += missing
 
@@ -113,11 +118,19 @@ class Ledger(msgspec.Struct, gc=False):
         self.chosen += other.chosen
         self.predicted += other.predicted
         self.delivered += other.delivered
+        self.rendered_differently += other.rendered_differently
         self.stale_index += other.stale_index
         self.eviction += other.eviction
         self.surplus += other.surplus
         self.unreported += other.unreported
 
 
-GAPS = ("no_holder", "load_shed", "rounding", "stale_index", "eviction")
+GAPS = (
+    "no_holder",
+    "load_shed",
+    "rounding",
+    "rendered_differently",
+    "stale_index",
+    "eviction",
+)
 """The names of the gaps, in the order of a request's way."""

@@ -150,6 +150,9 @@ class Finished(msgspec.Struct, gc=False):
     cache_full: bool = False
     """At choice time the replica's modelled KV cache was (nearly) full: what was missing is then
     put down to eviction rather than to a wrong index."""
+    rendered_differently: bool = False
+    """What was missing is put down to the model's template, which put the prompt together in
+    another way than was thought."""
     policy: str = ""
     """The policy's name; empty when no policy was asked."""
     reason: str = ""

@@ -21,7 +21,7 @@ SHORT = {"model": "sim", "prompt": "hello", "max_tokens": 2}
 
 def posted(replica: Replica) -> bool:
     """Whether a request of a client has come."""
-    return any(request.method == "POST" for request in replica.requests)
+    return any(request.path == "/v1/completions" for request in replica.requests)
 
 
 async def stream(client: httpx.AsyncClient, begun: asyncio.Event, body: Any = LONG) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from router.prompt import PARSERS, Prompt, PromptError
+from router.types import Effect, TemplateTraits
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
@@ -48,21 +49,16 @@ def test_what_is_not_in_the_prompt_leaves_the_chain(path, change):
     [(path, {"model": "other"}) for path in BODIES]
     + [(path, {"cache_salt": "s"}) for path in BODIES]
     + [(path, {"tools": TOOLS}) for path in (CHAT, RESPONSES, MESSAGES)]
-    + [(path, {"chat_template_kwargs": {"a": 1}}) for path in (CHAT, RESPONSES, MESSAGES)]
     + [
         (CHAT, {"chat_template": "{{ messages }}"}),
         (CHAT, {"documents": [{"text": "d"}]}),
-        (CHAT, {"reasoning_effort": "low"}),
         (CHAT, {"mm_processor_kwargs": {"size": 1}}),
         (CHAT, {"truncate_prompt_tokens": 5}),
         (COMPLETIONS, {"suffix": "s"}),
         (COMPLETIONS, {"add_special_tokens": False}),
         (RESPONSES, {"instructions": "i"}),
         (RESPONSES, {"previous_response_id": "r"}),
-        (RESPONSES, {"reasoning": {"effort": "low"}}),
         (MESSAGES, {"system": "s"}),
-        (MESSAGES, {"thinking": {"type": "disabled"}}),
-        (MESSAGES, {"output_config": {"effort": "low"}}),
     ],
 )
 def test_what_is_in_the_prompts_head_changes_every_block(path, change):
@@ -342,3 +338,47 @@ def test_the_limit_on_the_answer(changes, limit):
 def test_a_model_is_not_required(path):
     body = {k: v for k, v in BODIES[path].items() if k != "model"}
     assert PARSERS[path](json.dumps(body).encode()).model == ""
+
+
+def test_a_picture_known_by_name_needs_no_data():
+    def shown(**fields: Any) -> list[int]:
+        part = {"type": "image_url", **fields}
+        return list(parse(CHAT, **user({"type": "text", "text": LONG}, part)).chain)
+
+    data = {"url": "data:image/png;base64," + "A" * 9000}
+    sent = shown(image_url=data, uuid="cat")
+    assert shown(image_url=None, uuid="cat") == sent
+    assert shown(uuid="cat") == sent
+    assert shown(uuid="dog") != sent
+    assert shown(image_url=data) != sent
+
+
+def test_each_prompt_of_a_body_has_a_chain():
+    several = parse(COMPLETIONS, prompt=[LONG, LONG + "x" * 600, "short"])
+    alone = [parse(COMPLETIONS, prompt=text) for text in (LONG, LONG + "x" * 600, "short")]
+    assert [several.chain, *several.more] == [each.chain for each in alone]
+    assert several.size == sum(each.size for each in alone)
+    ids = [list(range(600)), list(range(700, 1400))]
+    tokens = parse(COMPLETIONS, prompt=ids)
+    assert [tokens.chain, *tokens.more] == [parse(COMPLETIONS, prompt=one).chain for one in ids]
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [(path, {"chat_template_kwargs": {"a": 1}}) for path in (CHAT, RESPONSES, MESSAGES)]
+    + [
+        (CHAT, {"reasoning_effort": "low"}),
+        (RESPONSES, {"reasoning": {"effort": "low"}}),
+        (MESSAGES, {"thinking": {"type": "disabled"}}),
+        (MESSAGES, {"output_config": {"effort": "low"}}),
+    ],
+)
+def test_an_argument_parts_prompts_only_where_it_changes_the_head(path, change):
+    plain, changed = parse(path), parse(path, **change)
+    assert changed.chain == plain.chain, "until it is known"
+    assert changed.doubts is not None
+    (pair,) = changed.doubts.unknown
+    known = TemplateTraits(arguments={pair: Effect(b"another")})
+    body = json.dumps(BODIES[path] | change).encode()
+    assert not set(PARSERS[path](body, {"m": known}).chain) & set(plain.chain)
+    assert changed.doubts.explain(1000.0, 0.0), "a loss is put down to it"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from router.prompt import PARSERS, PromptError, parse_invocations
+from router.types import TemplateTraits
 
 IDS = list(range(1000, 2000))
 LONG = "All work and no play makes Jack a dull boy. " * 100
@@ -60,3 +61,31 @@ def test_invocations_are_read_as_what_they_hold() -> None:
     assert parse_invocations(cut) == PARSERS["/v1/completions"](cut)
     for other in (b'{"model":"m","input":"x"}', b"[]", b"", b"{", b"\xff"):
         assert parse_invocations(other) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/inference/v1/generate", {"token_ids": IDS}),
+        ("/generative_scoring", {"query": LONG, "items": ["a"]}),
+    ],
+)
+def test_names_of_one_model_share_its_cache(path: str, fields: dict[str, Any]) -> None:
+    models = {name: TemplateTraits(cache="root") for name in ("m", "alias")}
+    one, other, alone = (
+        PARSERS[path](json.dumps({"model": name, **fields}).encode(), models).chain
+        for name in ("m", "alias", "another")
+    )
+    assert one == other != alone
+
+
+def test_invocations_are_laid_out_as_the_model_does() -> None:
+    models = {name: TemplateTraits(cache="root") for name in ("m", "alias")}
+    for fields in ({"prompt": LONG}, {"messages": [{"role": "user", "content": LONG}]}):
+        one, other = (
+            parse_invocations(json.dumps({"model": name, **fields}).encode(), models)
+            for name in ("m", "alias")
+        )
+        assert one is not None
+        assert other is not None
+        assert one.chain == other.chain

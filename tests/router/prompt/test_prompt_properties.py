@@ -12,6 +12,7 @@ from prompt_bodies import anthropic, block, chat, completions, item, message, re
 from prompt_respelling import respell
 
 from router.prompt import PARSERS, Prompt, PromptError
+from router.types import Inline, Reasoning, TemplateTraits
 
 CHAT = "/v1/chat/completions"
 MESSAGES = "/v1/messages"
@@ -24,8 +25,17 @@ FAMILIES = [(CHAT, chat), (MESSAGES, anthropic), (RESPONSES, responses), (COMPLE
 families = pytest.mark.parametrize(("path", "bodies"), FAMILIES, ids=[path for path, _ in FAMILIES])
 
 
+class Keeping(dict[str, TemplateTraits]):
+    """Every model's template leaves each message where it is, and renders all of it."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return TemplateTraits(
+            known=True, developer=Inline.KEPT, merges_system=False, reasoning=Reasoning.KEPT
+        )
+
+
 def parse(path: str, body: Any) -> Prompt:
-    return PARSERS[path](json.dumps(body).encode())
+    return PARSERS[path](json.dumps(body).encode(), Keeping())
 
 
 @families

@@ -40,6 +40,21 @@ def idle(load: Load) -> bool:
     )
 
 
+def test_all_prompts_of_a_body_count() -> None:
+    place = placer()
+    chains = [chain(n, 40) for n in range(1, 5)]
+    size = 4 * 40 * BLOCK
+    first = place.place(chains[0], size, "m", 15, "", 1.0, more=chains[1:])
+    place.finished(first, 2.0)
+    again = place.place(chains[0], size, "m", 15, "", 3.0, more=chains[1:])
+    assert again.slot == first.slot
+    assert again.held_tokens == again.available_tokens == size / 4
+    place.finished(again, 4.0)
+    # The first prompt is new: what is held of the others is enough to go there.
+    other = place.place(chain(9, 40), size, "m", 15, "", 5.0, more=chains[1:])
+    assert (other.slot, other.held_tokens) == (first.slot, size / 4 * 3 / 4)
+
+
 def test_the_next_turn_goes_where_the_last_one_went() -> None:
     place = placer()
     first = place.place(chain(1, 40), 40 * BLOCK, "m", 15, "", 1.0)

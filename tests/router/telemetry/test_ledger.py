@@ -72,6 +72,11 @@ def test_each_gap_has_its_cause() -> None:
                  delivered=0)
     )  # fmt: skip
     assert (ledger.stale_index, ledger.eviction) == (80, 96)
+    ledger.add(
+        Finished("r", prompt_tokens=100, available=96, chosen=96, predicted=96, delivered=32,
+                 rendered_differently=True)
+    )  # fmt: skip
+    assert (ledger.stale_index, ledger.rendered_differently) == (80, 64)
 
 
 def test_an_engine_that_reports_nothing_stays_out() -> None:
