@@ -94,7 +94,9 @@ are told what every cache holds at that moment; the others go by what was sent. 
 bound: one server with the speed and the memory of all replicas.
 
 The weights of `cache_aware` were chosen on {len(chosen)} of the {len(outcomes)} cases, with other \
-seeds than these: {", ".join(chosen)}. No weight was chosen on the others. In the tables below the \
+seeds than these: {", ".join(chosen)}. No weight was fitted to the others. \
+But drafts of this page, with another seed, were read while weights still changed, and poor lines \
+among the others led to the rejection of two candidates. In the tables below the \
 former are marked "chosen on".
 
 Times are milliseconds. TTFT counts from when a request was due. Work is prompt tokens computed \
