@@ -222,7 +222,7 @@ async def test_a_log_that_nobody_reads_stops_nothing(fleet: SimulatedFleet) -> N
 
 
 FEW = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 200)); "
-FEW += "runpy.run_module('router.cli', run_name='__main__')"
+FEW += "runpy.run_module('router.cli.main', run_name='__main__')"
 
 
 async def test_more_clients_than_files(fleet: SimulatedFleet, serve: Serve) -> None:

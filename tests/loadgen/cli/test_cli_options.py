@@ -133,11 +133,12 @@ def test_a_trace_is_read_before_anything_is_asked(
 ) -> None:
     path = tmp_path / "trace"
     line = '{"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": [1]}\n'
-    path.write_text(f"{line * 3}nonsense\n")
+    later = line.replace('"timestamp": 0', '"timestamp": 3000')
+    path.write_text(f"{line * 3}{later}nonsense\n")
     asked = ["run", "--url", "http://127.0.0.1:1", "--workload", f"mooncake:{path}"]
     assert main(asked) == 2
-    assert f"{path} line 4" in capsys.readouterr().err
-    # Nothing is read beyond where the plan ends.
+    assert f"{path} line 5" in capsys.readouterr().err
+    # Nothing is read beyond the line behind the plan's end, whose time bounds the last one's.
     assert main([*asked, "--requests", "3"]) == 1
     assert "does not answer" in capsys.readouterr().err
 
