@@ -182,13 +182,10 @@ class Exchange:
         self.model = self.gateway.settings.default_model
         if self.model:
             return True
-        self.refuse(
-            400,
-            "'model' is required: the replicas serve different models. "
-            f"Models served here: {fleet.model_names()}.",
-            Outcome.BAD_REQUEST,
-            param="model",
-        )
+        message = "'model' is required: the replicas serve different models."
+        if not fleet.guarded:
+            message += f" Models served here: {fleet.model_names()}."
+        self.refuse(400, message, Outcome.BAD_REQUEST, param="model")
         return False
 
     def _tokenised(self) -> None:
