@@ -24,6 +24,10 @@ _ELSEWHERE = re.compile(r"[a-z]+:")
 _HEADING = re.compile(r"^#+ +(.*?) *$", re.MULTILINE)
 _CELLS = re.compile(r"(?<!\\)\|")
 _SEPARATOR = re.compile(r"\|(?: *:?-+:? *\|)+")
+_FILE = re.compile(
+    r"`((?:router|loadgen|bench|deploy|dashboards|tests|docs)/[\w./-]+\.(?:py|md|json|yaml))`"
+)
+_STEP = re.compile(r"^\| \d+ \| `([\w/.]+)` \| ([^|]+) \|", re.MULTILINE)
 _ITEM = re.compile(r" *(?:[-*]|\d\.) ")
 
 
@@ -71,6 +75,21 @@ def test_a_generated_page_is_whole(name: str) -> None:
 def test_generated_tables_have_one_row_for_each_name() -> None:
     assert _first_cells(document()) >= {f"`{metric.name}`" for metric in (*OWN, *PROCESS)}
     assert _first_cells(configuration_page()) >= {f"`{name}`" for name in TABLE}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_files_of_the_project_that_a_page_names_exist(page: Path) -> None:
+    named = _FILE.findall(page.read_text("utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_each_step_of_a_request_is_where_the_architecture_has_it() -> None:
+    steps = _STEP.findall((DOCS / "architecture.md").read_text("utf-8"))
+    assert len(steps) > 8
+    for file, names in steps:
+        text = (ROOT / file).read_text("utf-8")
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^ *(?:async )?(?:def|class) {name}\b", text, re.MULTILINE), name
 
 
 def test_what_tears_a_page_is_noticed() -> None:
