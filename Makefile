@@ -49,8 +49,9 @@ format: $(DEV) ## mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(RUN) ## write docs/configuration.md anew
-	$(BIN)/python -m router.config docs/configuration.md
+docs: $(RUN) ## write the pages of docs/reference that are made from code anew
+	$(BIN)/python -m router.config docs/reference/configuration.md
+	$(BIN)/python -m router.telemetry.catalogue > docs/reference/metrics.md
 
 clean: ## remove .venv, .venv-vllm, caches and out/
 	rm -rf $(VENV) .venv-vllm out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Several routers against one: the cases of docs/results.md in virtual time.
+"""Several routers against one: the cases of docs/design/results.md in virtual time.
 
     python -m bench.routers                        # 1 and 8 routers, all cases
     python -m bench.routers --routers 1,2,4,8 --case unique --case burst

@@ -303,7 +303,7 @@ class LiveGateways(Gateways):
 
 
 async def routed(url: str, name: str, load: float, routers: int) -> dict[str, float]:
-    """A case of docs/results.md in real time: TTFT, learned prefill tokens/s, and the share of time
+    """A case of docs/design/results.md in real time: TTFT, learned prefill tokens/s, and the share of time
     that the engines' clock stood still, for this process was late: a busy machine must not let
     requests seem to come at the same moment."""
     params = [coarser(preset(PRESET), LIVE_BLOCK)] * REPLICAS

@@ -1,4 +1,4 @@
-"""Policies compared on two real engines with the agent workload, for docs/results.md.
+"""Policies compared on two real engines with the agent workload, for docs/design/results.md.
 
     make engines                                    # installs vLLM first where it is missing
     python -m bench.two_engines --repeats 1         # smaller
@@ -6,7 +6,7 @@
 
 Starts two engines, each with a KV cache of about half of what the agents work with, runs
 `warmroute-loadgen compare` against them, and writes its results with what they were measured on,
-without the parts that no table shows. `make report` makes them a section of docs/results.md.
+without the parts that no table shows. `make report` makes them a section of docs/design/results.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bench.engines import engines
 from bench.vllm import EngineError, NoEngineError
 from loadgen.results.schema import Arm, ReplicaResult, Results, read_json, write_json
 
-TARGET = Path("docs/results-engines.json")
+TARGET = Path("docs/design/results-engines.json")
 BLOCKS = 640
 """Of 32 tokens: 20,480 tokens in each engine. The applications' own prompts take about 29,000, the
 histories of the tasks under way some ten thousand."""

@@ -192,7 +192,8 @@ BOARD = Board(
                 Panel(
                     "Prompts",
                     "exact: tokenised and matched with the engines' own blocks. Anything else is "
-                    "why a prompt was left to the byte index; docs/metrics.md has the words.",
+                    "why a prompt was left to the byte index; docs/reference/metrics.md has the "
+                    "words.",
                     "reqps",
                     [Query(total("warmroute_exact_prompts_total", "result"), "{{result}}")],
                     needs="exact",

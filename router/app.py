@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 # Until a model's usage has been seen: canonical prompt bytes for a token.
 _BYTES_PER_TOKEN = 4.0
 # Prompt tokens a second a replica computes, until its first tokens have been seen. Too high spreads
-# load worse than too low (docs/policies.md).
+# load worse than too low (docs/design/policies.md).
 _PREFILL_RATE = 8_000.0
 _FIRST_ROUND = 5.0
 # Seconds a router waits for what the others know, before it starts without.

@@ -142,7 +142,8 @@ def parser() -> argparse.ArgumentParser:
     fitted.set_defaults(command=_calibrate)
 
     report = commands.add_parser(
-        "report", help="make docs/results.md anew, or show and convert results written with --json"
+        "report",
+        help="make docs/design/results.md anew, or show and convert results written with --json",
     )
     report.add_argument(
         "file",

@@ -1,4 +1,4 @@
-"""What docs/results.md compares: arms, workloads, engines and loads."""
+"""What docs/design/results.md compares: arms, workloads, engines and loads."""
 
 from __future__ import annotations
 

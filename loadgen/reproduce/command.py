@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what was measured on real engines (default %(default)s; without it its section says "
         "so)",
     )
-    add("--page", type=Path, default=Path("docs/results.md"), help="(default %(default)s)")
+    add("--page", type=Path, default=Path("docs/design/results.md"), help="(default %(default)s)")
     add("--processes", type=int, default=2, help="at a time (default %(default)s)")
     add("--scale", type=float, default=1.0, help="times as many requests (default 1)")
 
@@ -102,7 +102,7 @@ def as_results(outcomes: list[Outcome]) -> Results:
         [],
         kind="report",
         simulated=True,
-        description="Every case of docs/results.md.",
+        description="Every case of docs/design/results.md.",
         settings={},
     )
     results.conclusion = ""

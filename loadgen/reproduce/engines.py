@@ -1,4 +1,4 @@
-"""The section of docs/results.md about real engines, from what a comparison wrote."""
+"""The section of docs/design/results.md about real engines, from what a comparison wrote."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from loadgen.reproduce.verdict import value
 from loadgen.results.schema import Arm, Difference, Results, read_json
 
-FILE = Path("docs/results-engines.json")
+FILE = Path("docs/design/results-engines.json")
 """What `make engines` writes."""
 TITLE = "Two real engines"
 _METRICS = {

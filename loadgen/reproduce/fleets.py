@@ -1,4 +1,4 @@
-"""The fleets of docs/results.md."""
+"""The fleets of docs/design/results.md."""
 
 from __future__ import annotations
 

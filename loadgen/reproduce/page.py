@@ -1,4 +1,4 @@
-"""docs/results.md from the outcomes: every number and every judgement in it is computed."""
+"""docs/design/results.md from the outcomes: every number and every judgement in it is computed."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ Written by `make report` (`warmroute-loadgen report`), all of it, and all but \
 [the last section](#{ENGINES.lower().replace(" ", "-")}) from simulation in virtual time: the \
 gateway's own policies, index and books over model engines, no HTTP, no \
 GPU: {H100_32B.replicas} of {engine.name} ({engine.origin}) where nothing else is \
-said. What the model leaves out is in [replicas.md](replicas.md). \
+said. What the model leaves out is in [replicas.md](../operate/replicas.md). \
 {len(outcomes)} cases, {requests:,} requests for each arm, the same for every arm. All caches \
 start empty, and the cold start counts. Loads reach from easy to overloaded.
 

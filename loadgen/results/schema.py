@@ -1,6 +1,6 @@
 """What a run, a comparison or a simulation found: typed, versioned, written as JSON and CSV.
 
-The JSON is documented in docs/loadgen.md. Fields are only added within a version.
+The JSON is documented in docs/operate/loadgen.md. Fields are only added within a version.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def read_json(path: Path) -> Results:
 
 
 def schema() -> str:
-    """JSON Schema (2020-12) of a results file, as kept in docs/results.schema.json."""
+    """JSON Schema (2020-12) of a results file, as kept in docs/reference/results.schema.json."""
     return msgspec.json.format(msgspec.json.encode(msgspec.json.schema(Results)), indent=2).decode()
 
 

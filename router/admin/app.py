@@ -1,4 +1,4 @@
-"""The admin port's routes. docs/admin.md describes them."""
+"""The admin port's routes. docs/reference/admin.md describes them."""
 
 from __future__ import annotations
 

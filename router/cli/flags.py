@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from posixpath import join, normpath
 from typing import Any, Final, NoReturn
 
 from router.config import TABLE
@@ -30,6 +31,7 @@ COMMON: Final = (
 """What most installations set: the first that --help shows, in this order."""
 COMMON_TITLE: Final = "Common settings"
 _LINK = re.compile(r"\[[^]]*\]\(([^)]*)\)")
+_PAGE = "docs/reference"  # what the links in a setting's help are relative to
 
 
 class _RefuseSecret(argparse.Action):
@@ -85,8 +87,8 @@ def _said(row: Row) -> str:
 
 
 def plain(text: str) -> str:
-    """A setting's help without its Markdown: links are files of docs/."""
-    return _LINK.sub(r"docs/\1", text).replace("`", "")
+    """A setting's help without its Markdown: links become paths from the repository's root."""
+    return _LINK.sub(lambda link: normpath(join(_PAGE, link[1])), text).replace("`", "")
 
 
 def _is_main(action: argparse.Action, row: Row) -> bool:

@@ -1,4 +1,4 @@
-"""docs/configuration.md, made from the table of settings."""
+"""docs/reference/configuration.md, made from the table of settings."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _HEAD = f"""\
 <!-- Made from router/config/settings.py by `make docs`; change it there. -->
 
 Only `replicas` has to be given, or how they are found (`discovery`). Every setting can come from a
-flag, the environment or a file;
-where several give it, the flag wins over the environment, the environment over the file.
+flag, the environment or a file; where several give it, the flag wins over the environment, the
+environment over the file.
 
 | from | `max_body` is written |
 |---|---|

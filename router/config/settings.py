@@ -1,7 +1,7 @@
 """Every setting: its name, type, default, bounds and meaning.
 
 A field of `Settings` is all there is to a setting: flags, environment names, checks, --help and
-docs/configuration.md are made from it. Durations are seconds and sizes bytes.
+docs/reference/configuration.md are made from it. Durations are seconds and sizes bytes.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             Word(("off", "kubernetes", "dns", "file")),
             "Find replicas and follow their changes, besides those listed in `replicas`. "
             "`kubernetes` needs `pip install '.[kubernetes]'` in the source folder; see "
-            "[kubernetes.md](kubernetes.md).",
+            "[kubernetes.md](../operate/kubernetes.md).",
         ),
     ] = "off"
     discovery_services: Annotated[

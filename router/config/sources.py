@@ -96,7 +96,9 @@ class _Found:
         # The value stays out of it: a mistyped name may be that of a secret.
         like = nearest(name, names)
         fix = (
-            f"did you mean {like}?" if like else "take it out; docs/configuration.md has the names"
+            f"did you mean {like}?"
+            if like
+            else "take it out; docs/reference/configuration.md has the names"
         )
         self.problems.append(Problem(name, source, "there is no such setting", fix))
         if like:

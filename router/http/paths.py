@@ -1,7 +1,7 @@
 """What the gateway does with a path: route it by prefix, balance it, answer it, or refuse it.
 
 Paths that clients have use for are listed; all others are refused, since engines add paths that
-control them with every version. docs/paths.md has the table for people.
+control them with every version. docs/reference/paths.md has the table for people.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ For each replica i, in seconds; the least wins, ties at random:
     W_i = max(busy_until_i - now, 0)    m_i = min((A_i + L) / C_i, 1)
 
 divided by the replica's weight (slow start). u_i = L minus what i holds of the prompt; the other
-symbols are fields of `router.types.Load` and `Ask`. docs/policies.md has the reasons and numbers.
+symbols are fields of `router.types.Load` and `Ask`. docs/design/policies.md has the reasons and
+numbers.
 """
 
 from __future__ import annotations

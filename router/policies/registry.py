@@ -43,13 +43,13 @@ def load_policy(name: str, **options: Any) -> Policy:
     except (TypeError, ValueError) as error:
         raise PolicyError(
             f"policy '{name}' does not take the options {options or '{}'}: {error}; "
-            "see docs/policies.md"
+            "see docs/design/policies.md"
         ) from error
     for method in ("choose", "members"):
         if not callable(getattr(policy, method, None)):
             raise PolicyError(
                 f"policy '{name}' has no {method} method; a policy needs choose(ask, loads) and "
-                "members(names), see docs/policies.md"
+                "members(names), see docs/design/policies.md"
             )
     return policy
 

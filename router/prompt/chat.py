@@ -213,7 +213,7 @@ def _seed(head: ChatHead, cache: str, heads: tuple[tuple[bytes, bytes], ...]) ->
     ):
         return plain_seed(Api.CHAT, cache)
     # Not here: add_generation_prompt and continue_final_message change only the prompt's end,
-    # tool_choice and response_format no prompt but that of a model or two (docs/prompt.md).
+    # tool_choice and response_format no prompt but that of a model or two (docs/design/prompt.md).
     return seed(
         Api.CHAT,
         cache,

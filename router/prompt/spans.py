@@ -2,8 +2,8 @@
 
 Block k covers ``SPANS[k]`` up to ``SPANS[k + 1]``. Blocks grow with depth, since what counts is how
 far a match is off relative to what it found: an early block is small because short prompts are all
-there is to match there, a late one is large because it costs time and memory. ``docs/prompt.md``
-has the measurement the numbers come from.
+there is to match there, a late one is large because it costs time and memory.
+``docs/design/prompt.md`` has the measurement the numbers come from.
 """
 
 from __future__ import annotations

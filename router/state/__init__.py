@@ -1,1 +1,4 @@
-"""What routers share: facts about requests, sent beside the requests' way. docs/state.md."""
+"""What routers share: facts about requests, sent beside the requests' way.
+
+docs/operate/state.md describes it.
+"""

@@ -1,4 +1,4 @@
-"""Facts as bytes. A batch is what one router tells at a time; docs/state.md has the layout.
+"""Facts as bytes. A batch is what one router tells at a time; docs/operate/state.md has the layout.
 
 Numbers are little-endian. Replicas are named in each batch's table by a hash of their name, since
 slots differ between routers.

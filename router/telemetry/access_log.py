@@ -3,7 +3,7 @@
 A line is made at once, which takes a few microseconds, and queued for a thread that does nothing
 but write (`router.telemetry.lines`). Were the thread to make the lines, it would hold the
 interpreter while requests wait. Prompts, keys and headers are not in the log; the session's key is
-hashed. docs/access-log.md describes the fields.
+hashed. docs/reference/access-log.md describes the fields.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Every metric there is, in the order they are shown. docs/metrics.md is made from this table.
+"""Every metric there is, in the order they are shown.
 
-``python -m router.telemetry.catalogue`` prints that file.
+``python -m router.telemetry.catalogue`` prints docs/reference/metrics.md from this table.
 """
 
 from __future__ import annotations
@@ -375,7 +375,7 @@ _INTRODUCTION = f"""# Metrics
 Four levels of reuse, in tokens of the engine, cut so that each is at most the one before:
 
 - **available**: leading prompt tokens held by the eligible replica that held most, as the index
-believed.
+  believed.
 - **chosen**: those held by the replica chosen, as the index believed.
 - **predicted**: chosen, rounded to what an engine can deliver: whole blocks, and never the whole
   prompt, whose last token it computes in any case.
@@ -398,9 +398,9 @@ The reuse ledger counts the requests whose engine reported both prompt tokens an
 | `eviction` | predicted - delivered | the same, with a cache modelled as (nearly) full |
 | `surplus` | delivered - predicted | there and not promised |
 
-`rendered_differently`: the model's chat template was not tried (docs/prompt.md), and the prompt has
-what templates put in another place or leave out: template arguments, inline system messages,
-earlier reasoning, tools. What was delivered ends about there.
+`rendered_differently`: the model's chat template was not tried ([prompt.md](../design/prompt.md)),
+and the prompt has what templates put in another place or leave out: template arguments, inline
+system messages, earlier reasoning, tools. What was delivered ends about there.
 
 Hit rate of a replica over five minutes, as a share of prompt tokens:
 
@@ -411,9 +411,8 @@ Hit rate of a replica over five minutes, as a share of prompt tokens:
 
 Their values are bounded, whatever clients send.
 
-- `replica`: its name; `none` for requests that were sent to no replica. The series of a replica
-that
-  left the fleet are dropped 15 minutes later.
+- `replica`: its name; `none` for requests that were sent to no replica. The series
+  of a replica that left the fleet are dropped 15 minutes later.
 - `model`: a name that a replica has answered for with 2xx, at most 100 of them, and every one of
   `expected_models`. A name asked for that no replica serves is a label too: at most 100 such names
   at a time, of up to 256 printable characters, each until nobody has asked for it for 15 minutes.
@@ -435,7 +434,7 @@ that
 
 
 def document() -> str:
-    """The text of docs/metrics.md."""
+    """The text of docs/reference/metrics.md."""
     rows = [
         f"| `{m.name}` | {m.kind} | {', '.join(f'`{label}`' for label in m.labels) or '-'} "
         f"| {m.unit} | {m.help} |\n"

@@ -1,4 +1,4 @@
-"""The commands of docs/kubernetes.md: those that need no cluster are run, the rest are read."""
+"""The commands of docs/operate/kubernetes.md: those that need no cluster are run, the rest are read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from chart_world import ROOT, one, render, settings, validate
 from loadgen.cli import commands as loadgen_commands
 from router.config import TABLE, load
 
-GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
+GUIDE = (ROOT / "docs" / "operate" / "kubernetes.md").read_text()
 
 
 def commands() -> list[list[str]]:
@@ -129,7 +129,7 @@ def test_settings_in_the_page_are_settings() -> None:
 
 def test_files_the_page_names_exist() -> None:
     for link in re.findall(r"\]\(((?!http)[^)]+)\)", GUIDE):
-        assert (ROOT / "docs" / link).exists(), link
+        assert (ROOT / "docs" / "operate" / link).exists(), link
     for path in re.findall(r"`((?:deploy|dashboards)/[\w./-]+)`", GUIDE):
         assert (ROOT / path).exists(), path
 

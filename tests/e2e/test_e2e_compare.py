@@ -1,4 +1,4 @@
-"""The comparison that docs/results.md shows, small, on real engines."""
+"""The comparison that docs/design/results.md shows, small, on real engines."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Those sent together need an engine with nothing else on its machine, since in what order they reach
 its scheduler decides: one that runs already, named by E2E_ENGINE_URLS, with a KV cache of 64 to 200
-blocks. docs/replicas.md shows the command.
+blocks. docs/operate/replicas.md shows the command.
 """
 
 from __future__ import annotations

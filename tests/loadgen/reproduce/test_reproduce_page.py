@@ -1,4 +1,4 @@
-"""docs/results.md made anew, small: the page, its charts and what it says of losses."""
+"""docs/design/results.md made anew, small: the page, its charts and what it says of losses."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_command(
     monkeypatch.setattr("loadgen.reproduce.command.cases", lambda *_, **__: few)
     monkeypatch.delenv("LOADGEN_TRACE", raising=False)
     monkeypatch.chdir(tmp_path)
-    target = tmp_path / "docs" / "results.md"
+    target = tmp_path / "docs" / "design" / "results.md"
     assert main(["report", "--page", str(target), "--json", "all.json"]) == 0
     said = capsys.readouterr().out
     text = target.read_text()

@@ -1,4 +1,4 @@
-"""Results on disk: what is written is what docs/loadgen.md promises."""
+"""Results on disk: what is written is what docs/operate/loadgen.md promises."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def results() -> Results:
 
 
 def test_the_schema_is_of_what_is_written() -> None:
-    """docs/results.schema.json: written by
-    `python -c "from loadgen.results.schema import schema; print(schema())" > docs/results.schema.json`."""
-    held = (Path(__file__).parents[3] / "docs" / "results.schema.json").read_text()
+    """docs/reference/results.schema.json: written by
+    `python -c "from loadgen.results.schema import schema; print(schema())" > docs/reference/results.schema.json`."""
+    held = (Path(__file__).parents[3] / "docs" / "reference" / "results.schema.json").read_text()
     assert held.strip() == schema()
     fields = json.loads(held)["$defs"]["Results"]["properties"]
     assert fields["version"]["enum"] == [1]
@@ -71,7 +71,7 @@ def test_json_comes_back(tmp_path: Path) -> None:
 
 
 def test_every_field_is_documented() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "loadgen.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "operate" / "loadgen.md").read_text()
     for kind in (Results, Arm, Difference):
         for field in msgspec.structs.fields(kind):
             assert f"`{field.name}`" in text, f"{kind.__name__}.{field.name}"

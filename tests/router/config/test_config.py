@@ -23,7 +23,7 @@ from router.config.docs import EXAMPLE, configuration_page
 from router.config.settings import GROUPS
 
 ONE = {"replicas": "http://a:8000"}
-PAGE = Path(__file__).parents[3] / "docs" / "configuration.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "configuration.md"
 SECRET = "sk-VerySecret"
 
 

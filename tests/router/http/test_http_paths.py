@@ -15,7 +15,7 @@ from router.http.paths import EXTRA, MALFORMED, PATTERNS, RULES, UNKNOWN, Treatm
 REFUSED = [path for path, rule in RULES.items() if rule.treatment is Treatment.REFUSE]
 ROUTES = json.loads((Path(__file__).parent / "engine_routes.json").read_text())
 """Every route of real engines, recorded with all their options on, development mode included."""
-TABLE = Path(__file__).parents[3] / "docs" / "paths.md"
+TABLE = Path(__file__).parents[3] / "docs" / "reference" / "paths.md"
 
 
 async def test_paths_of_one_engine_are_refused(

@@ -153,7 +153,7 @@ class NoChoose:
         (":Policy", {}, "is not an import path"),
         ("router.scheduling.placer:PREFIX_BLOCKS", {}, "is not a class"),
         (f"{__name__}:NoChoose", {}, "has no choose method"),
-        ("round_robin", {"speed": 3}, "docs/policies.md"),
+        ("round_robin", {"speed": 3}, "docs/design/policies.md"),
         ("consistent_hash", {"bound": 0.5}, "bound must be at least 1"),
     ],
 )

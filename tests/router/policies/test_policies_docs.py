@@ -1,4 +1,4 @@
-"""docs/policies.md says what is there, and its example runs."""
+"""docs/design/policies.md says what is there, and its example runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from router.policies import BUILT_IN, load_policy
 from router.policies import cache_aware as formula
 from router.types import Ask, Load
 
-DOCS = (Path(__file__).parents[3] / "docs" / "policies.md").read_text()
+DOCS = (Path(__file__).parents[3] / "docs" / "design" / "policies.md").read_text()
 
 
 def test_the_example_is_a_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,9 +132,9 @@ async def test_the_catalogue_and_the_text_name_the_same_metrics() -> None:
 
 
 def test_the_documentation_is_up_to_date() -> None:
-    path = Path(__file__).parents[3] / "docs" / "metrics.md"
+    path = Path(__file__).parents[3] / "docs" / "reference" / "metrics.md"
     assert path.read_text() == catalogue.document(), (
-        "run: python -m router.telemetry.catalogue > docs/metrics.md"
+        "run: python -m router.telemetry.catalogue > docs/reference/metrics.md"
     )
 
 
