@@ -297,7 +297,8 @@ STATE_FACTS_DROPPED = Metric(
     "warmroute_state_facts_dropped_total",
     "counter",
     "facts",
-    "Given up while there was no way to tell them; what they told of caches is told later.",
+    "State updates dropped because the queue was full while Redis was unreachable. "
+    "Cache contents are re-sent from the index after reconnecting.",
 )
 STATE_BATCHES_SENT = Metric(
     "warmroute_state_batches_sent_total",
