@@ -11,15 +11,22 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 RUN := $(VENV)/installed
 DEV := $(VENV)/installed-dev
 
+# Rooms without sockets, and the tests of documents.
+FAST_TESTS := $(addprefix tests/router/,config index policies scheduling telemetry http/test_http_paths.py) \
+  $(addprefix tests/loadgen/,results/test_results_schema.py reproduce/test_reproduce_page.py)
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test e2e engines bench report lint types format docs clean
+.PHONY: help check demo test e2e engines bench report lint types format docs clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(RUN) ## the gateway in front of simulated replicas, beside round robin
 	$(BIN)/python -m loadgen.demo $(ARGS)
+
+check: lint types ## before every commit, within a minute: style, types, imports, docs, fast tests
+	$(BIN)/python -m pytest -n auto --dist loadfile $(FAST_TESTS) $(ARGS)
 
 test: $(DEV) ## all tests but e2e
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not e2e" $(ARGS)
@@ -38,9 +45,10 @@ bench: $(DEV) ## what the hot path costs
 report: $(RUN) ## policies compared on the workloads
 	$(BIN)/warmroute-loadgen report $(ARGS)
 
-lint: $(DEV) ## style and common mistakes
+lint: $(DEV) ## style, common mistakes, and which room imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(DEV) ## static types
 	$(BIN)/mypy

@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 
 from router.config import TABLE
 from router.config.kinds import Replicas, Switch, Word
-from router.config.settings import GROUPS
+from router.config.serving import GROUPS
 from router.config.sources import CONFIG_ENV
 from router.config.table import Row
 

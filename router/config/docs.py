@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from router.config.settings import GROUPS
+from router.config.serving import GROUPS
 from router.config.table import TABLE, Row
 
 EXAMPLE = """\

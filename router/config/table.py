@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from router.config.kinds import Kind
-from router.config.settings import Is, Settings
+from router.config.serving import Is
+from router.config.settings import Settings
 
 
 class Row(msgspec.Struct, frozen=True):

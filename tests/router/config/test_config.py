@@ -20,7 +20,7 @@ from router.config import (
     server_context,
 )
 from router.config.docs import EXAMPLE, configuration_page
-from router.config.settings import GROUPS
+from router.config.serving import GROUPS
 
 ONE = {"replicas": "http://a:8000"}
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "configuration.md"
