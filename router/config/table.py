@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from router.config.kinds import Kind
-from router.config.serving import Is
+from router.config.serving import GROUPS, Is
 from router.config.settings import Settings
 
 
@@ -50,8 +50,8 @@ def _rows() -> dict[str, Row]:
             default=getattr(defaults, name),
             live=about.live,
         )
-    return rows
+    return dict(sorted(rows.items(), key=lambda item: GROUPS.index(item[1].group)))
 
 
 TABLE = _rows()
-"""Every setting by name, in the order of Settings."""
+"""Every setting by name, by group."""
