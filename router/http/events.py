@@ -191,7 +191,12 @@ class Scanner:
         self._large_size = 0
         self.began = self.token = True
         beginning = event[:_BEGINNING]
-        if any(kind.strip(b'"') in beginning for kind in _END_TYPES):
+        if _FAILED_TYPE in beginning or beginning.startswith(b"event: error"):
+            # Of an event so large the code is not read: a response that failed while it was made.
+            self.ended = True
+            of_request = any(b'"%b"' % word.encode() in beginning for word in _CLIENTS)
+            self.error = StreamError(of_request, DEAD in event)
+        elif any(kind.strip(b'"') in beginning for kind in _END_TYPES):
             self.ended = True
 
     def _event(self, event: bytes) -> int:

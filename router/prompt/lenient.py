@@ -19,8 +19,9 @@ _LEVELS: Final = 100
 """Arrays and objects within one another that are kept; no field that is read lies deeper."""
 _CHUNK: Final = 1 << 18
 _BOM: Final = b"\xef\xbb\xbf"
-_NAN = re.compile(rb"(?<=[\[:,\s])NaN(?=[\],}\s])")
-_INFINITY = re.compile(rb"(?<=[\[:,\s-])Infinity(?=[\],}\s])")
+# Each begins with its literal, which is searched for much faster than any set of bytes.
+_NAN = re.compile(rb"NaN(?<=[\[:,\s]NaN)(?=[\],}\s])")
+_INFINITY = re.compile(rb"Infinity(?<=[\[:,\s-]Infinity)(?=[\],}\s])")
 _ENCODED_HALF = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
 _HALF = re.compile(
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"

@@ -130,6 +130,23 @@ def test_errors_and_whose_they_are(form: Form, event: bytes, of_request: bool, d
         assert not scanner.began
 
 
+@pytest.mark.parametrize(
+    ("event", "of_request"),
+    [
+        ({"type": "response.failed", "response": {"error": {"code": "server_error"}}}, False),
+        ({"type": "response.failed", "response": {"error": {"code": "invalid_prompt"}}}, True),
+    ],
+)
+def test_a_failure_too_large_to_keep(event: dict[str, object], of_request: bool) -> None:
+    event["text"] = "x" * (2 * LARGEST)
+    text = sse(event)
+    scanner = Scanner(Form.RESPONSES, b"")
+    for at in range(0, len(text), 60_000):
+        scanner.scan(text[at : at + 60_000])
+    assert scanner.error is not None
+    assert (scanner.ended, scanner.error.of_request) == (True, of_request)
+
+
 def test_what_is_no_error() -> None:
     for event in (
         TOKEN,
