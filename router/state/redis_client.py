@@ -87,6 +87,10 @@ class RedisConnector:
                 raise ReadOnlyError("Sentinel names a server that is not the primary yet")
         except BaseException:
             await client.aclose()
+            if isinstance(client, RedisCluster):
+                # Which leaves open what a client has that was not made to the end.
+                await client.nodes_manager.aclose()
+                await client.nodes_manager.aclose("startup_nodes")
             raise
         return client
 
