@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from bench.chat_model import make_model
-from router.exact.mode import Exact, ExactSettings, TokenisedChain
+from router.exact.mode import ExactMode, ExactSettings, TokenisedChain
 from router.fleet.fleet import Fleet
 from router.fleet.settings import FleetSettings
 from router.kv_events.decode import decode
@@ -119,11 +119,11 @@ def agent(talk: Talk, characters: int) -> list[bytes]:
     return bodies
 
 
-def build(folder: Path) -> Exact:
+def build(folder: Path) -> ExactMode:
     """Exact mode without engines: every replica counts as heard and compared with."""
     replicas = tuple(f"http://127.0.0.1:{port}" for port in range(1, REPLICAS + 1))
     fleet = Fleet(FleetSettings(replicas=replicas))
-    exact = Exact(ExactSettings(models=ModelSettings(), budget=60.0), fleet)
+    exact = ExactMode(ExactSettings(models=ModelSettings(), budget=60.0), fleet)
     model = ExactModel("m", str(folder))
     model.render = RenderModel(folder)
     model.mask = exact.current = (1 << REPLICAS) - 1
@@ -134,7 +134,7 @@ def build(folder: Path) -> Exact:
     return exact
 
 
-async def prepared(exact: Exact, body: bytes) -> TokenisedChain:
+async def prepared(exact: ExactMode, body: bytes) -> TokenisedChain:
     """A body's tokens, as a request has them."""
     prompt = PARSERS[PATH](body)
     await asyncio.sleep(0)  # what follows is exact mode's alone

@@ -20,7 +20,7 @@ import zmq
 import zmq.asyncio
 
 from router.kv_events.decode import decode
-from router.kv_events.sequencer import Feed
+from router.kv_events.sequencer import EventSequencer
 from router.kv_events.socket import Subscription
 from router.kv_events.sources import Source
 from router.kv_events.token_index import TokenIndex
@@ -73,7 +73,7 @@ class Sink:
 
 async def by_reader(port: int, sink: Sink) -> None:
     """As the router does."""
-    feed = Feed("bench", sink)
+    feed = EventSequencer("bench", sink)
     source = Source(0, f"tcp://127.0.0.1:{port}", False, "", "")
     subscription = Subscription(source, zmq.Context(), feed)
     subscription.open()

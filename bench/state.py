@@ -54,9 +54,9 @@ from router.prompt.spans import SPANS
 from router.scheduling.placer import INDEX_ROOM, Placement, Placer
 from router.scheduling.prefills import Prefill
 from router.state.redis_client import RedisConnector
-from router.state.redis_transport import RedisCarrier
-from router.state.snapshot_writer import Keeper
-from router.state.sync import Shared
+from router.state.redis_transport import RedisTransport
+from router.state.snapshot_writer import SnapshotWriter
+from router.state.sync import StateSync
 from router.types import Chain
 
 RATE = 500
@@ -111,8 +111,10 @@ class Node:
         policy = load_policy("cache_aware")
         policy.members(self.fleet.names())
         self.placer = Placer(self.index, policy, self.fleet.loads, learn_speed=learn_speed)
-        self.carrier = RedisCarrier(connector(url), "warmroute")
-        self.shared = Shared(self.fleet, self.index, [self.placer], self.carrier, self.index.resize)
+        self.transport = RedisTransport(connector(url), "warmroute")
+        self.shared = StateSync(
+            self.fleet, self.index, [self.placer], self.transport, self.index.resize
+        )
         self.shared.start()
 
     def serve(self, chain: Chain) -> None:
@@ -126,7 +128,7 @@ class Node:
 
 def told_bytes(node: Node) -> int:
     """Sent to the stream, without what the keeper writes."""
-    return node.carrier.bytes_sent
+    return node.transport.bytes_sent
 
 
 def connector(url: str) -> RedisConnector:
@@ -163,7 +165,7 @@ async def visibility(
     await b.shared.ready(5)
     sent: dict[int, float] = {}
     lags: list[float] = []
-    heard = b.placer.heard_routed
+    heard = b.placer.apply_peer_routed
 
     def listen(
         slot: int, told: Chain, size: int, uncached: float, tokens: float, now: float
@@ -172,7 +174,7 @@ async def visibility(
         lags.append(time.monotonic() - sent[told[0]])
         return prefill
 
-    b.placer.heard_routed = listen  # type: ignore[method-assign]
+    b.placer.apply_peer_routed = listen  # type: ignore[method-assign]
     before = int((await info(url, "stats"))["total_commands_processed"])
     wire = told_bytes(a)
     start = time.monotonic()
@@ -189,12 +191,12 @@ async def visibility(
             break
     lags.sort()
     commands = int((await info(url, "stats"))["total_commands_processed"]) - before
-    stream = await ask(url, "MEMORY USAGE", a.carrier.keys.facts, "SAMPLES", 0)
+    stream = await ask(url, "MEMORY USAGE", a.transport.keys.facts, "SAMPLES", 0)
     results = {
         "visibility_p50_ms": lags[len(lags) // 2] * 1e3,
         "visibility_p99_ms": lags[len(lags) * 99 // 100] * 1e3,
         "commands_per_request_two_routers": commands / count,
-        "commands_per_request_sender": a.carrier.commands / count,
+        "commands_per_request_sender": a.transport.commands / count,
         "wire_bytes_per_request": (told_bytes(a) - wire) / count,
         "wire_bytes_per_block": (told_bytes(a) - wire) / count / blocks,
         "stream_bytes_per_block": stream / count / blocks,
@@ -239,8 +241,8 @@ async def load(url: str, blocks: int = 1_000_000) -> dict[str, float]:
     await a.shared.ready(5)
     for number in range(blocks // BLOCKS):
         a.index.record(number % 16, chain(number), time.monotonic())
-    keeper = Keeper(a.carrier, a.shared)
-    client = await a.carrier.connector.open(a.carrier.keys.facts, 5.0)
+    keeper = SnapshotWriter(a.transport, a.shared)
+    client = await a.transport.connector.open(a.transport.keys.facts, 5.0)
     began = time.process_time()
     wall = time.monotonic()
     await keeper.write(client)
@@ -248,7 +250,7 @@ async def load(url: str, blocks: int = 1_000_000) -> dict[str, float]:
     wall = time.monotonic() - wall
     size = 0
     for name in a.shared.names.values():
-        size += await client.memory_usage(a.carrier.keys.map(name))
+        size += await client.memory_usage(a.transport.keys.map(name))
     await client.aclose()
     await a.shared.stop()
     began = time.monotonic()
@@ -303,9 +305,9 @@ class LiveGateways(Gateways):
 
 
 async def routed(url: str, name: str, load: float, routers: int) -> dict[str, float]:
-    """A case of docs/design/results.md in real time: TTFT, learned prefill tokens/s, and the share of time
-    that the engines' clock stood still, for this process was late: a busy machine must not let
-    requests seem to come at the same moment."""
+    """A case of docs/design/results.md in real time: TTFT, learned prefill tokens/s, and the share
+    of time that the engines' clock stood still, for this process was late: a busy machine must not
+    let requests seem to come at the same moment."""
     params = [coarser(preset(PRESET), LIVE_BLOCK)] * REPLICAS
     plan = Plan(make(name), Poisson(load), seed=SEEDS[0], requests=LIVE_REQUESTS)
     prepared = prepare(plan, LIVE_BLOCK, SPANS)

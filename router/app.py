@@ -27,7 +27,7 @@ from router.fleet.holders import Holders
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
 from router.fleet.settings import FleetSettings
-from router.http.front import Front
+from router.http.front import Server
 from router.http.gateway import Gateway
 from router.index import ByteIndex
 from router.malloc import keep_freed_memory
@@ -36,8 +36,8 @@ from router.prompt.spans import SPANS
 from router.reload import Reloader, Reread
 from router.scheduling.placer import INDEX_ROOM, Placer
 from router.signals import attend
-from router.state.sync import Carrier, Shared
-from router.state.transports import redis_carrier
+from router.state.sync import StateSync, Transport
+from router.state.transports import redis_transport
 from router.telemetry import logs
 from router.telemetry.access_log import STANDARD_OUTPUT, AccessLog
 from router.telemetry.explain import Explain
@@ -48,7 +48,7 @@ from router.types import Policy
 from router.workers.worker import Worker, from_environment
 
 if TYPE_CHECKING:
-    from router.exact.mode import Exact
+    from router.exact.mode import ExactMode
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class _Membership(FleetListener):
         explain: Explain,
         telemetry: Telemetry,
     ) -> None:
-        self.shared: Shared | None = None
+        self.shared: StateSync | None = None
         self._fleet = fleet
         self._index = index
         self._policies = policies
@@ -115,8 +115,8 @@ def _weight(tokens: int) -> int:
 class App:
     """One router. `start`, then `stop`; or `run` for the whole life of a process."""
 
-    def __init__(self, settings: Settings, carrier: Carrier | None = None) -> None:
-        """carrier: what a worker shares through where no `state` is set."""
+    def __init__(self, settings: Settings, transport: Transport | None = None) -> None:
+        """transport: what a worker shares through where no `state` is set."""
         self.settings = settings
         self.telemetry = Telemetry(expected=settings.expected_models)
         self.explain = Explain(settings.explain_requests)
@@ -152,7 +152,7 @@ class App:
         learn = settings.prefill_rate == 0
         loads = self.fleet.loads
         self.placer: Placer
-        self.exact: Exact | None = None
+        self.exact: ExactMode | None = None
         if settings.exact:
             # Its libraries are an extra: nothing of it is imported when it is off.
             from router.exact.build import exact_placer
@@ -172,12 +172,12 @@ class App:
         self.holders = Holders()
         self.fleet.listen(self.holders)
         if settings.state:
-            carrier = redis_carrier(settings)
-        self.shared: Shared | None = None
-        if carrier is not None:
+            transport = redis_transport(settings)
+        self.shared: StateSync | None = None
+        if transport is not None:
             placers = (self.placer, self.balancer)
-            self.shared = Shared(
-                self.fleet, self.index, placers, carrier, self._resize, self.holders
+            self.shared = StateSync(
+                self.fleet, self.index, placers, transport, self._resize, self.holders
             )
             membership.shared = self.shared
         self.phase = Phase.STARTING
@@ -185,7 +185,7 @@ class App:
         """The front port, once started."""
         self.discovery = Discovery(settings, self.fleet) if settings.discovery != "off" else None
         self.gateway: Gateway
-        self.front: Front
+        self.front: Server
         self.admin: AdminServer
 
     async def start(self) -> None:
@@ -209,7 +209,7 @@ class App:
         )
         gateway.replica_tls = replica_context(settings)
         gateway.exact = self.exact
-        self.front = Front(gateway)
+        self.front = Server(gateway)
         self.admin = self._admin()
         try:
             await self.front.start()
@@ -338,7 +338,7 @@ async def _serve(settings: Settings, worker: Worker | None, reread: Reread) -> i
         app = App(settings)
     else:
         settings = worker.settings
-        app = App(settings, worker.carrier)
+        app = App(settings, worker.transport)
         await worker.attach()
     loop = asyncio.get_running_loop()
     asked_to_stop = asyncio.Event()

@@ -156,7 +156,7 @@ DEFAULT_TRAITS = TemplateTraits()
 NO_TRAITS: Mapping[str, TemplateTraits] = MappingProxyType({})
 
 
-class Ask(msgspec.Struct, gc=False):
+class RoutingRequest(msgspec.Struct, gc=False):
     """One request as a policy sees it."""
 
     eligible: int
@@ -180,6 +180,10 @@ class Ask(msgspec.Struct, gc=False):
     is being computed. Slots without any are absent."""
 
 
+Ask = RoutingRequest
+"""The former name, for custom policies that were written with it."""
+
+
 class Choice(msgspec.Struct, gc=False, frozen=True):
     """What a policy decided."""
 
@@ -193,7 +197,7 @@ class Choice(msgspec.Struct, gc=False, frozen=True):
 class Policy(Protocol):
     """Chooses a replica. Called between two socket events: it must not block or await."""
 
-    def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:
+    def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:
         """Pick one slot of ask.eligible. loads is indexed by slot."""
         ...
 

@@ -9,7 +9,7 @@ import msgspec
 
 from loadgen.cli import options as opts
 from loadgen.cli.values import OptionsError, counts, names
-from loadgen.live.compare import Stage, results_of
+from loadgen.live.compare import RunObserver, results_of
 from loadgen.results.bootstrap import ONE_RUN, against_first
 from loadgen.results.offered import shortfall
 from loadgen.results.savings import savings
@@ -43,7 +43,7 @@ class Simulation:
         self._axis, self._points = _points(args)
         self._runs: list[dict[str, list[ArmRun]]] = []
 
-    def run(self, stage: Stage) -> None:
+    def run(self, stage: RunObserver) -> None:
         """Run everything. The first policy is the baseline. Raises ValueError for a trace that
         cannot be read."""
         args = self._args

@@ -56,7 +56,7 @@ class FleetSpec(msgspec.Struct, frozen=True):
         return list(self.urls) or [f"replica-{slot}" for slot in range(self.simulated)]
 
 
-class Stage(Protocol):
+class RunObserver(Protocol):
     """Who watches a comparison."""
 
     def started(self, arm: str, load: float, repeat: int, plan: Plan) -> None:
@@ -86,7 +86,7 @@ class Comparing:
     """A comparison under way. What it has found can be had at any time, so that nothing is lost
     when a later run fails or all is stopped."""
 
-    def __init__(self, comparison: Comparison, stage: Stage) -> None:
+    def __init__(self, comparison: Comparison, stage: RunObserver) -> None:
         self._comparison = comparison
         self._stage = stage
         self._loads: list[tuple[float, Runs]] = []
@@ -142,7 +142,7 @@ async def _check(comparison: Comparison) -> None:
 
 
 async def _one(
-    comparison: Comparison, contender: Contender, plan: Plan, stage: Stage, run: Run
+    comparison: Comparison, contender: Contender, plan: Plan, stage: RunObserver, run: Run
 ) -> None:
     """One run of one arm, on replicas with empty caches. Fills in `run` as it goes."""
     fleet, headers = comparison.fleet, comparison.client.headers

@@ -88,7 +88,7 @@ _STAGES = ("prompt", "available", "chosen", "predicted", "delivered")
 
 
 async def read_reuse(admin: str) -> Reuse | None:
-    """What the gateway counted of the hits' way; None when it does not tell.
+    """What the gateway counted of the reuse funnel; None when it does not tell.
 
     Raises httpx.HTTPError when it cannot be asked."""
     async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:

@@ -66,7 +66,7 @@ class Answer:
         self.open = 0
         """Choices not finished."""
         self.started = False
-        self.words: Wording
+        self.words: ApiFormat
         self.die_after = -1
         """Cut the connection after this many tokens; -1 never."""
 
@@ -101,7 +101,7 @@ class Answer:
         }
 
 
-class Wording(Protocol):
+class ApiFormat(Protocol):
     """One API family's bytes for one answer. Streams are already framed as HTTP chunks."""
 
     def __init__(self, answer: Answer) -> None: ...

@@ -19,7 +19,7 @@ def event(name: str, **fields: Any) -> bytes:
     return frame(b"event: %b\ndata: %b\n\n" % (name.encode(), _encode({"type": name, **fields})))
 
 
-class MessagesWording:
+class MessagesFormat:
     """Anthropic messages."""
 
     def __init__(self, answer: Answer) -> None:

@@ -85,7 +85,7 @@ def parse_fault(body: bytes) -> Fault:
     return fault
 
 
-class Luck:
+class FaultTrigger:
     """Decides which requests one fault befalls: a seeded share of them, up to a number."""
 
     def __init__(self, fault: Fault) -> None:

@@ -13,7 +13,7 @@ _PAUSE = 0.1
 """Seconds until accepting is tried again where the system has no room for one more."""
 
 
-class Listener:
+class HttpListener:
     """Accepts all connections that wait each time the loop looks.
 
     uvloop's own server accepts one each time: a fleet that is busy sending, and so looks seldom,

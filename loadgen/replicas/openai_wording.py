@@ -108,7 +108,7 @@ class _Streamed:
         return sse(self.chunk([], usage=usage, system_fingerprint=FINGERPRINT)) + DONE
 
 
-class ChatWording(_Streamed):
+class ChatFormat(_Streamed):
     """Chat completions."""
 
     OBJECT = "chat.completion.chunk"
@@ -226,7 +226,7 @@ class ChatWording(_Streamed):
         )
 
 
-class CompletionsWording(_Streamed):
+class CompletionsFormat(_Streamed):
     """Plain completions."""
 
     OBJECT = "text_completion"

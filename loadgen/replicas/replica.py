@@ -10,13 +10,13 @@ from time import time
 from uuid import uuid4
 
 from loadgen.engine import Engine, EngineParams
-from loadgen.replicas.answers import Answer, Wording
+from loadgen.replicas.answers import Answer, ApiFormat
 from loadgen.replicas.connection import Connection
 from loadgen.replicas.driver import Driver
 from loadgen.replicas.errors import ApiError
-from loadgen.replicas.faults import Fault, Luck, Received
+from loadgen.replicas.faults import Fault, FaultTrigger, Received
 from loadgen.replicas.kv_events import EventPublisher
-from loadgen.replicas.listener import Listener
+from loadgen.replicas.listener import HttpListener
 from loadgen.replicas.metrics import RequestMetrics
 from loadgen.replicas.routes import GENERATING, ROUTES, JobReader, decode_body
 
@@ -68,8 +68,8 @@ class Replica:
         """Publishes KV events when ``kv_events_port`` was given (0: any free port)."""
         if kv_events_port is not None:
             self.events = EventPublisher(host, kv_events_port, params.block_size)
-        self._listener: Listener | None = None
-        self._lucks: dict[str, Luck] = {}
+        self._listener: HttpListener | None = None
+        self._triggers: dict[str, FaultTrigger] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._watchers: list[tuple[Callable[[Replica], bool], asyncio.Future[None]]] = []
         self.driver = self._new_driver()
@@ -126,7 +126,7 @@ class Replica:
         self.driver = self._new_driver()
         self.start_time = time()
         self.healthy = True
-        self._lucks.clear()
+        self._triggers.clear()
         if self.events is not None:
             self.events.open()
         self._listen()
@@ -182,7 +182,7 @@ class Replica:
 
     async def clear(self) -> None:
         """End all faults. A replica that is dead stays dead: ``start`` it."""
-        self._lucks.clear()
+        self._triggers.clear()
         self.healthy = True
         self.driver.set_clock(slow=1.0, frozen=False)
         if self.alive and self._listener is None:
@@ -210,7 +210,7 @@ class Replica:
             case "clear":
                 await self.clear()
             case kind:
-                self._lucks[kind] = Luck(fault)
+                self._triggers[kind] = FaultTrigger(fault)
         self._notice()
 
     async def until(self, condition: Callable[[Replica], bool]) -> None:
@@ -244,7 +244,7 @@ class Replica:
         task.add_done_callback(self._tasks.discard)
 
     def _listen(self) -> None:
-        self._listener = Listener(self.host, self.port, lambda: Connection(self))
+        self._listener = HttpListener(self.host, self.port, lambda: Connection(self))
         self.port = self._listener.port
 
     def _close_listener(self) -> None:
@@ -295,14 +295,14 @@ class Replica:
         connection: Connection,
         received: Received,
         read: JobReader,
-        wording: type[Wording],
+        wording: type[ApiFormat],
         prefix: str,
     ) -> None:
         if self._struck("garbage"):
             connection.transport.write(GARBAGE)
             connection.transport.close()
             return
-        failing = self._lucks.get("error_rate")
+        failing = self._triggers.get("error_rate")
         if failing is not None and failing.strikes():
             raise ApiError(failing.fault.status, "simulated failure")
         job = read(decode_body(received.body))
@@ -311,14 +311,14 @@ class Replica:
         name = prefix + (connection.request_id.decode("latin-1") or uuid4().hex[:16])
         answer = Answer(connection, job, name, int(time()))
         answer.words = wording(answer)
-        cutting = self._lucks.get("die_mid_stream")
+        cutting = self._triggers.get("die_mid_stream")
         if cutting is not None and cutting.strikes():
             answer.die_after = cutting.fault.after_tokens
         self.driver.add(answer)
 
     def _struck(self, kind: str) -> bool:
-        luck = self._lucks.get(kind)
-        return luck is not None and luck.strikes()
+        trigger = self._triggers.get(kind)
+        return trigger is not None and trigger.strikes()
 
     def check_model(self, model: str) -> None:
         """Raises ApiError for a model that is not served."""

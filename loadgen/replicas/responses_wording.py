@@ -12,7 +12,7 @@ from loadgen.replicas.tokens import answer_words
 _encode = msgspec.json.encode
 
 
-class ResponsesWording:
+class ResponsesFormat:
     """OpenAI responses. Events are numbered, so none can be prepared but for its head."""
 
     def __init__(self, answer: Answer) -> None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import msgspec
 
 from loadgen.replicas import metrics
-from loadgen.replicas.answers import Wording
-from loadgen.replicas.anthropic_wording import MessagesWording
+from loadgen.replicas.answers import ApiFormat
+from loadgen.replicas.anthropic_wording import MessagesFormat
 from loadgen.replicas.connection import Connection
 from loadgen.replicas.errors import ApiError, invalid, missing
 from loadgen.replicas.faults import Received, parse_fault
-from loadgen.replicas.openai_wording import ChatWording, CompletionsWording
+from loadgen.replicas.openai_wording import ChatFormat, CompletionsFormat
 from loadgen.replicas.prompts import (
     Job,
     chat_job,
@@ -23,7 +23,7 @@ from loadgen.replicas.prompts import (
     responses_job,
     tokenize_prompt,
 )
-from loadgen.replicas.responses_wording import ResponsesWording
+from loadgen.replicas.responses_wording import ResponsesFormat
 from loadgen.replicas.tokens import TOKEN_BYTES, ids_tokens, text_tokens, token_ids, tokens_text
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ _encode = msgspec.json.encode
 JobReader: TypeAlias = Callable[[dict[str, Any]], Job]
 Handler: TypeAlias = "Callable[[Replica, Connection, Received], None]"
 
-GENERATING: dict[str, tuple[JobReader, type[Wording], str]] = {
-    "/v1/chat/completions": (chat_job, ChatWording, "chatcmpl-"),
-    "/v1/completions": (completions_job, CompletionsWording, "cmpl-"),
-    "/v1/responses": (responses_job, ResponsesWording, "resp_"),
-    "/v1/messages": (messages_job, MessagesWording, "chatcmpl-"),
+GENERATING: dict[str, tuple[JobReader, type[ApiFormat], str]] = {
+    "/v1/chat/completions": (chat_job, ChatFormat, "chatcmpl-"),
+    "/v1/completions": (completions_job, CompletionsFormat, "cmpl-"),
+    "/v1/responses": (responses_job, ResponsesFormat, "resp_"),
+    "/v1/messages": (messages_job, MessagesFormat, "chatcmpl-"),
 }
 
 

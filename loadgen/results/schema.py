@@ -105,7 +105,7 @@ class Savings(msgspec.Struct, frozen=True):
 
 
 class Reuse(msgspec.Struct, frozen=True):
-    """The hits' way, in tokens, from the gateway's metrics (see its documentation) or, in a
+    """The reuse funnel, in tokens, from the gateway's metrics (see its documentation) or, in a
     simulation, from the same ledger."""
 
     prompt: float

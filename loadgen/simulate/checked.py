@@ -11,7 +11,7 @@ from typing import Any
 from loadgen.live.run import RunError
 from router.cli.importing import from_working_directory
 from router.policies import PolicyError, load_policy
-from router.types import Ask, Choice, Load, Policy
+from router.types import Choice, Load, Policy, RoutingRequest
 
 _LIBRARIES = ("<frozen", *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
 _REGISTRY = inspect.getsourcefile(load_policy) or ""
@@ -32,7 +32,7 @@ class Checked:
         """As Policy.members."""
         _guarded(self._name, lambda: self._policy.members(names))
 
-    def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:
+    def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:
         """As Policy.choose."""
         choice: Choice = _guarded(self._name, lambda: self._policy.choose(ask, loads))
         wrong = _wrong(choice, ask, len(loads))
@@ -59,8 +59,8 @@ def try_policy(name: str) -> None:
     policy = own_policy(name)
     policy.members({0: "replica-0", 1: "replica-1"})
     loads = [Load(kv_capacity=100_000.0) for _ in range(2)]
-    policy.choose(Ask(0b11, 1000.0, [], 100.0, "", 0, 0.0), loads)
-    policy.choose(Ask(0b11, 1000.0, [(500.0, 0b10)], 100.0, "session", 1, 1.0), loads)
+    policy.choose(RoutingRequest(0b11, 1000.0, [], 100.0, "", 0, 0.0), loads)
+    policy.choose(RoutingRequest(0b11, 1000.0, [(500.0, 0b10)], 100.0, "session", 1, 1.0), loads)
 
 
 def _guarded(name: str, call: Callable[[], Any]) -> Any:
@@ -96,7 +96,7 @@ def _place(policy: Policy) -> str:
     return f"({file}, line {line})"
 
 
-def _wrong(choice: Any, ask: Ask, replicas: int) -> str:
+def _wrong(choice: Any, ask: RoutingRequest, replicas: int) -> str:
     if not isinstance(choice, Choice):
         return f"returned {choice!r:.80}, not a Choice"
     slot = choice.slot

@@ -117,8 +117,8 @@ class Gateways:
         return router, placement
 
     def _hear(self, other: int, p: Placement, at: float) -> None:
-        prefill = self.placers[other].heard_routed(
-            p.slot, p.chain, p.weight, p.uncached, p.tokens, at
+        prefill = self.placers[other].apply_peer_routed(
+            p.slot, p.chain, p.prompt_bytes, p.uncached, p.tokens, at
         )
         if prefill is not None:
             self._heard[other][id(p)] = prefill
@@ -131,7 +131,7 @@ class Gateways:
             self._tell(
                 router,
                 now,
-                lambda other, at: self.placers[other].heard_first_token(
+                lambda other, at: self.placers[other].apply_peer_first_token(
                     p.slot, p.uncached, at, self._heard[other].pop(id(p), None)
                 ),
             )
@@ -146,8 +146,8 @@ class Gateways:
             self._tell(
                 router,
                 now,
-                lambda other, at: self.placers[other].heard_finished(
-                    p.slot, p.chain, p.weight, p.uncached, p.tokens, at
+                lambda other, at: self.placers[other].apply_peer_finished(
+                    p.slot, p.chain, p.prompt_bytes, p.uncached, p.tokens, at
                 ),
             )
 
@@ -159,7 +159,7 @@ class Gateways:
             self._tell(
                 router,
                 now,
-                lambda other, at: self.placers[other].heard_failed(
+                lambda other, at: self.placers[other].apply_peer_failed(
                     p.slot, p.uncached, p.tokens, at, self._heard[other].pop(id(p), None)
                 ),
             )

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from router.admin.engines import MOST_BODY, OPERATIONS, CallResult
+from router.admin.engines import MAX_BODY_BYTES, OPERATIONS, CallResult
 from router.admin.guard import Guard
 from router.admin.page import page
 from router.admin.parts import AdminParts, Phase
@@ -226,8 +226,8 @@ async def _body(request: Request) -> bytes:
     found = bytearray()
     async for chunk in request.stream():
         found += chunk
-        if len(found) > MOST_BODY:
-            raise HTTPException(413, f"the body is longer than {MOST_BODY} bytes")
+        if len(found) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
     return bytes(found)
 
 

@@ -20,9 +20,9 @@ from router.fleet.reader import tls_context
 from router.fleet.replica import Replica
 from router.fleet.settings import FleetSettings
 
-MOST_BODY: Final = 1024 * 1024
+MAX_BODY_BYTES: Final = 1024 * 1024
 """Bytes of a request's body."""
-MOST_ANSWER: Final = 64 * 1024
+MAX_ANSWER_BYTES: Final = 64 * 1024
 """Bytes of an engine's answer that are passed on."""
 
 
@@ -148,9 +148,9 @@ async def _read(response: httpx.Response) -> bytes:
     found = bytearray()
     async for chunk in response.aiter_bytes():
         found += chunk
-        if len(found) > MOST_ANSWER:
+        if len(found) > MAX_ANSWER_BYTES:
             break
-    return bytes(found[:MOST_ANSWER])
+    return bytes(found[:MAX_ANSWER_BYTES])
 
 
 def _shown(body: bytes) -> msgspec.Raw | str:

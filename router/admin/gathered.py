@@ -25,14 +25,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from router.admin.guard import HEADER, Guard
-from router.admin.server import GRACE_SECONDS, EmbeddedServer, bind
+from router.admin.server import STOP_TIMEOUT_S, EmbeddedServer, bind
 from router.config import Settings
 from router.fleet.replica import parse_address
 from router.telemetry.exposition import CONTENT_TYPE
 
 log = logging.getLogger(__name__)
 
-WITHIN: Final = 10.0
+WORKER_TIMEOUT_S: Final = 10.0
 """Seconds for a worker's answer; engines may take long for what is asked of them."""
 _SAMPLE: Final = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (.*)")
 _HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
@@ -48,7 +48,7 @@ class GatheredServer:
     def __init__(self, settings: Settings, workers: Workers) -> None:
         self._settings = settings
         self._workers = workers
-        self._client = httpx.AsyncClient(timeout=WITHIN, trust_env=False)
+        self._client = httpx.AsyncClient(timeout=WORKER_TIMEOUT_S, trust_env=False)
         self._changes: dict[str, tuple[str, bytes]] = {}
         """Replica's name -> method and body of the last change of /replicas that workers to come
         must make too."""
@@ -84,7 +84,7 @@ class GatheredServer:
                 ws="none",
                 proxy_headers=False,
                 server_header=False,
-                timeout_graceful_shutdown=GRACE_SECONDS,
+                timeout_graceful_shutdown=STOP_TIMEOUT_S,
             )
         )
         self._serving: asyncio.Task[None] | None = None

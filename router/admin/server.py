@@ -12,12 +12,12 @@ import uvicorn
 
 from router.admin.app import create_app
 from router.admin.parts import AdminParts
-from router.telemetry.recent import EVERY
+from router.telemetry.recent import SAMPLE_INTERVAL_S
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 128
-GRACE_SECONDS = 2
+STOP_TIMEOUT_S = 2
 """How long answers under way may take when it stops."""
 
 
@@ -56,7 +56,7 @@ class AdminServer:
             # The peer's address decides who may change things: it is not taken from headers.
             proxy_headers=False,
             server_header=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
+            timeout_graceful_shutdown=STOP_TIMEOUT_S,
         )
         self._server = EmbeddedServer(config)
         self._socket: socket.socket | None = None
@@ -91,7 +91,7 @@ class AdminServer:
         parts = self._parts
         while True:
             parts.recent.sample(parts.telemetry.ledgers())
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(SAMPLE_INTERVAL_S)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -28,7 +28,7 @@ TIMEOUT_S = 5.0
 _SETTINGS = ("state", "state_prefix", "state_ca")
 
 
-class ReplicaMap(msgspec.Struct):
+class ReplicaSnapshot(msgspec.Struct):
     """What Redis has of one replica."""
 
     name: str
@@ -43,7 +43,7 @@ class Report(msgspec.Struct):
 
     routers: dict[str, RouterInfo]
     keeper: str
-    replicas: list[ReplicaMap]
+    replicas: list[ReplicaSnapshot]
     batches: int
     """In the stream."""
     stream_bytes: int
@@ -119,7 +119,7 @@ async def read(client: Client, keys: Keys) -> Report:
     for name, about in (await client.hgetall(keys.maps)).items():
         blocks, count, wall = map(int, about.split())
         age = max(time.time() - wall / 1000, 0.0)
-        replicas.append(ReplicaMap(name.decode(), blocks, count, round(age, 1)))
+        replicas.append(ReplicaSnapshot(name.decode(), blocks, count, round(age, 1)))
     start = await client.get(keys.position)
     newest = await client.xrevrange(keys.facts, count=1)
     behind = 0.0

@@ -57,7 +57,7 @@ _ORIGIN_FORM = r"|\*|https?://[A-Za-z0-9._:\[\]-]+"
 _PORT = whole(0, 65_535)
 
 
-class Is(msgspec.Struct, frozen=True):
+class SettingInfo(msgspec.Struct, frozen=True):
     """What a field of Settings says of itself."""
 
     group: str
@@ -75,16 +75,16 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     host: Annotated[
         str,
-        Is(
+        SettingInfo(
             LISTEN,
             Host(),
             "Address for clients; `0.0.0.0` for every IPv4 address, `::` for every address.",
         ),
     ] = "127.0.0.1"
-    port: Annotated[int, Is(LISTEN, _PORT, "Port for clients; 0 takes a free one.")] = 8000
+    port: Annotated[int, SettingInfo(LISTEN, _PORT, "Port for clients; 0 takes a free one.")] = 8000
     admin_host: Annotated[
         str,
-        Is(
+        SettingInfo(
             LISTEN,
             Host(),
             "Address for metrics, readiness and explanations. Without `admin_key` anybody who "
@@ -92,11 +92,14 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "127.0.0.1"
     admin_port: Annotated[
-        int, Is(LISTEN, _PORT, "Port for metrics, readiness and explanations; 0 takes a free one.")
+        int,
+        SettingInfo(
+            LISTEN, _PORT, "Port for metrics, readiness and explanations; 0 takes a free one."
+        ),
     ] = 9090
     admin_key: Annotated[
         str,
-        Is(
+        SettingInfo(
             LISTEN,
             Secret(),
             "Key the admin port asks for as a bearer token, probes and `/metrics` excepted. "
@@ -105,7 +108,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = Masked("")
     admin_names: Annotated[
         tuple[str, ...],
-        Is(
+        SettingInfo(
             LISTEN,
             Names(),
             "Host names by which the admin port may be called besides the machine's own, as a "
@@ -114,7 +117,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ()
     allow_origin: Annotated[
         str,
-        Is(
+        SettingInfo(
             LISTEN,
             Text(_ORIGIN, _ORIGIN_FORM),
             "The `Access-Control-Allow-Origin` of the router's own answers: its model list, its "
@@ -124,7 +127,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "*"
     tls_cert: Annotated[
         str,
-        Is(
+        SettingInfo(
             LISTEN,
             File(),
             "Certificate chain (PEM) to serve clients over TLS; with `tls_key`. SIGHUP reads both "
@@ -132,12 +135,12 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ""
     tls_key: Annotated[
-        str, Is(LISTEN, File(), "The certificate's private key (PEM, no passphrase).")
+        str, SettingInfo(LISTEN, File(), "The certificate's private key (PEM, no passphrase).")
     ] = ""
 
     max_head: Annotated[
         int,
-        Is(
+        SettingInfo(
             LIMITS,
             size(1 * KIB, 16 * MIB),
             "Longest request line and headers; beyond it, 431.",
@@ -145,11 +148,14 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 64 * KIB
     max_body: Annotated[
-        int, Is(LIMITS, size(1 * KIB, 4 * GIB), "Longest request body; beyond it, 413.", live=True)
+        int,
+        SettingInfo(
+            LIMITS, size(1 * KIB, 4 * GIB), "Longest request body; beyond it, 413.", live=True
+        ),
     ] = 64 * MIB
     body_memory: Annotated[
         int,
-        Is(
+        SettingInfo(
             LIMITS,
             size(1 * MIB, 1024 * GIB),
             "All request bodies held at once, together; beyond it, 503.",
@@ -158,7 +164,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 1 * GIB
     body_rate: Annotated[
         int,
-        Is(
+        SettingInfo(
             LIMITS,
             size(0, 1 * GIB),
             "Slowest arrival of a request's body, bytes a second, over each `head_timeout` or "
@@ -167,7 +173,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 1 * KIB
     max_connections: Annotated[
         int,
-        Is(
+        SettingInfo(
             LIMITS,
             whole(1, 10_000_000),
             "Client connections open at once; beyond it, 503. Fewer where the system's limit of "
@@ -178,17 +184,20 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     head_timeout: Annotated[
         float,
-        Is(TIMES, duration(), "From a request's first byte to the end of its headers."),
+        SettingInfo(TIMES, duration(), "From a request's first byte to the end of its headers."),
     ] = 30.0
     idle_timeout: Annotated[
-        float, Is(TIMES, duration(), "A client connection without a request is closed after this.")
+        float,
+        SettingInfo(
+            TIMES, duration(), "A client connection without a request is closed after this."
+        ),
     ] = 75.0
     connect_timeout: Annotated[
-        float, Is(TIMES, duration(), "To connect to a replica.", live=True)
+        float, SettingInfo(TIMES, duration(), "To connect to a replica.", live=True)
     ] = 2.0
     first_byte_timeout: Annotated[
         float,
-        Is(
+        SettingInfo(
             TIMES,
             duration(),
             "From a request sent to the first event or byte of the replica's answer. While the "
@@ -197,7 +206,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 1800.0
     chunk_timeout: Annotated[
         float,
-        Is(
+        SettingInfo(
             TIMES,
             duration(),
             "Longest silence within a replica's answer. While the replica is healthy and its "
@@ -206,7 +215,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 1800.0
     tunnel_idle_timeout: Annotated[
         float,
-        Is(
+        SettingInfo(
             TIMES,
             duration(),
             "A WebSocket on which nothing has passed either way for so long is closed.",
@@ -214,7 +223,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 1800.0
     replica_idle_timeout: Annotated[
         float,
-        Is(
+        SettingInfo(
             TIMES,
             duration(),
             "A pooled connection to a replica is closed after this idle time. Keep it below the "
@@ -224,7 +233,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     retries: Annotated[
         int,
-        Is(
+        SettingInfo(
             RETRY,
             whole(0, 10),
             "Further replicas tried before the first byte has gone to the client.",
@@ -233,7 +242,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 2
     retry_budget: Annotated[
         float,
-        Is(
+        SettingInfo(
             RETRY,
             share(),
             "Retries allowed as a share of requests, so that retries add no overload. What a "
@@ -242,12 +251,12 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0.2
     retry_after: Annotated[
         float,
-        Is(RETRY, duration(0), "What `Retry-After` tells clients when a 503 is answered."),
+        SettingInfo(RETRY, duration(0), "What `Retry-After` tells clients when a 503 is answered."),
     ] = 2.0
 
     settle_time: Annotated[
         float,
-        Is(
+        SettingInfo(
             STOP,
             duration(0),
             "After SIGTERM, go on accepting requests while not ready, until load balancers "
@@ -255,5 +264,5 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 3.0
     drain_timeout: Annotated[
-        float, Is(STOP, duration(0), "Then wait so long for requests in flight to finish.")
+        float, SettingInfo(STOP, duration(0), "Then wait so long for requests in flight to finish.")
     ] = 60.0

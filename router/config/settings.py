@@ -36,8 +36,8 @@ from router.config.serving import (
     KIB,
     MIB,
     STATE,
-    Is,
     ServingSettings,
+    SettingInfo,
 )
 
 _POLICY = "the name of a policy (cache_aware) or module:Class"
@@ -55,7 +55,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
 
     replicas: Annotated[
         tuple[str, ...],
-        Is(
+        SettingInfo(
             FLEET,
             Replicas(),
             "The replicas' base URLs, with a path prefix where they have one but without `/v1`. "
@@ -65,7 +65,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = ()
     policy: Annotated[
         str,
-        Is(
+        SettingInfo(
             FLEET,
             Text(_POLICY, _POLICY_FORM),
             "How a replica is chosen: `cache_aware`, `consistent_hash`, `least_loaded`, "
@@ -74,7 +74,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = "cache_aware"
     expected_models: Annotated[
         tuple[str, ...],
-        Is(
+        SettingInfo(
             FLEET,
             Models(),
             "Names of models that are served now and then, such as one scaled to zero: while no "
@@ -84,7 +84,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = ()
     lora_resolver: Annotated[
         bool,
-        Is(
+        SettingInfo(
             FLEET,
             Switch(),
             "Ask an engine before a model that nobody lists is called unknown: with a LoRA "
@@ -93,7 +93,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = True
     session_header: Annotated[
         str,
-        Is(
+        SettingInfo(
             FLEET,
             Text(_HEADER, _HEADER_FORM, lower=True),
             "The request header that names a session, for policies that keep sessions together.",
@@ -101,7 +101,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = "x-session-id"
     stream_usage: Annotated[
         bool,
-        Is(
+        SettingInfo(
             FLEET,
             Switch(),
             "Ask the replica for token usage in streams whose client did not, and take it out "
@@ -110,7 +110,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = True
     default_model: Annotated[
         str,
-        Is(
+        SettingInfo(
             FLEET,
             Text("a model's name, at most 256 characters", r"\S{0,256}"),
             "The model of requests that name none, where the replicas serve different ones. "
@@ -119,7 +119,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = ""
     extra_paths: Annotated[
         tuple[str, ...],
-        Is(
+        SettingInfo(
             FLEET,
             Paths(),
             "Paths to balance besides those of [paths.md](paths.md), for plugins of the engines. "
@@ -128,7 +128,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = ()
     trust_kv_transfer: Annotated[
         bool,
-        Is(
+        SettingInfo(
             FLEET,
             Switch(),
             "Pass on `kv_transfer_params` and the like from clients. Only where every client is a "
@@ -137,7 +137,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = False
     replica_api_key: Annotated[
         str,
-        Is(
+        SettingInfo(
             FLEET,
             Secret(),
             "Key for the router's own calls to replicas (health, models, metrics), sent as a "
@@ -146,19 +146,19 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = Masked("")
     replica_ca: Annotated[
         str,
-        Is(
+        SettingInfo(
             FLEET,
             File(),
             "CA certificates (PEM) to trust for `https` replicas instead of the system's.",
         ),
     ] = ""
     replica_verify: Annotated[
-        bool, Is(FLEET, Switch(), "Check the certificates of `https` replicas.")
+        bool, SettingInfo(FLEET, Switch(), "Check the certificates of `https` replicas.")
     ] = True
 
     discovery: Annotated[
         str,
-        Is(
+        SettingInfo(
             DISCOVERY,
             Word(("off", "kubernetes", "dns", "file")),
             "Find replicas and follow their changes, besides those listed in `replicas`. "
@@ -168,7 +168,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = "off"
     discovery_services: Annotated[
         tuple[str, ...],
-        Is(
+        SettingInfo(
             DISCOVERY,
             Names(),
             "With `kubernetes`: the Services whose endpoints are the replicas. Either these or "
@@ -177,7 +177,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = ()
     discovery_selector: Annotated[
         str,
-        Is(
+        SettingInfo(
             DISCOVERY,
             Text("a label selector, such as app=vllm,tier!=test", r"[A-Za-z0-9!=()., _/-]*"),
             "With `kubernetes`: the label selector of the pods that are the replicas.",
@@ -185,7 +185,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = ""
     discovery_namespaces: Annotated[
         tuple[str, ...],
-        Is(
+        SettingInfo(
             DISCOVERY,
             Names(),
             "With `kubernetes`: where to look; `*` for all namespaces, none for the router's own.",
@@ -193,7 +193,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = ()
     discovery_port: Annotated[
         str,
-        Is(
+        SettingInfo(
             DISCOVERY,
             Text(
                 "a port's number, its name, or annotation:KEY",
@@ -205,7 +205,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = ""
     discovery_model: Annotated[
         str,
-        Is(
+        SettingInfo(
             DISCOVERY,
             Text("label:KEY or annotation:KEY", rf"((label|annotation):{_KEY_FORM})?"),
             "With `kubernetes`: the label or annotation that names the models a replica serves, of "
@@ -215,7 +215,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = ""
     discovery_scheme: Annotated[
         str,
-        Is(
+        SettingInfo(
             DISCOVERY,
             Word(("http", "https")),
             "With `kubernetes`: how the replicas are spoken to.",
@@ -223,7 +223,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = "http"
     discovery_dns: Annotated[
         tuple[str, ...],
-        Is(
+        SettingInfo(
             DISCOVERY,
             Replicas(),
             "With `dns`: URLs whose host has one address for each replica, such as a headless "
@@ -232,7 +232,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = ()
     discovery_file: Annotated[
         str,
-        Is(
+        SettingInfo(
             DISCOVERY,
             File(),
             "With `file`: a YAML or JSON list of URLs, or of mappings with `url`, `models` and "
@@ -241,21 +241,21 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = ""
     discovery_interval: Annotated[
         float,
-        Is(DISCOVERY, duration(), "With `dns` and `file`: time between two readings."),
+        SettingInfo(DISCOVERY, duration(), "With `dns` and `file`: time between two readings."),
     ] = 5.0
 
     health_interval: Annotated[
-        float, Is(HEALTH, duration(), "Time between two probes of a replica's `/health`.")
+        float, SettingInfo(HEALTH, duration(), "Time between two probes of a replica's `/health`.")
     ] = 1.0
     health_timeout: Annotated[
-        float, Is(HEALTH, duration(), "A probe without an answer by then has failed.")
+        float, SettingInfo(HEALTH, duration(), "A probe without an answer by then has failed.")
     ] = 2.0
     unhealthy_after: Annotated[
-        int, Is(HEALTH, whole(1, 1000), "Failed probes in a row that take a replica out.")
+        int, SettingInfo(HEALTH, whole(1, 1000), "Failed probes in a row that take a replica out.")
     ] = 2
     breaker_failures: Annotated[
         int,
-        Is(
+        SettingInfo(
             HEALTH,
             whole(1, 1000),
             "Failed requests in a row that open a replica's circuit breaker.",
@@ -263,24 +263,28 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = 3
     breaker_cooldown: Annotated[
         float,
-        Is(HEALTH, duration(0), "How long an open breaker waits before it lets one request try."),
+        SettingInfo(
+            HEALTH, duration(0), "How long an open breaker waits before it lets one request try."
+        ),
     ] = 2.0
     slow_start: Annotated[
         float,
-        Is(
+        SettingInfo(
             HEALTH, duration(0), "Time in which a new or recovered replica grows to its full share."
         ),
     ] = 10.0
 
     metrics_interval: Annotated[
-        float, Is(ENGINE, duration(), "Time between two readings of a replica's `/metrics`.")
+        float,
+        SettingInfo(ENGINE, duration(), "Time between two readings of a replica's `/metrics`."),
     ] = 1.0
     models_interval: Annotated[
-        float, Is(ENGINE, duration(), "Time between two readings of a replica's `/v1/models`.")
+        float,
+        SettingInfo(ENGINE, duration(), "Time between two readings of a replica's `/v1/models`."),
     ] = 10.0
     kv_cache_tokens: Annotated[
         int,
-        Is(
+        SettingInfo(
             ENGINE,
             _TOKENS,
             "Tokens a replica's KV cache in GPU memory holds, that of each data-parallel rank; "
@@ -289,7 +293,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = 0
     kv_offload_tokens: Annotated[
         int,
-        Is(
+        SettingInfo(
             ENGINE,
             _TOKENS,
             "Tokens that a tier behind it (CPU memory, disk, LMCache, Mooncake) holds; 0 reads "
@@ -298,19 +302,19 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = 0
     kv_cache_guess: Annotated[
         int,
-        Is(
+        SettingInfo(
             ENGINE,
             whole(1, 1_000_000_000),
             "Tokens assumed while the cache's size is unknown; err high.",
         ),
     ] = 2_000_000
     prefill_rate: Annotated[
-        int, Is(ENGINE, _TOKENS, "Prefill tokens a second of one replica; 0 learns it.")
+        int, SettingInfo(ENGINE, _TOKENS, "Prefill tokens a second of one replica; 0 learns it.")
     ] = 0
 
     state: Annotated[
         str,
-        Is(
+        SettingInfo(
             STATE,
             StateUrl(),
             "The Redis or Valkey that routers share what they know through; none: each router for "
@@ -320,7 +324,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = ""
     state_password: Annotated[
         str,
-        Is(
+        SettingInfo(
             STATE,
             Secret(),
             "Its password. The user, if there is one, belongs into the URL. No flag: environment "
@@ -329,11 +333,13 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = Masked("")
     state_ca: Annotated[
         str,
-        Is(STATE, File(), "CA certificates (PEM) to trust for `rediss` instead of the system's."),
+        SettingInfo(
+            STATE, File(), "CA certificates (PEM) to trust for `rediss` instead of the system's."
+        ),
     ] = ""
     state_prefix: Annotated[
         str,
-        Is(
+        SettingInfo(
             STATE,
             Text("letters, digits, and . _ - : within 100 characters", r"[A-Za-z0-9._:-]{1,100}"),
             "What the names of all keys begin with: routers with the same one share.",
@@ -341,7 +347,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = "warmroute"
     workers: Annotated[
         int,
-        Is(
+        SettingInfo(
             STATE,
             whole(1, 256),
             "Processes that serve the same port, and share what they know; about one for a core.",
@@ -350,7 +356,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
 
     exact: Annotated[
         bool,
-        Is(
+        SettingInfo(
             EXACT,
             Switch(),
             "Go by what the engines tell of their KV caches, and tokenise prompts as they do. "
@@ -360,7 +366,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = False
     exact_events: Annotated[
         str,
-        Is(
+        SettingInfo(
             EXACT,
             Text(_ENDPOINT, _ENDPOINT_FORM),
             "Where KV events are, as a ZMQ endpoint in which `{host}` stands for the replica's "
@@ -370,14 +376,19 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = ""
     exact_replay: Annotated[
         str,
-        Is(EXACT, Text(_ENDPOINT, _ENDPOINT_FORM), "The same for lost events: their replay."),
+        SettingInfo(
+            EXACT, Text(_ENDPOINT, _ENDPOINT_FORM), "The same for lost events: their replay."
+        ),
     ] = ""
     exact_topic: Annotated[
-        str, Is(EXACT, Text("a topic", r"\S*"), "The topic of KV events; empty takes every one.")
+        str,
+        SettingInfo(
+            EXACT, Text("a topic", r"\S*"), "The topic of KV events; empty takes every one."
+        ),
     ] = ""
     exact_ranks: Annotated[
         int,
-        Is(
+        SettingInfo(
             EXACT,
             whole(1, 1024),
             "Data-parallel ranks of a replica, each on the next port, with `exact_events`.",
@@ -385,7 +396,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = 1
     exact_tokenizer: Annotated[
         str,
-        Is(
+        SettingInfo(
             EXACT,
             Text("a folder, a hub name, or model=place,...", r"[^\x00]*"),
             "Where the models' tokenizers are, as folders or hub names: one for all models, or "
@@ -394,18 +405,21 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = ""
     exact_chat_template: Annotated[
         str,
-        Is(
+        SettingInfo(
             EXACT,
             File(),
             "The chat template the engines are given with `--chat-template`, if they are.",
         ),
     ] = ""
     exact_download: Annotated[
-        bool, Is(EXACT, Switch(), "Fetch tokenizers from the hub; off uses only those there are.")
+        bool,
+        SettingInfo(
+            EXACT, Switch(), "Fetch tokenizers from the hub; off uses only those there are."
+        ),
     ] = True
     exact_budget: Annotated[
         float,
-        Is(
+        SettingInfo(
             EXACT,
             duration(),
             "A prompt that would take longer to tokenise is routed by what was sent before.",
@@ -413,7 +427,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = 0.1
     exact_deadline: Annotated[
         float,
-        Is(
+        SettingInfo(
             EXACT,
             duration(),
             "How long a prompt on its way to a replica counts as held there, unless the engine "
@@ -422,23 +436,23 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = 60.0
     exact_memory: Annotated[
         int,
-        Is(EXACT, size(1 * MIB, 64 * GIB), "Memory for tokens of texts seen before."),
+        SettingInfo(EXACT, size(1 * MIB, 64 * GIB), "Memory for tokens of texts seen before."),
     ] = 256 * MIB
     exact_max_body: Annotated[
         int,
-        Is(
+        SettingInfo(
             EXACT,
             size(1 * KIB, 64 * MIB),
             "Larger bodies are not tokenised: reading one would hold up the others.",
         ),
     ] = 512 * KIB
     exact_threads: Annotated[
-        int, Is(EXACT, whole(1, 64), "Threads that tokenise long prompts.")
+        int, SettingInfo(EXACT, whole(1, 64), "Threads that tokenise long prompts.")
     ] = 2
 
     explain_headers: Annotated[
         bool,
-        Is(
+        SettingInfo(
             INSIGHT,
             Switch(),
             "Let a request with `x-warmroute-explain: 1` have response headers that name the "
@@ -447,18 +461,21 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         ),
     ] = False
     explain_requests: Annotated[
-        int, Is(INSIGHT, whole(0, 1_000_000), "Latest requests kept for `/explain`.")
+        int, SettingInfo(INSIGHT, whole(0, 1_000_000), "Latest requests kept for `/explain`.")
     ] = 1000
     access_log: Annotated[
-        float, Is(INSIGHT, share(), "Share of the requests logged; 0 logs none.", live=True)
+        float,
+        SettingInfo(INSIGHT, share(), "Share of the requests logged; 0 logs none.", live=True),
     ] = 1.0
     access_log_blocks: Annotated[
         bool,
-        Is(INSIGHT, Switch(), "Put the prompt's block hashes into the access log, for replay."),
+        SettingInfo(
+            INSIGHT, Switch(), "Put the prompt's block hashes into the access log, for replay."
+        ),
     ] = False
     log_level: Annotated[
         str,
-        Is(
+        SettingInfo(
             INSIGHT,
             Word(("debug", "info", "warning", "error")),
             "Least severe messages logged.",
@@ -467,7 +484,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
     ] = "info"
     log_format: Annotated[
         str,
-        Is(
+        SettingInfo(
             INSIGHT,
             Word(("auto", "json", "text")),
             "How both logs are written: `text` for people, `json`, or `auto`, which is text at a "

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from router.config.kinds import Kind
-from router.config.serving import GROUPS, Is
+from router.config.serving import GROUPS, SettingInfo
 from router.config.settings import Settings
 
 
@@ -38,7 +38,7 @@ def _rows() -> dict[str, Row]:
     defaults = Settings()
     rows = {}
     for name, hint in typing.get_type_hints(Settings, include_extras=True).items():
-        about: Is = hint.__metadata__[0]
+        about: SettingInfo = hint.__metadata__[0]
         flag = about.flag or "--" + name.replace("_", "-")
         rows[name] = Row(
             name=name,

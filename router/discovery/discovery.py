@@ -13,7 +13,7 @@ from router.fleet.fleet import Fleet
 
 log = logging.getLogger(__name__)
 
-MISSES = 2.5
+MAX_MISSED_READINGS = 2.5
 """Readings in which a name server or a file may miss a replica before its cache is forgotten."""
 
 
@@ -26,7 +26,7 @@ class Discovery:
     def __init__(self, settings: Settings, fleet: Fleet) -> None:
         self.kind = settings.discovery
         polled = self.kind in ("dns", "file")
-        linger = MISSES * settings.discovery_interval if polled else 0.0
+        linger = MAX_MISSED_READINGS * settings.discovery_interval if polled else 0.0
         self._members = Membership(fleet, linger)
         self._source = _source(settings, self)
         self._first = asyncio.Event()

@@ -21,7 +21,7 @@ import yaml
 from router.discovery.target import Audience, Target
 from router.fleet.replica import parse_address
 
-LONGEST = 4 * 1024 * 1024
+MAX_FILE_BYTES = 4 * 1024 * 1024
 """Bytes of a file that are read."""
 
 
@@ -77,9 +77,9 @@ class FileSource:
 
     def _content(self) -> bytes:
         with self._path.open("rb") as file:
-            text = file.read(LONGEST + 1)
-        if len(text) > LONGEST:
-            raise ValueError(f"longer than {LONGEST} bytes")
+            text = file.read(MAX_FILE_BYTES + 1)
+        if len(text) > MAX_FILE_BYTES:
+            raise ValueError(f"longer than {MAX_FILE_BYTES} bytes")
         return text
 
 

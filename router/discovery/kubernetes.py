@@ -41,7 +41,7 @@ except ImportError as error:  # pragma: no cover  (settings are checked before)
 log = logging.getLogger(__name__)
 
 OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-JOIN = 3.0
+JOIN_TIMEOUT_S = 3.0
 """Seconds that ending waits for a thread. They are daemons: one that hangs stops nothing."""
 
 
@@ -94,7 +94,7 @@ class KubernetesSource:
         for reflector in self._reflectors:
             reflector.stop()
         for reflector in self._reflectors:
-            if not await asyncio.to_thread(reflector.join, JOIN):
+            if not await asyncio.to_thread(reflector.join, JOIN_TIMEOUT_S):
                 log.warning("the watch of %s has not ended; going on", reflector.name)
 
     # In the reflectors' threads

@@ -19,9 +19,9 @@ from router.fleet.replica import Replica, parse_address
 
 log = logging.getLogger(__name__)
 
-LOOK = 0.25
+LEAVE_CHECK_INTERVAL_S = 0.25
 """Seconds between two looks at whether a replica that leaves is done."""
-LONGEST_LEAVING = 600.0
+MAX_LEAVING_S = 600.0
 """Seconds after which one that leaves is forgotten whatever is in flight on it. Its streams are not
 cut by that."""
 
@@ -141,9 +141,9 @@ class Membership:
             since = member.leaving_since
             if since is None:
                 continue
-            own = sum(rank.foreign.own(rank.load) for rank in member.replica.ranks)
+            own = sum(rank.external.own(rank.load) for rank in member.replica.ranks)
             gone_for = now - since
-            if (own <= 0 and gone_for >= self._linger) or gone_for >= LONGEST_LEAVING:
+            if (own <= 0 and gone_for >= self._linger) or gone_for >= MAX_LEAVING_S:
                 self._remove(name)
             else:
                 left = True
@@ -151,6 +151,6 @@ class Membership:
             self._seeing_off = asyncio.create_task(self._look_again(), name="replicas leaving")
 
     async def _look_again(self) -> None:
-        await asyncio.sleep(LOOK)
+        await asyncio.sleep(LEAVE_CHECK_INTERVAL_S)
         self._seeing_off = None
         self._see_off()

@@ -34,10 +34,10 @@ T = TypeVar("T", bound=Object)
 
 WATCH_SECONDS = 290
 """Asked of the server; it ends the watch then, and the next one goes on where it was."""
-SILENCE = WATCH_SECONDS + 20.0
+SILENCE_TIMEOUT_S = WATCH_SECONDS + 20.0
 """Seconds without a byte after which the connection is given up, whatever the server was asked."""
-CONNECT = 5.0
-PAGE = 500
+CONNECT_TIMEOUT_S = 5.0
+PAGE_OBJECTS = 500
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 15.0
 """Seconds between attempts while they fail: doubled each time, and spread by half."""
 LONGEST_LINE = 64 * 1024 * 1024
@@ -165,7 +165,7 @@ class Reflector(Generic[T]):
     def _list(self) -> str:
         """Read all there are. Returns the version they are of."""
         found: dict[str, T] = {}
-        options: dict[str, Any] = {"limit": PAGE}
+        options: dict[str, Any] = {"limit": PAGE_OBJECTS}
         while True:
             response = self._ask(options, 30.0)
             try:
@@ -190,7 +190,7 @@ class Reflector(Generic[T]):
             "allow_watch_bookmarks": True,
             "timeout_seconds": WATCH_SECONDS,
         }
-        response = self._ask(options, SILENCE)
+        response = self._ask(options, SILENCE_TIMEOUT_S)
         try:
             if not self._works:
                 self._works = True
@@ -226,7 +226,7 @@ class Reflector(Generic[T]):
         """Call, and raise what is not an answer: ApiException, GoneError, or urllib3's errors."""
         try:
             response = self._call(
-                **options, _preload_content=False, _request_timeout=(CONNECT, silence)
+                **options, _preload_content=False, _request_timeout=(CONNECT_TIMEOUT_S, silence)
             )
         except ApiException as error:
             # Some versions of the client raise for bad statuses, others leave it to us.

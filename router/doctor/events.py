@@ -13,15 +13,15 @@ import msgspec
 
 from router.doctor.finding import Finding, note, wrong
 from router.kv_events.decode import Batch, EngineHash, Stored, decode
-from router.kv_events.sequencer import END
+from router.kv_events.sequencer import REPLAY_END
 from router.kv_events.sources import Source, parse_sources, sources_of
-from router.kv_events.subscriptions import ListenSettings
+from router.kv_events.subscriptions import EventSettings
 
 if TYPE_CHECKING:
     import zmq.asyncio
 
-HEAR_SECONDS = 5.0
-SETTLE_SECONDS = 0.5
+LISTEN_S = 5.0
+SUBSCRIBE_S = 0.5
 """For a subscription to reach the engine."""
 
 _ON = (
@@ -41,7 +41,7 @@ class Heard:
 
 
 async def listen(
-    client: httpx.AsyncClient, url: str, model: str, settings: ListenSettings, asked_for: bool
+    client: httpx.AsyncClient, url: str, model: str, settings: EventSettings, asked_for: bool
 ) -> Heard:
     """Subscribe, send a prompt, and see that its blocks are told of. asked_for: exact mode is on,
     so that it is wrong when they are not; without it, it is worth knowing."""
@@ -81,7 +81,7 @@ async def _hear(
         for source in sources:
             socket.bind(source.endpoint) if source.bind else socket.connect(source.endpoint)
             socket.subscribe(source.topic)
-        await asyncio.sleep(SETTLE_SECONDS)
+        await asyncio.sleep(SUBSCRIBE_S)
         salt = "doctor-" + secrets.token_hex(8)
         # A salt makes the blocks new, so that they are told of; without it they have common names.
         for extra in ({"cache_salt": salt}, {}):
@@ -90,11 +90,11 @@ async def _hear(
         batch = await _first_batch(socket)
         if batch is None:
             where = ", ".join(source.endpoint for source in sources)
-            what = f"no KV event was heard from {where} within {HEAR_SECONDS:g} s of a prompt"
+            what = f"no KV event was heard from {where} within {LISTEN_S:g} s of a prompt"
             fix = 'open the port, and bind it on every address: "endpoint":"tcp://*:PORT"'
             heard.findings.append(wrong(url, what, fix))
             return
-        if abs(batch.time - time()) > HEAR_SECONDS + 2.0:
+        if abs(batch.time - time()) > LISTEN_S + 2.0:
             what = f"its clock is {batch.time - time():+.0f} s off, as its events tell"
             heard.findings.append(wrong(url, what, "run NTP on both machines"))
         for source in sources:
@@ -109,7 +109,7 @@ async def _hear(
 
 async def _first_batch(socket: zmq.asyncio.Socket) -> Batch | None:
     try:
-        async with asyncio.timeout(HEAR_SECONDS):
+        async with asyncio.timeout(LISTEN_S):
             frames = await socket.recv_multipart()
             return decode(frames[-1])
     except (TimeoutError, ValueError):
@@ -125,11 +125,11 @@ async def _replay(context: zmq.asyncio.Context, source: Source) -> list[bytes] |
     socket.connect(source.replay)
     payloads: list[bytes] = []
     try:
-        async with asyncio.timeout(HEAR_SECONDS):
+        async with asyncio.timeout(LISTEN_S):
             await socket.send_multipart((b"", bytes(8)))
             while True:
                 frames: list[Any] = await socket.recv_multipart()
-                if END in frames:
+                if REPLAY_END in frames:
                     return payloads
                 payloads.append(frames[-1])
     except TimeoutError:

@@ -8,7 +8,7 @@ from router.doctor.engine import Engine
 from router.doctor.finding import Finding, note, wrong
 
 BETWEEN = "between replicas"
-CLOCK_SECONDS = 2.0
+MAX_CLOCK_SKEW_S = 2.0
 
 
 def of_engine(engine: Engine) -> list[Finding]:
@@ -64,7 +64,7 @@ def of_engine(engine: Engine) -> list[Finding]:
                 "set replica_api_key, or mind only what else is told here",
             )
         )
-    if abs(engine.clock) > CLOCK_SECONDS:
+    if abs(engine.clock) > MAX_CLOCK_SKEW_S:
         found.append(
             wrong(
                 url,

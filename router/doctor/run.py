@@ -14,7 +14,7 @@ from router.doctor.finding import Finding, note
 from router.doctor.findings import BETWEEN, between, of_engine
 
 FINE, WRONG = 0, 1
-TIMEOUT = 30.0
+TIMEOUT_S = 30.0
 
 
 def run(settings: Settings) -> int:
@@ -29,7 +29,7 @@ async def diagnose(settings: Settings) -> tuple[list[Engine], list[Finding]]:
     key = settings.replica_api_key
     async with httpx.AsyncClient(
         headers={"authorization": f"Bearer {key}"} if key else {},
-        timeout=TIMEOUT,
+        timeout=TIMEOUT_S,
         verify=replica_context(settings),
         trust_env=False,
     ) as client:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from router.config import Settings
-from router.exact.mode import Exact, ExactSettings
+from router.exact.mode import ExactMode, ExactSettings
 from router.exact.placing import ExactPlacer
 from router.fleet.fleet import Fleet
-from router.kv_events.subscriptions import ListenSettings
+from router.kv_events.subscriptions import EventSettings
 from router.render.loading import ModelSettings
 from router.types import Policy, PrefixIndex
 
@@ -18,9 +18,9 @@ def exact_placer(
     policy: Policy,
     learn_speed: bool,
     bytes_per_token: float,
-) -> tuple[Exact, ExactPlacer]:
+) -> tuple[ExactMode, ExactPlacer]:
     """Exact mode and the placer that uses it."""
-    exact = Exact(exact_settings(settings), fleet)
+    exact = ExactMode(exact_settings(settings), fleet)
     placer = ExactPlacer(
         exact,
         index,
@@ -35,7 +35,7 @@ def exact_placer(
 def exact_settings(settings: Settings) -> ExactSettings:
     """The part of the settings that is exact mode's."""
     return ExactSettings(
-        listen=ListenSettings(
+        listen=EventSettings(
             events=settings.exact_events,
             replay=settings.exact_replay,
             topic=settings.exact_topic,

@@ -21,10 +21,10 @@ from router.fleet.health import HealthState
 from router.fleet.listener import FleetListener
 from router.fleet.models import ModelCard
 from router.fleet.replica import Replica
-from router.kv_events.sequencer import Feed
-from router.kv_events.subscriptions import Listener, ListenSettings
+from router.kv_events.sequencer import EventSequencer
+from router.kv_events.subscriptions import EventSettings, EventSubscriptions
 from router.kv_events.token_chain import seed
-from router.kv_events.token_index import Coming, TokenIndex
+from router.kv_events.token_index import PendingPrompt, TokenIndex
 from router.prompt.prompt import Prompt
 from router.render.errors import UnrenderedError
 from router.render.loading import ExactModel, ExactModels, ModelSettings
@@ -39,18 +39,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TICK = 0.25
-VERIFY_SECONDS = 5.0
-INLINE = 2048
+TICK_INTERVAL_S = 0.25
+VERIFY_INTERVAL_S = 5.0
+MAX_INLINE_CHARACTERS = 2048
 """Characters tokenised between two events: about a millisecond."""
-SETTLED = 1.0
+SETTLE_S = 1.0
 """Seconds after an answer's end in which its blocks' events come."""
 
 
 class ExactSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Times in seconds, sizes in bytes."""
 
-    listen: ListenSettings = ListenSettings()
+    listen: EventSettings = EventSettings()
     models: ModelSettings = ModelSettings()
     budget: float = 0.1
     """A prompt that takes longer to tokenise is routed by the byte-block index."""
@@ -82,7 +82,7 @@ class TokenisedChain(array):  # type: ignore[type-arg]  # array[int] is no class
     prompt: ExactPrompt
 
 
-class Exact(FleetListener):
+class ExactMode(FleetListener):
     """The mutable state beside its parts': `current`, and the prompts on their way."""
 
     def __init__(self, settings: ExactSettings, fleet: Fleet) -> None:
@@ -94,7 +94,7 @@ class Exact(FleetListener):
         """Mask of the replicas whose events are heard without a gap."""
         self.behind = 0
         """Mask of the replicas that have a tier of which no event tells."""
-        self.listeners: dict[int, Listener] = {}
+        self.listeners: dict[int, EventSubscriptions] = {}
         """By slot; the ranks of an endpoint have one."""
         self.prompts: dict[str, int] = {}
         """Why prompts were not tokenised here -> how many; "exact" for those that were."""
@@ -106,7 +106,7 @@ class Exact(FleetListener):
         self._cards: dict[int, tuple[ModelCard, ...]] = {}
         """What each replica's models were when last looked at."""
         self._context: zmq.Context[Any] = zmq.Context()
-        self._coming: set[Coming] = set()
+        self._pending: set[PendingPrompt] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ticking: asyncio.Task[None] | None = None
         self._client: httpx.AsyncClient | None = None
@@ -118,7 +118,7 @@ class Exact(FleetListener):
         """Nothing is known of it."""
         self.index.add_replica(replica.slot)
         if not replica.rank:
-            self.listeners[replica.slot] = Listener(
+            self.listeners[replica.slot] = EventSubscriptions(
                 replica, self.index, self.settings.listen, self._context, self._refresh
             )
             return
@@ -135,13 +135,13 @@ class Exact(FleetListener):
             listener.close()
         self._cards.pop(slot, None)
         self.index.remove_replica(slot)
-        self._coming = {coming for coming in self._coming if coming.slot != slot}
+        self._pending = {pending for pending in self._pending if pending.slot != slot}
         for model in self.models.bases.values():
             model.forget(slot)
         self.current &= ~(1 << slot)
         self.behind &= ~(1 << slot)
 
-    def _other_ranks(self, listener: Listener) -> None:
+    def _other_ranks(self, listener: EventSubscriptions) -> None:
         listener.begin_anew()
         for model in self.models.bases.values():
             model.forget(listener.replica.slot)
@@ -150,23 +150,29 @@ class Exact(FleetListener):
         """It restarted: what it told does not hold, and it may be another engine."""
         for model in self.models.bases.values():
             model.forget(replica.slot)
-        feed = self._feed(replica.slot)
-        if feed is not None:
-            feed.restarted()
+        sequencer = self._sequencer(replica.slot)
+        if sequencer is not None:
+            sequencer.restarted()
 
     def emptied(self, replica: Replica) -> None:
         """Its cache was emptied on demand; engines tell of that with the next block only."""
         self.index.empty(replica.slot, complete=True)
 
-    def _feed(self, slot: int) -> Feed | None:
+    def _sequencer(self, slot: int) -> EventSequencer | None:
         replica, listener = self._fleet.replicas[slot], self.listeners.get(slot)
-        return listener.feed(replica.rank) if listener is not None and replica is not None else None
+        return (
+            listener.sequencer(replica.rank)
+            if listener is not None and replica is not None
+            else None
+        )
 
     def _refresh(self, slot: int) -> None:
-        feed = self._feed(slot)
+        sequencer = self._sequencer(slot)
         bit = 1 << slot
         self.current = (
-            self.current | bit if feed is not None and feed.current else self.current & ~bit
+            self.current | bit
+            if sequencer is not None and sequencer.current
+            else self.current & ~bit
         )
 
     # Running
@@ -202,14 +208,14 @@ class Exact(FleetListener):
             now = monotonic()
             try:
                 self.tick(now)
-                if now - verified > VERIFY_SECONDS:
+                if now - verified > VERIFY_INTERVAL_S:
                     verified = now
                     for replica in self._fleet.endpoints():
-                        for feed in self.listeners[replica.slot].feeds():
-                            feed.verify()
+                        for sequencer in self.listeners[replica.slot].sequencers():
+                            sequencer.verify()
             except Exception:
                 log.exception("exact mode: something went wrong; going on")
-            await asyncio.sleep(TICK)
+            await asyncio.sleep(TICK_INTERVAL_S)
 
     def tick(self, now: float) -> None:
         """Look for what is new and for what is over."""
@@ -225,9 +231,9 @@ class Exact(FleetListener):
                 if _serves(replica, model.name) and model.wants_check(replica):
                     assert self._client is not None
                     self._spawn(model.check(self._client, replica))
-        for coming in [one for one in self._coming if one.deadline <= now]:
-            self._coming.discard(coming)
-            self.index.give_up(coming)
+        for pending in [one for one in self._pending if one.deadline <= now]:
+            self._pending.discard(pending)
+            self.index.give_up(pending)
 
     def _look_at(self, replica: Replica) -> None:
         """What its metrics and its list of models tell."""
@@ -256,33 +262,33 @@ class Exact(FleetListener):
         is called once, when it is done or its time is over."""
         found = self.models.find(prompt.model)
         if found is None or found[0].render is None:
-            return self._left("model")
+            return self._fall_back("model")
         base, adapter = found
         if not base.mask & self.current:
-            return self._left("replicas")
+            return self._fall_back("replicas")
         if len(body) > self.settings.largest:
-            return self._left("large")
+            return self._fall_back("large")
         try:
             assert base.render is not None
             text = base.render.read(api, body)
         except UnrenderedError as error:
-            return self._left(error.word)
+            return self._fall_back(error.word)
         if text.tokens:
-            return self._made(base, adapter, text, text.tokens, prompt)
+            return self._attach_tokens(base, adapter, text, text.tokens, prompt)
         parts, missing, size = self._look_up(base, text)
-        if size > INLINE:
+        if size > MAX_INLINE_CHARACTERS:
             seconds = self.pool.seconds(size)
             work = self._tokenise(base, parts, missing)
             if seconds > self.settings.budget:
                 self._spawn(work)  # for the next step of the same conversation
-                return self._left("budget")
+                return self._fall_back("budget")
             self._spawn(self._deliver(base, adapter, text, work, prompt, ready))
             return True
         tokenizer = base.render.tokenizer
         for place, key, piece in missing:
             parts[place] = tokens = tokenizer.encode(piece)
             self.memory.put(key, tokens)
-        return self._made(base, adapter, text, b"".join(parts), prompt)
+        return self._attach_tokens(base, adapter, text, b"".join(parts), prompt)
 
     def _look_up(
         self, model: ExactModel, text: Text
@@ -328,15 +334,15 @@ class Exact(FleetListener):
     ) -> None:
         try:
             async with asyncio.timeout(self.settings.budget):
-                self._made(model, adapter, text, await work, prompt)
+                self._attach_tokens(model, adapter, text, await work, prompt)
         except TimeoutError:
-            self._left("budget")
+            self._fall_back("budget")
         except Exception:
             log.exception("exact mode: a prompt was not tokenised")
-            self._left("fault")
+            self._fall_back("fault")
         ready()
 
-    def _made(
+    def _attach_tokens(
         self, model: ExactModel, adapter: str, text: Text, tokens: bytes, prompt: Prompt
     ) -> bool:
         self.prompts["exact"] = self.prompts.get("exact", 0) + 1
@@ -352,13 +358,13 @@ class Exact(FleetListener):
         prompt.chain = chain
         return False
 
-    def _left(self, word: str) -> bool:
+    def _fall_back(self, word: str) -> bool:
         self.prompts[word] = self.prompts.get(word, 0) + 1
         return False
 
     # It is placed, and answered
 
-    def told(self, prompt: ExactPrompt) -> int:
+    def exact_replicas(self, prompt: ExactPrompt) -> int:
         """Mask of the replicas that are exact for a prompt."""
         mask = prompt.model.mask & self.current
         if prompt.salted:
@@ -373,13 +379,13 @@ class Exact(FleetListener):
         """(leading tokens held, mask of holders), deepest first: as told, and as believed of the
         replicas that are not exact for this prompt. Of a tier that no event tells of, what is
         believed is all there is."""
-        told = self.told(prompt)
-        found = [(tokens, left) for tokens, mask in believed if (left := mask & ~told)]
+        exact_replicas = self.exact_replicas(prompt)
+        found = [(tokens, left) for tokens, mask in believed if (left := mask & ~exact_replicas)]
         index = self.index
         for block, mask in index.sizes.items():
-            if mask & told:
-                found += index.match(prompt.chain(block), block, mask & told)
-        behind = told & self.behind
+            if mask & exact_replicas:
+                found += index.match(prompt.chain(block), block, mask & exact_replicas)
+        behind = exact_replicas & self.behind
         if behind:
             either = found + believed
             found = [(tokens, left) for tokens, mask in found if (left := mask & ~behind)]
@@ -390,33 +396,33 @@ class Exact(FleetListener):
         found.sort(reverse=True)
         return found
 
-    def sent(self, prompt: ExactPrompt, slot: int, now: float) -> Coming | None:
+    def sent(self, prompt: ExactPrompt, slot: int, now: float) -> PendingPrompt | None:
         """It goes to a replica; None where that one is not exact for it."""
         block = self.index.block(slot)
-        if not block or not self.told(prompt) >> slot & 1:
+        if not block or not self.exact_replicas(prompt) >> slot & 1:
             return None
-        coming = self.index.expect(slot, prompt.chain(block))
-        coming.deadline = now + self.settings.deadline
-        self._coming.add(coming)
-        return coming
+        pending = self.index.expect(slot, prompt.chain(block))
+        pending.deadline = now + self.settings.deadline
+        self._pending.add(pending)
+        return pending
 
     def finished(
-        self, prompt: ExactPrompt, coming: Coming, predicted: float, cached: int, now: float
+        self, prompt: ExactPrompt, pending: PendingPrompt, predicted: float, cached: int, now: float
     ) -> None:
         """Its answer has ended. predicted: tokens thought to be held; cached: what the engine says,
         -1 when it does not."""
-        if coming not in self._coming:
+        if pending not in self._pending:
             return
-        coming.deadline = min(coming.deadline, now + SETTLED)
-        slot = coming.slot
-        if cached >= 0 and self.told(prompt) >> slot & 1:
+        pending.deadline = min(pending.deadline, now + SETTLE_S)
+        slot = pending.slot
+        if cached >= 0 and self.exact_replicas(prompt) >> slot & 1:
             most = min(int(predicted), prompt.count - 1)
             self.index.answered(slot, prompt.chain(self.index.block(slot)), most, cached)
 
-    def failed(self, coming: Coming) -> None:
+    def failed(self, pending: PendingPrompt) -> None:
         """It was not answered."""
-        self._coming.discard(coming)
-        self.index.give_up(coming)
+        self._pending.discard(pending)
+        self.index.give_up(pending)
 
     # What is known
 
@@ -433,18 +439,18 @@ class Exact(FleetListener):
     def next_event(self, slot: int) -> int | None:
         """The number of the batch that comes next: all before are applied. None where events are
         not subscribed to."""
-        feed = self._feed(slot)
-        return feed.next if feed is not None else None
+        sequencer = self._sequencer(slot)
+        return sequencer.next if sequencer is not None else None
 
     def event_counts(self, slot: int) -> dict[str, int]:
         """What went wrong with a replica's events, and how often."""
-        feed = self._feed(slot)
+        sequencer = self._sequencer(slot)
         return {
-            "gap": feed.gaps if feed is not None else 0,
-            "cut": feed.cuts if feed is not None else 0,
-            "restart": feed.restarts if feed is not None else 0,
-            "rebuild": feed.rebuilds if feed is not None else 0,
-            "unreadable": feed.faults if feed is not None else 0,
+            "gap": sequencer.gaps if sequencer is not None else 0,
+            "cut": sequencer.cuts if sequencer is not None else 0,
+            "restart": sequencer.restarts if sequencer is not None else 0,
+            "rebuild": sequencer.rebuilds if sequencer is not None else 0,
+            "unreadable": sequencer.faults if sequencer is not None else 0,
         }
 
     @property

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import msgspec
 
-from router.exact.mode import Exact, ExactPrompt, TokenisedChain
-from router.kv_events.token_index import Coming
+from router.exact.mode import ExactMode, ExactPrompt, TokenisedChain
+from router.kv_events.token_index import PendingPrompt
 from router.scheduling.placer import Placement, Placer
-from router.types import Ask, Chain, Choice, Load, Policy, PrefixIndex
+from router.types import Chain, Choice, Load, Policy, PrefixIndex, RoutingRequest
 
 
-class Sent(msgspec.Struct, frozen=True):
+class ExactPlacement(msgspec.Struct, frozen=True):
     """What a placement keeps of exact mode."""
 
     prompt: ExactPrompt
-    coming: Coming
+    pending: PendingPrompt
 
 
 class ExactPlacer(Placer):
@@ -27,7 +27,7 @@ class ExactPlacer(Placer):
 
     def __init__(
         self,
-        exact: Exact,
+        exact: ExactMode,
         index: PrefixIndex,
         policy: Policy,
         loads: Sequence[Load],
@@ -49,7 +49,7 @@ class ExactPlacer(Placer):
         key: str,
         now: float,
         output_limit: int,
-    ) -> Ask:
+    ) -> RoutingRequest:
         ask = super()._ask(chain, size, model, eligible, key, now, output_limit)
         if isinstance(chain, TokenisedChain):
             count = float(chain.prompt.count)
@@ -60,13 +60,13 @@ class ExactPlacer(Placer):
         return ask
 
     def _book(
-        self, ask: Ask, choice: Choice, chain: Chain, size: int, model: str, stream: bool
+        self, ask: RoutingRequest, choice: Choice, chain: Chain, size: int, model: str, stream: bool
     ) -> Placement:
         placement = super()._book(ask, choice, chain, size, model, stream)
         if isinstance(chain, TokenisedChain):
-            coming = self._exact.sent(chain.prompt, placement.slot, ask.now)
-            if coming is not None:
-                placement.exact = Sent(chain.prompt, coming)
+            pending = self._exact.sent(chain.prompt, placement.slot, ask.now)
+            if pending is not None:
+                placement.exact = ExactPlacement(chain.prompt, pending)
         return placement
 
     def finished(
@@ -80,16 +80,16 @@ class ExactPlacer(Placer):
         """As Placer.finished."""
         super().finished(placement, now, prompt_tokens, output_tokens, cached_tokens)
         sent = placement.exact
-        if isinstance(sent, Sent):
+        if isinstance(sent, ExactPlacement):
             placement.exact = None
             self._exact.finished(
-                sent.prompt, sent.coming, placement.held_tokens, cached_tokens, now
+                sent.prompt, sent.pending, placement.held_tokens, cached_tokens, now
             )
 
     def failed(self, placement: Placement, now: float) -> None:
         """As Placer.failed."""
         super().failed(placement, now)
         sent = placement.exact
-        if isinstance(sent, Sent):
+        if isinstance(sent, ExactPlacement):
             placement.exact = None
-            self._exact.failed(sent.coming)
+            self._exact.failed(sent.pending)

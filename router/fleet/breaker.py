@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-WINDOW = 10.0
+ERROR_WINDOW_S = 10.0
 """Seconds over which the error rate is taken, and after which failures are forgotten."""
 ERROR_RATE = 0.5
 """Share of requests failing in a window that opens the breaker though some succeed in between."""
-LONGEST_COOLDOWN = 30.0
-SHORTEST_TRIAL = 30.0
+MAX_COOLDOWN_S = 30.0
+MIN_TRIAL_S = 30.0
 """A trial whose outcome never came is written off after this many seconds or the cooldown."""
 
 
@@ -69,10 +69,10 @@ class Breaker:
         if self.state is BreakerState.OPEN:
             return False  # sent before it opened, or as a last resort: no news
         if self.state is BreakerState.HALF_OPEN:
-            self.cooldown = min(self.cooldown * 2, max(LONGEST_COOLDOWN, self._base_cooldown))
+            self.cooldown = min(self.cooldown * 2, max(MAX_COOLDOWN_S, self._base_cooldown))
             self._open(now)
             return True
-        if not self.troubled or now - self._window_start > WINDOW:
+        if not self.troubled or now - self._window_start > ERROR_WINDOW_S:
             self.troubled = True
             consecutive = self._consecutive
             self._start_window(now)
@@ -102,7 +102,7 @@ class Breaker:
             return True
         self._consecutive = 0
         self._succeeded += 1
-        if now - self._window_start > WINDOW:
+        if now - self._window_start > ERROR_WINDOW_S:
             self.reset()
         return False
 
@@ -123,7 +123,7 @@ class Breaker:
         if (
             self.state is BreakerState.HALF_OPEN
             and self.trial_since
-            and now - self.trial_since >= max(SHORTEST_TRIAL, self.cooldown)
+            and now - self.trial_since >= max(MIN_TRIAL_S, self.cooldown)
         ):
             self.trial_since = 0.0
             return True

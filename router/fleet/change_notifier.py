@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 
-class Changes:
+class ChangeNotifier:
     """Everyone who waits is woken by the next change, whatever it is."""
 
     __slots__ = ("_waiters",)

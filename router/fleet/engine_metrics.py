@@ -12,12 +12,12 @@ from math import isfinite
 
 import msgspec
 
-LONGEST_TEXT = 4 * 1024 * 1024
+MAX_METRICS_BYTES = 4 * 1024 * 1024
 """Bytes of an answer to /metrics that are read."""
-MOST_SERIES = 4096
+MAX_SERIES = 4096
 """Lines of one name that are read: one for each data-parallel rank and model."""
-LONGEST_LINE = 64 * 1024
-MOST_RANKS = 256
+MAX_LINE_BYTES = 64 * 1024
+MAX_RANKS = 256
 """Data-parallel ranks behind one port that are told apart."""
 OFFLOAD_TOKEN_BYTES = 64 * 1024
 """What a token takes in a tier behind the GPU, where the engine does not tell what it takes in GPU
@@ -136,7 +136,7 @@ def parse_metrics(text: bytes) -> EngineMetrics:
     names = set(caches).union(told["running"])
     ranks: tuple[EngineMetrics, ...] = ()
     # A rank is asked for by its place among those of its port, not by its name.
-    if 1 < len(names) <= MOST_RANKS and all(map(bytes.isdigit, names)):
+    if 1 < len(names) <= MAX_RANKS and all(map(bytes.isdigit, names)):
         ranks = tuple(
             _reading(told, caches, started, [name], len(names)) for name in sorted(names, key=int)
         )
@@ -182,12 +182,12 @@ def _lines(text: bytes, start: bytes) -> list[bytes]:
     found: list[bytes] = []
     size = len(start)
     at = text.find(start)
-    while at >= 0 and len(found) < MOST_SERIES:
+    while at >= 0 and len(found) < MAX_SERIES:
         after = text[at + size : at + size + 1]
         end = text.find(b"\n", at + size)
         if end < 0:
             end = len(text)
-        if after in (b"{", b" ") and end - at <= LONGEST_LINE:
+        if after in (b"{", b" ") and end - at <= MAX_LINE_BYTES:
             found.append(text[at + size : end])
         elif after not in (b"{", b" ") and not found:
             end = text.find(start, end)  # a longer name; the wanted one may come later

@@ -13,7 +13,7 @@ from router.types import Load
 
 
 @dataclass(slots=True)
-class Foreign:
+class ExternalLoad:
     """One replica's share of Load.in_flight and Load.queued_tokens that is not in the books."""
 
     requests: int = 0

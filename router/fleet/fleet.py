@@ -17,16 +17,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from router.fleet.breaker import Breaker, BreakerState
-from router.fleet.change_notifier import Changes
+from router.fleet.change_notifier import ChangeNotifier
 from router.fleet.health import Health, HealthState
 from router.fleet.listener import FleetListener
-from router.fleet.look import EVERY, Look
+from router.fleet.look import REFRESH_INTERVAL_S, ModelRefresh
 from router.fleet.models import Catalog, Levels, ModelCard, named_card
-from router.fleet.poll_rate import Pace
-from router.fleet.polling import Watch
+from router.fleet.poll_rate import PollRate
+from router.fleet.polling import ReplicaPoller
 from router.fleet.reader import Failure, Reader, ReadError, tls_context
 from router.fleet.replica import Replica, parse_address
-from router.fleet.replica_updater import Findings
+from router.fleet.replica_updater import ReplicaUpdater
 from router.fleet.settings import FleetSettings
 from router.fleet.slow_start import SlowStart
 from router.fleet.templates import Templates
@@ -36,9 +36,9 @@ log = logging.getLogger(__name__)
 
 FaultReason = Literal["connect", "timeout", "silent", "died", "status", "engine"]
 
-TICK = 0.1
+TICK_INTERVAL_S = 0.1
 """Seconds between two looks at what only time changes: cooldowns, slow starts, stale metrics."""
-STALE_AFTER = 3
+STALE_AFTER_INTERVALS = 3
 """Metrics intervals after which a reading is not used any more."""
 NO_CONNECTION = ReadError("live traffic could not connect", Failure.REFUSED)
 
@@ -67,25 +67,27 @@ class Fleet:
         self.templates = Templates()
         """What is known of each model's chat template."""
         self._listeners: list[FleetListener] = []
-        self._changes = Changes()
+        self._notifier = ChangeNotifier()
         self.tls = tls_context(settings)
         """What https replicas are connected to with."""
-        self.pace = Pace()
+        self.poll_rate = PollRate()
         """How often it is read."""
         self._slow_start = SlowStart(settings.slow_start)
-        self._findings = Findings(
+        self._updater = ReplicaUpdater(
             settings,
             clock,
             self._catalog,
             self.templates,
             self._slow_start,
-            self._changes,
+            self._notifier,
             self._listeners,
             self._refresh,
             self._set_ranks,
         )
-        self._look = Look(self._read_models, lambda: self.pace.stretch(EVERY))
-        self._watches: dict[int, Watch] = {}
+        self._look = ModelRefresh(
+            self._read_models, lambda: self.poll_rate.stretch(REFRESH_INTERVAL_S)
+        )
+        self._watches: dict[int, ReplicaPoller] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._ticking: asyncio.Task[None] | None = None
         for url in settings.replicas:
@@ -117,13 +119,13 @@ class Fleet:
             offload_tokens=settings.kv_offload_tokens,
         )
         self._catalog.join(replica.slot)
-        self.pace.size += 1
+        self.poll_rate.size += 1
         self._join(replica)
         if models:
             self.set_models(replica, models)
         if self._ticking is not None:
             self._watch(replica, 0.0)
-        self._changes.notify()
+        self._notifier.notify()
         return replica
 
     def remove(self, url: str) -> Replica:
@@ -132,8 +134,8 @@ class Fleet:
         Raises KeyError if it is not in the fleet.
         """
         replica = self.find(url)
-        self._findings.untried &= ~replica.bit
-        self.pace.size -= 1
+        self._updater.untried &= ~replica.bit
+        self.poll_rate.size -= 1
         watch = self._watches.pop(replica.slot, None)
         if watch is not None:
             watch.cancel()
@@ -143,7 +145,7 @@ class Fleet:
         log.info("replica %s removed", replica.name)
         for rank in reversed(replica.ranks):
             self._leave(rank)
-        self._changes.notify()
+        self._notifier.notify()
         return replica
 
     def _join(self, replica: Replica) -> None:
@@ -162,7 +164,7 @@ class Fleet:
         self.half_open &= ~replica.bit
         self._catalog.leave(replica.slot)
         self._slow_start.drop(replica)
-        replica.foreign.withdraw(replica.load)
+        replica.external.withdraw(replica.load)
         self.replicas[replica.slot] = None
         for listener in self._listeners:
             listener.on_removed(replica)
@@ -239,7 +241,7 @@ class Fleet:
         """These are what it serves: its /v1/models is not asked any more."""
         for rank in replica.ranks:
             rank.models_given = True
-        self._findings.models_told(replica, tuple(map(named_card, models)))
+        self._updater.models_told(replica, tuple(map(named_card, models)))
 
     def reread_models(self, replica: Replica) -> None:
         """An adapter was loaded or unloaded there: read its models now rather than in a while."""
@@ -353,7 +355,7 @@ class Fleet:
         faults = replica.faults
         setattr(faults, reason, getattr(faults, reason) + 1)
         if reason == "connect":
-            if self._findings.bad(replica, NO_CONNECTION, now, at_once=True):
+            if self._updater.bad(replica, NO_CONNECTION, now, at_once=True):
                 self._hurry(slot)
             return
         if reason == "silent" and replica.health.well:
@@ -379,7 +381,9 @@ class Fleet:
         if replica is None or not replica.health.well or replica.engine is None:
             return False
         age = self._clock() - replica.engine_at
-        fresh = age <= STALE_AFTER * self.pace.stretch(self.settings.metrics_interval)
+        fresh = age <= STALE_AFTER_INTERVALS * self.poll_rate.stretch(
+            self.settings.metrics_interval
+        )
         return fresh and (replica.engine.running or 0) > 0
 
     def away(self, slot: int) -> float:
@@ -444,7 +448,7 @@ class Fleet:
         """Ask the engines what they serve. Returns when one that was not tried serves the model, or
         all were asked."""
         look = self._look.join()
-        within = 2 * (self.pace.stretch(EVERY) + self.settings.health_timeout)
+        within = 2 * (self.poll_rate.stretch(REFRESH_INTERVAL_S) + self.settings.health_timeout)
         await self.until(
             lambda: look.done() or bool(self.serving(model) & self.usable & ~tried), within
         )
@@ -459,7 +463,7 @@ class Fleet:
             )
         )
         # The look is done when this returns: wake those who wait for it after that.
-        asyncio.get_running_loop().call_soon(self._changes.notify)
+        asyncio.get_running_loop().call_soon(self._notifier.notify)
 
     @property
     def guarded(self) -> bool:
@@ -501,9 +505,9 @@ class Fleet:
             raise RuntimeError("the fleet runs already")
         self._ticking = asyncio.create_task(self._tick_forever(), name="fleet tick")
         endpoints = self.endpoints()
-        self._findings.untried = sum(replica.bit for replica in endpoints if not replica.tried)
+        self._updater.untried = sum(replica.bit for replica in endpoints if not replica.tried)
         for place, replica in enumerate(endpoints):
-            self._watch(replica, self.pace.offset(place))
+            self._watch(replica, self.poll_rate.offset(place))
 
     async def stop(self) -> None:
         """End every task and close every connection."""
@@ -523,15 +527,15 @@ class Fleet:
 
     async def until(self, condition: Callable[[], bool], within: float) -> bool:
         """Wait until something is so, looking after each change. False when time ran out before."""
-        return await self._changes.until(condition, within)
+        return await self._notifier.until(condition, within)
 
     async def changed(self) -> None:
         """Wait for the next change of any replica's state, models, metrics, load or membership."""
-        await self._changes.changed()
+        await self._notifier.changed()
 
     def tick(self, now: float) -> None:
         """Let time pass. The running fleet calls this itself; a simulation may in its own time."""
-        stale = STALE_AFTER * self.pace.stretch(self.settings.metrics_interval)
+        stale = STALE_AFTER_INTERVALS * self.poll_rate.stretch(self.settings.metrics_interval)
         for replica in self.replicas:
             if replica is None:
                 continue
@@ -539,21 +543,23 @@ class Fleet:
             if breaker.state is not BreakerState.CLOSED and breaker.tick(now):
                 log.info("replica %s: breaker half open, one trial may go", replica.name)
                 self._refresh(replica)
-            if replica.foreign.requests and now - replica.engine_at > stale:
+            if replica.external.requests and now - replica.engine_at > stale:
                 log.debug("replica %s: metrics are stale", replica.name)
-                replica.foreign.withdraw(replica.load)
-                self._changes.notify()
+                replica.external.withdraw(replica.load)
+                self._notifier.notify()
         if self._slow_start.tick(now):
-            self._changes.notify()
+            self._notifier.notify()
 
     async def _tick_forever(self) -> None:
         while True:
-            await asyncio.sleep(TICK)
+            await asyncio.sleep(TICK_INTERVAL_S)
             self.tick(self._clock())
 
     def _watch(self, replica: Replica, delay: float) -> None:
         reader = Reader(replica.url, self.settings.api_key, self.tls)
-        watch = Watch(replica, reader, self._findings, self.templates, self.pace, self.settings)
+        watch = ReplicaPoller(
+            replica, reader, self._updater, self.templates, self.poll_rate, self.settings
+        )
         self._watches[replica.slot] = watch
         watch.start(delay)
 
@@ -577,4 +583,4 @@ class Fleet:
         trial = usable and breaker.state is BreakerState.HALF_OPEN
         self.usable = self.usable | bits if usable else self.usable & ~bits
         self.half_open = self.half_open | bits if trial else self.half_open & ~bits
-        self._changes.notify()
+        self._notifier.notify()

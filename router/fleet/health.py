@@ -7,17 +7,17 @@ from enum import StrEnum
 
 from router.fleet.reader import Failure, Reader, ReadError
 
-SLOWEST_RETRY = 3.0
+MAX_PROBE_INTERVAL_S = 3.0
 """Seconds between probes of a replica that stays away; it must be noticed soon when it is back."""
-FLAP_MEMORY = 30.0
+FLAP_MEMORY_S = 30.0
 """Seconds ready after which a replica's earlier outages no longer slow down its way back."""
-HURRIED = 0.2
+HURRIED_PROBE_S = 0.2
 """Seconds until a probe that live traffic asks for."""
-HURRIES = 3
+MAX_HURRIED_PROBES = 3
 """Probes after an outage that live traffic may hasten; a flapping replica gets no more of them."""
-LOOP = 508
+LOOP_STATUS = 508
 """What a router answers to a request that has passed through it before."""
-LONGEST_ANSWER = 64 * 1024
+MAX_HEALTH_BYTES = 64 * 1024
 """Bytes of an answer to /health that are read; the engine's is empty."""
 
 
@@ -81,7 +81,7 @@ class Health:
         """A probe was answered well. True if the replica got ready by it."""
         self._failed = 0
         if self.state is HealthState.READY:
-            if now - self.since > FLAP_MEMORY:
+            if now - self.since > FLAP_MEMORY_S:
                 self._retries = 0
             return False
         self.state = HealthState.READY
@@ -126,20 +126,20 @@ class Health:
         """
         wait = self._interval
         if self.state is HealthState.UNHEALTHY:
-            wait = min(wait * 1.5**self._retries, max(SLOWEST_RETRY, wait))
-            hurried = hurried and self._retries < HURRIES
+            wait = min(wait * 1.5**self._retries, max(MAX_PROBE_INTERVAL_S, wait))
+            hurried = hurried and self._retries < MAX_HURRIED_PROBES
             self._retries = min(self._retries + 1, 20)
         if self.suspect:
             wait *= 0.2
         if hurried:
-            wait = min(wait, HURRIED)
+            wait = min(wait, HURRIED_PROBE_S)
         return wait * random.uniform(0.9, 1.1)
 
 
 async def probe(reader: Reader, within: float) -> None:
     """Ask a replica for its health. Raises ReadError with the reason when it is not well."""
-    answer = await reader.get("/health", LONGEST_ANSWER, within)
-    if answer.status == LOOP:
+    answer = await reader.get("/health", MAX_HEALTH_BYTES, within)
+    if answer.status == LOOP_STATUS:
         raise ReadError(
             "it leads back to this router itself: take it out of replicas, or out of what "
             "discovery finds"

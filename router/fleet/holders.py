@@ -14,14 +14,14 @@ import xxhash
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
 
-MOST: Final = 65_536
+MAX_HOLDERS: Final = 65_536
 """Names remembered, about 10 MB."""
 
 
 class Holders(FleetListener):
     """Its mutable state: hash of a name -> hash of its holder's name, the latest used last."""
 
-    def __init__(self, most: int = MOST) -> None:
+    def __init__(self, most: int = MAX_HOLDERS) -> None:
         self._most = most
         self._held: dict[int, int] = {}
         self._bits: dict[int, int] = {}

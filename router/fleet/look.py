@@ -7,11 +7,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-EVERY: Final = 1.0
+REFRESH_INTERVAL_S: Final = 1.0
 """Seconds between the starts of two looks: unknown names must not become load on the engines."""
 
 
-class Look:
+class ModelRefresh:
     """Looks that all who wait share. What one finds is as new as the last who waits for it."""
 
     __slots__ = ("_began", "_every", "_next", "_read", "_running")
@@ -23,7 +23,7 @@ class Look:
         self._next: asyncio.Task[None] | None = None
         """Waits for its time; who comes meanwhile shares it."""
         self._running: asyncio.Task[None] | None = None
-        self._began = -EVERY * 1000
+        self._began = -REFRESH_INTERVAL_S * 1000
 
     def join(self) -> asyncio.Task[None]:
         """A look that begins from now on."""

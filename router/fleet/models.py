@@ -9,11 +9,11 @@ import msgspec
 
 from router.types import slots
 
-LONGEST_ANSWER = 1024 * 1024
+MAX_MODELS_BYTES = 1024 * 1024
 """Bytes of an answer to /v1/models that are read."""
-ABSENT = ""
+NO_MODEL = ""
 """The model of a request that names none: every replica takes it for its own."""
-MOST_AWAY: Final = 1024
+MAX_ABSENT_MODELS: Final = 1024
 """Names remembered of models whose last replica left."""
 UNBOUNDED: Final = 1 << 62
 """The max_model_len of a replica that does not tell it."""
@@ -84,7 +84,7 @@ def parse_models(body: bytes) -> tuple[ModelCard, ...]:
             cards.setdefault(card.id, found)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"not a list of models: {error}") from None
-    if ABSENT in cards:
+    if NO_MODEL in cards:
         raise ValueError("not a list of models: one has an empty id")
     return tuple(cards.values())
 
@@ -104,7 +104,7 @@ class Catalog:
         self._cards: dict[int, tuple[ModelCard, ...]] = {}
         self._any = 0
         """Mask of the replicas taken to serve every model: a part of every mask below."""
-        self._masks: dict[str, int] = {ABSENT: 0}
+        self._masks: dict[str, int] = {NO_MODEL: 0}
         self._parents: dict[str, str] = {}
         """LoRA adapter -> its base model."""
         self._union: tuple[ModelCard, ...] | None = ()
@@ -153,7 +153,7 @@ class Catalog:
             for slot in self._cards:
                 told |= 1 << slot
             self._mixed = bool(self._cards) and not any(
-                mask & told == told for name, mask in self._masks.items() if name != ABSENT
+                mask & told == told for name, mask in self._masks.items() if name != NO_MODEL
             )
         return self._mixed
 
@@ -182,7 +182,7 @@ class Catalog:
 
     def join(self, slot: int) -> None:
         """A replica whose models are not known yet."""
-        self._masks[ABSENT] |= 1 << slot
+        self._masks[NO_MODEL] |= 1 << slot
 
     def join_as(self, slot: int, other: int) -> None:
         """A rank of a replica that is here already: it serves what that one does."""
@@ -215,9 +215,9 @@ class Catalog:
         for card in self._forget(slot):
             if card.id not in self._masks:
                 self._away[card.id] = card.parent
-        while len(self._away) > MOST_AWAY:
+        while len(self._away) > MAX_ABSENT_MODELS:
             del self._away[next(iter(self._away))]
-        self._masks[ABSENT] &= ~(1 << slot)
+        self._masks[NO_MODEL] &= ~(1 << slot)
         self._derive()
 
     def _forget(self, slot: int) -> tuple[ModelCard, ...]:
@@ -235,7 +235,7 @@ class Catalog:
         if self._any & ~others:
             self._any &= others
             for name in self._masks:
-                if name != ABSENT:
+                if name != NO_MODEL:
                     self._masks[name] &= others
         return forgotten
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 READS_A_SECOND = 400.0
 """Of one kind, over the whole fleet. Of health and metrics, this takes about a tenth of a core
 (python -m bench.thousand)."""
-LONGEST_STRETCH = 4.0
+MAX_INTERVAL_STRETCH = 4.0
 """Times the interval asked for, at most: what is read must not get too old to be of use."""
 
 
-class Pace:
+class PollRate:
     """Intervals for a fleet of a size."""
 
     __slots__ = ("size",)
@@ -20,7 +20,7 @@ class Pace:
 
     def stretch(self, interval: float) -> float:
         """The interval between two reads of one replica, in seconds."""
-        return min(max(interval, self.size / READS_A_SECOND), interval * LONGEST_STRETCH)
+        return min(max(interval, self.size / READS_A_SECOND), interval * MAX_INTERVAL_STRETCH)
 
     def offset(self, place: int) -> float:
         """When the nth replica of a fleet is read first, in seconds after the start."""

@@ -1,7 +1,7 @@
 """Watching one replica: its health, models, metrics and rest, each read in a loop of its own.
 
 A replica that hangs delays nobody: it has its own tasks and connections, and every read a limit.
-What is read is handed to a Keeper, the fleet, which decides what it means.
+What is read is handed to a ReadingHandler, the fleet, which decides what it means.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from router.fleet import engine_metrics, models
 from router.fleet.engine_metrics import EngineMetrics, parse_metrics
 from router.fleet.health import HealthState, probe
 from router.fleet.models import ModelCard, parse_models
-from router.fleet.poll_rate import Pace
+from router.fleet.poll_rate import PollRate
 from router.fleet.reader import Answer, Failure, Reader, ReadError
 from router.fleet.replica import Replica
 from router.fleet.settings import FleetSettings
@@ -26,15 +26,15 @@ from router.fleet.templates import Templates
 
 log = logging.getLogger(__name__)
 
-REFUSED = (401, 403)
-ABSENT = (404, 405, 501)
+REFUSED_STATUSES = (401, 403)
+ABSENT_STATUSES = (404, 405, 501)
 IS_PAUSED = "/is_paused"
 IS_SLEEPING = "/is_sleeping"
-LONGEST_REST = 4096
+MAX_REST_BYTES = 4096
 """Bytes of an answer to one of these that are read."""
 
 
-class Keeper(Protocol):
+class ReadingHandler(Protocol):
     """Who is told what was read. All methods return at once."""
 
     def probed(self, replica: Replica) -> None:
@@ -62,23 +62,23 @@ class Keeper(Protocol):
         """Whether it sleeps and whether it is paused; None: as it was."""
 
 
-class Watch:
+class ReplicaPoller:
     """The tasks that watch one replica."""
 
     def __init__(
         self,
         replica: Replica,
         reader: Reader,
-        keeper: Keeper,
+        handler: ReadingHandler,
         templates: Templates,
-        pace: Pace,
+        poll_rate: PollRate,
         settings: FleetSettings,
     ) -> None:
         self._replica = replica
         self._reader = reader
-        self._keeper = keeper
+        self._handler = handler
         self._templates = templates
-        self._pace = pace
+        self._poll_rate = poll_rate
         self._settings = settings
         self._hurry = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -142,7 +142,7 @@ class Watch:
     def _wait(self) -> float:
         health = self._replica.health
         wait = health.pause()
-        return wait if health.suspect else self._pace.stretch(wait)
+        return wait if health.suspect else self._poll_rate.stretch(wait)
 
     async def _sleep(self, seconds: float) -> None:
         try:
@@ -158,17 +158,17 @@ class Watch:
         try:
             await probe(self._reader, health.patience(self._settings.health_timeout))
         except ReadError as failure:
-            self._keeper.probe_failed(self._replica, failure)
+            self._handler.probe_failed(self._replica, failure)
             return
         if health.state is not HealthState.READY:
             # known before the first request is sent there: what it serves, whether it restarted
             self._rest_paths = {IS_PAUSED: False, IS_SLEEPING: False}
             await asyncio.gather(self.read_models(), self.read_metrics(), self.read_rest())
-        self._keeper.probed(self._replica)
+        self._handler.probed(self._replica)
 
     async def _repeat(self, read: Callable[[], Awaitable[None]], interval: float) -> None:
         while True:
-            await asyncio.sleep(self._pace.stretch(interval) * random.uniform(0.9, 1.1))
+            await asyncio.sleep(self._poll_rate.stretch(interval) * random.uniform(0.9, 1.1))
             if self._replica.health.state is HealthState.READY:
                 await self._guarded(read)
 
@@ -179,16 +179,16 @@ class Watch:
             log.exception("reading replica %s went wrong; going on", self._replica.name)
 
     async def read_models(self) -> None:
-        """Read /v1/models and tell the keeper; a read that fails leaves what was known."""
+        """Read /v1/models and tell the handler; a read that fails leaves what was known."""
         replica = self._replica
         if replica.models_given:
             return
         try:
             answer = await self._reader.get(
-                "/v1/models", models.LONGEST_ANSWER, self._settings.health_timeout
+                "/v1/models", models.MAX_MODELS_BYTES, self._settings.health_timeout
             )
-            if answer.status in REFUSED or answer.status in ABSENT:
-                self._keeper.models_untold(replica, answer.status)
+            if answer.status in REFUSED_STATUSES or answer.status in ABSENT_STATUSES:
+                self._handler.models_untold(replica, answer.status)
                 return
             if answer.status != 200:
                 raise ReadError(f"/v1/models answered {answer.status}")
@@ -197,35 +197,35 @@ class Watch:
             level = logging.DEBUG if replica.models_read else logging.WARNING
             log.log(level, "replica %s: its models cannot be read: %s", replica.name, error)
             return
-        self._keeper.models_told(replica, cards)
+        self._handler.models_told(replica, cards)
         await self._templates.ask(replica.name, cards, self._reader, self._settings.health_timeout)
 
     async def read_metrics(self) -> None:
-        """Read /metrics and tell the keeper; a read that fails lets the last one grow stale."""
+        """Read /metrics and tell the handler; a read that fails lets the last one grow stale."""
         replica = self._replica
-        before = [each.foreign.own(each.load) for each in replica.ranks]
+        before = [each.external.own(each.load) for each in replica.ranks]
         try:
             answer = await self._reader.get(
-                "/metrics", engine_metrics.LONGEST_TEXT, self._settings.health_timeout
+                "/metrics", engine_metrics.MAX_METRICS_BYTES, self._settings.health_timeout
             )
         except ReadError as error:
             log.debug("replica %s: its metrics cannot be read: %s", replica.name, error)
             return
-        if answer.status in REFUSED or answer.status in ABSENT:
-            self._keeper.metrics_missing(replica, f"/metrics answered {answer.status}")
+        if answer.status in REFUSED_STATUSES or answer.status in ABSENT_STATUSES:
+            self._handler.metrics_missing(replica, f"/metrics answered {answer.status}")
             return
         if answer.status != 200:
             log.debug("replica %s: /metrics answered %d", replica.name, answer.status)
             return
         metrics = parse_metrics(answer.body)
         if not metrics.told_anything:
-            self._keeper.metrics_missing(replica, "/metrics has none of vLLM's names")
+            self._handler.metrics_missing(replica, "/metrics has none of vLLM's names")
             return
-        after = [each.foreign.own(each.load) for each in replica.ranks]
-        self._keeper.metrics_told(replica, metrics, list(map(max, before, after)))
+        after = [each.external.own(each.load) for each in replica.ranks]
+        self._handler.metrics_told(replica, metrics, list(map(max, before, after)))
         if metrics.asleep is not None:
             self._rest_paths.pop(IS_SLEEPING, None)
-            self._keeper.rest_told(replica, metrics.asleep, None)
+            self._handler.rest_told(replica, metrics.asleep, None)
 
     async def read_rest(self) -> None:
         """Ask whether it rests, where its metrics do not tell. Engines have these paths in their
@@ -234,7 +234,7 @@ class Watch:
         for path, answered in tuple(self._rest_paths.items()):
             rests = None
             try:
-                answer = await self._reader.get(path, LONGEST_REST, self._settings.health_timeout)
+                answer = await self._reader.get(path, MAX_REST_BYTES, self._settings.health_timeout)
                 rests = rest_of(path, answer)
             except ReadError as error:
                 if answered or error.failure is not Failure.BAD:
@@ -246,9 +246,9 @@ class Watch:
             else:
                 self._rest_paths[path] = True
             if path == IS_SLEEPING:
-                self._keeper.rest_told(self._replica, bool(rests), None)
+                self._handler.rest_told(self._replica, bool(rests), None)
             else:
-                self._keeper.rest_told(self._replica, None, bool(rests))
+                self._handler.rest_told(self._replica, None, bool(rests))
 
 
 def rest_of(path: str, answer: Answer) -> bool | None:

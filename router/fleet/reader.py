@@ -26,9 +26,9 @@ from router.identity import VIA
 
 IDLE_CONNECTIONS = 4
 """Health, models, metrics and rest at once."""
-IDLE_SECONDS = 4.0
+MAX_IDLE_S = 4.0
 """vLLM closes idle connections after 5; closing first avoids writing into one just closed."""
-LONGEST_HEAD = 64 * 1024
+MAX_HEAD_BYTES = 64 * 1024
 """Bytes an answer may have besides its body."""
 
 
@@ -150,7 +150,7 @@ class _Connection(asyncio.Protocol):
             return
         self._total += len(data)
         try:
-            if self._total > self._limit + LONGEST_HEAD:
+            if self._total > self._limit + MAX_HEAD_BYTES:
                 raise _BrokenError(f"answered more than {self._limit} bytes")
             self._parser.feed_data(data)
         except _BrokenError as error:
@@ -277,7 +277,7 @@ class Reader:
 
     def _take(self) -> _Connection | None:
         """An idle connection that is still open."""
-        latest = monotonic() - IDLE_SECONDS
+        latest = monotonic() - MAX_IDLE_S
         while self._idle:
             connection = self._idle.pop()
             if connection.usable and connection.idle_since > latest:

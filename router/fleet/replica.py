@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from router.fleet.breaker import Breaker
 from router.fleet.engine_metrics import EngineMetrics
-from router.fleet.external_load import Foreign
+from router.fleet.external_load import ExternalLoad
 from router.fleet.health import Health, HealthState
 from router.types import Load
 
@@ -145,7 +145,7 @@ class Replica:
     engine_at: float = 0.0
     engine_missing: str = ""
     """Why there are no engine metrics; empty when there are, or when it was not tried yet."""
-    foreign: Foreign = field(default_factory=Foreign)
+    external: ExternalLoad = field(default_factory=ExternalLoad)
     restarts: int = 0
     """Restarts seen: its cache was taken to be empty."""
     tried: bool = False

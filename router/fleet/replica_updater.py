@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
-from router.fleet.change_notifier import Changes
+from router.fleet.change_notifier import ChangeNotifier
 from router.fleet.engine_metrics import EngineMetrics
 from router.fleet.health import HealthState
 from router.fleet.listener import FleetListener
@@ -20,12 +20,13 @@ from router.fleet.templates import Templates
 
 log = logging.getLogger(__name__)
 
-LACK_AGAIN = 10.0
+SHORTAGE_LOG_INTERVAL_S = 10.0
 """Seconds between two log lines about a lack of the router's own."""
 
 
-class Findings:
-    """Turns readings into health, models, sizes and foreign load. It is the watches' Keeper."""
+class ReplicaUpdater:
+    """Turns readings into health, models, sizes and foreign load. It is the pollers'
+    ReadingHandler."""
 
     def __init__(
         self,
@@ -34,7 +35,7 @@ class Findings:
         catalog: Catalog,
         templates: Templates,
         slow_start: SlowStart,
-        changes: Changes,
+        changes: ChangeNotifier,
         listeners: list[FleetListener],
         refresh: Callable[[Replica], None],
         set_ranks: Callable[[Replica, int], None],
@@ -44,7 +45,7 @@ class Findings:
         self._catalog = catalog
         self._templates = templates
         self._slow_start = slow_start
-        self._changes = changes
+        self._notifier = changes
         self._listeners = listeners
         self._refresh = refresh
         self._set_ranks = set_ranks
@@ -93,7 +94,7 @@ class Findings:
         else:
             log.warning("replica %s: not ready, will be tried again: %s", replica.name, why)
         for rank in replica.ranks:
-            rank.foreign.withdraw(rank.load)
+            rank.external.withdraw(rank.load)
             self._slow_start.drop(rank)
         self._refresh(replica)
         return True
@@ -101,7 +102,7 @@ class Findings:
     def _lacks(self, failure: ReadError) -> None:
         """The router could not ask: every replica stays what it was."""
         now = self._clock()
-        if now - self._told_lack >= LACK_AGAIN:
+        if now - self._told_lack >= SHORTAGE_LOG_INTERVAL_S:
             self._told_lack = now
             log.error("replicas cannot be probed, and stay as they were: %s", failure)
 
@@ -110,7 +111,7 @@ class Findings:
             for rank in replica.ranks:
                 rank.tried = True
             self.untried &= ~replica.bit
-            self._changes.notify()
+            self._notifier.notify()
 
     # Models
 
@@ -132,7 +133,7 @@ class Findings:
             rank.any_model = False
             self._catalog.tell(rank.slot, cards)
         self._templates.served(self._catalog.union)
-        self._changes.notify()
+        self._notifier.notify()
 
     def models_untold(self, replica: Replica, status: int) -> None:
         """Its models cannot be known: it is taken to serve every one."""
@@ -148,7 +149,7 @@ class Findings:
             f"replica {replica.name}: /v1/models answered {status}; such a replica is taken to "
             "serve any model. If it wants a key, set replica_api_key",
         )
-        self._changes.notify()
+        self._notifier.notify()
 
     # Metrics
 
@@ -175,7 +176,7 @@ class Findings:
         now = self._clock()
         for rank, reading, own in zip_longest(replica.ranks, readings, most_own[: len(readings)]):
             self._rank_told(rank, reading, own or 0, now)
-        self._changes.notify()
+        self._notifier.notify()
 
     def _rank_told(self, rank: Replica, reading: EngineMetrics, most_own: int, now: float) -> None:
         rank.engine = reading
@@ -185,7 +186,7 @@ class Findings:
         if reading.block_tokens is not None:
             rank.block_tokens = reading.block_tokens
         if reading.running is not None and reading.waiting is not None:
-            rank.foreign.observe(
+            rank.external.observe(
                 rank.load, reading.running, reading.waiting, most_own, reading.uncached_each
             )
 
@@ -195,13 +196,13 @@ class Findings:
             return
         for rank in replica.ranks:
             rank.engine_missing = why
-            rank.foreign.withdraw(rank.load)
+            rank.external.withdraw(rank.load)
         self._say_once(
             f"metrics {why}",
             f"replica {replica.name}: {why}; without metrics the size of its KV cache is not known "
             "(set kv_cache_tokens) and other clients' load is not seen",
         )
-        self._changes.notify()
+        self._notifier.notify()
 
     # Rest
 
@@ -259,7 +260,7 @@ class Findings:
         for rank in replica.ranks:
             rank.restarts += 1
             rank.engine = None
-            rank.foreign.withdraw(rank.load)
+            rank.external.withdraw(rank.load)
             for listener in self._listeners:
                 listener.on_emptied(rank)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from router.fleet.engine_metrics import EngineMetrics
 
-SAME_START = 1.0
+SAME_START_S = 1.0
 """Seconds two readings of one start time may differ by: some exporters round it."""
 
 
@@ -16,7 +16,7 @@ def restarted(before: EngineMetrics | None, after: EngineMetrics | None, was_ref
     """
     if before is not None and after is not None:
         if before.started is not None and after.started is not None:
-            if abs(after.started - before.started) > SAME_START:
+            if abs(after.started - before.started) > SAME_START_S:
                 return "its process has another start time"
             was_refused = False
         if _fell(before.queries, after.queries) or _fell(before.prompts, after.prompts):

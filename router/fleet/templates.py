@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from router.fleet.models import ABSENT, ModelCard
+from router.fleet.models import NO_MODEL, ModelCard
 from router.fleet.reader import Reader, ReadError
 from router.fleet.template_probe import (
     USUAL_ARGUMENTS,
@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 
 ENGINE: Final = "vllm"
 """What owns the models of an engine that can be asked."""
-LONGEST_ANSWER: Final = 256 * 1024
+MAX_PROBE_BYTES: Final = 256 * 1024
 """Bytes of an answer to a probe that are read."""
-MOST_ARGUMENTS: Final = 64
+MAX_ARGUMENTS: Final = 64
 """Template arguments that are tried for one model; those of hostile clients must end somewhere."""
-LONGEST_ARGUMENT: Final = 256
-MOST_ATTEMPTS: Final = 3
+MAX_ARGUMENT_CHARACTERS: Final = 256
+MAX_ATTEMPTS: Final = 3
 """Times that an engine is asked which does not answer in time."""
-REFUSALS: Final = (400, 422, 500)
+REFUSAL_STATUSES: Final = (400, 422, 500)
 """Statuses with which an engine says that the template does not take a prompt."""
 
 
@@ -98,9 +98,9 @@ class Templates:
             return
         for pair in arguments:
             if (
-                len(pair) <= LONGEST_ARGUMENT
+                len(pair) <= MAX_ARGUMENT_CHARACTERS
                 and pair not in found.traits.arguments
-                and len(found.wanted) + len(found.traits.arguments) < MOST_ARGUMENTS
+                and len(found.wanted) + len(found.traits.arguments) < MAX_ARGUMENTS
             ):
                 found.wanted[pair] = None
 
@@ -120,7 +120,7 @@ class Templates:
             new = [name for name in aliases if name not in self._found]
             for name in new:
                 self._found[name] = found
-            if not found.busy and found.attempts < MOST_ATTEMPTS and found.wanted:
+            if not found.busy and found.attempts < MAX_ATTEMPTS and found.wanted:
                 await self._ask(found, replica, aliases[0], reader, within)
             elif new:
                 self._publish()
@@ -137,7 +137,7 @@ class Templates:
             found.attempts += 1
             log.debug("replica %s: its template of %s was not asked: %s", replica, name, error)
         except UnansweredError as error:
-            found.attempts = MOST_ATTEMPTS
+            found.attempts = MAX_ATTEMPTS
             log.info(
                 "replica %s: how the chat template of %s orders a prompt is not known; "
                 "what most do is assumed: %s",
@@ -154,9 +154,9 @@ class Templates:
     async def _probe(self, found: _Model, name: str, reader: Reader, within: float) -> None:
         async def tokens(body: Mapping[str, Any]) -> Tokens | None:
             answer = await reader.post(
-                "/tokenize", msgspec.json.encode({"model": name, **body}), LONGEST_ANSWER, within
+                "/tokenize", msgspec.json.encode({"model": name, **body}), MAX_PROBE_BYTES, within
             )
-            if answer.status in REFUSALS:
+            if answer.status in REFUSAL_STATUSES:
                 return None
             if answer.status != 200:
                 raise UnansweredError(f"/tokenize answered {answer.status}")
@@ -169,7 +169,7 @@ class Templates:
             answer = await reader.post(
                 "/v1/messages/count_tokens",
                 msgspec.json.encode({"model": name, **body}),
-                LONGEST_ANSWER,
+                MAX_PROBE_BYTES,
                 within,
             )
             try:
@@ -210,10 +210,10 @@ class Templates:
             models[card.id] = msgspec.structs.replace(traits, cache=card.root or card.id)
             roots.setdefault(card.root or card.id, card.id)
         for card in self._cards:
-            base = models.get(card.parent) or models.get(roots.get(card.parent, ABSENT))
+            base = models.get(card.parent) or models.get(roots.get(card.parent, NO_MODEL))
             if card.parent and base is not None:
                 models[card.id] = msgspec.structs.replace(base, cache=card.id)
         if len(roots) == 1:
             (only,) = roots.values()
-            models[ABSENT] = models[only]
+            models[NO_MODEL] = models[only]
         self.models = models

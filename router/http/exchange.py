@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _RETRY_STATUS = frozenset((502, 503, 504))
-_LONGEST_KEY = 128
+_MAX_KEY_CHARACTERS = 128
 """Characters of a session's key that is kept as it is."""
 _BODILESS = frozenset((204, 304))
 # A 500 is read whole before it is passed on, where it is as small as an engine's.
-_ERROR_MAX = 16 * 1024
+_MAX_ERROR_BYTES = 16 * 1024
 
 
 def short_key(key: str) -> str:
@@ -78,13 +78,13 @@ class Exchange:
         "request",
         "retries",
         "seek",
-        "splice",
         "status",
         "tried",
         "tunnel",
         "unsent",
         "upstream",
         "usage",
+        "usage_splice_at",
     )
 
     def __init__(self, gateway: Gateway, client: ClientConnection, request: Request) -> None:
@@ -92,7 +92,7 @@ class Exchange:
         self.client = client
         self.request = request
         self.prompt: Prompt | None = None
-        self.splice = -1
+        self.usage_splice_at = -1
         """Where in the body the request for usage goes; -1 when the router makes none."""
         self.tried = 0
         """Mask of the replicas that are not asked (again)."""
@@ -162,9 +162,9 @@ class Exchange:
             self.seek = seek_of(named)
         if prompt is not None:
             key = request.session.decode("latin-1") if request.session else prompt.key
-            self.key = key if len(key) <= _LONGEST_KEY else short_key(key)
-            if prompt.usage_offset >= 0 and gateway.asks_usage and not request.old:
-                self.splice = prompt.usage_offset
+            self.key = key if len(key) <= _MAX_KEY_CHARACTERS else short_key(key)
+            if prompt.usage_offset >= 0 and gateway.asks_usage and not request.is_http10:
+                self.usage_splice_at = prompt.usage_offset
             exact = gateway.exact
             if exact is not None and exact.prepare(rule.api, prompt, request.body, self._tokenised):
                 return  # it calls _tokenised
@@ -252,7 +252,9 @@ class Exchange:
         request, status = self.request, upstream.status
         if status >= 500:
             body = self._held + body
-            awaited = request.method != b"HEAD" and upstream.more_within(_ERROR_MAX - len(body))
+            awaited = request.method != b"HEAD" and upstream.more_within(
+                _MAX_ERROR_BYTES - len(body)
+            )
             if status == 500 and awaited:
                 self._held = body
                 return
@@ -620,7 +622,7 @@ class Exchange:
                 body,
                 request_id=request.request_id,
                 close=not keep_alive,
-                old=request.old,
+                is_http10=request.is_http10,
                 head_only=request.method == b"HEAD",
                 extra=extra + self.gateway.allow_origin,
             )

@@ -81,13 +81,13 @@ async def _connected(gateway: Gateway, slot: int) -> UpstreamConnection:
 
 def send(exchange: Exchange, upstream: UpstreamConnection) -> None:
     """Write the request, its head rebuilt and its body as it came."""
-    request, replica, splice = exchange.request, exchange.replica, exchange.splice
+    request, replica, usage_splice_at = exchange.request, exchange.replica, exchange.usage_splice_at
     assert replica is not None
     upstream.begin(exchange)
     exchange.upstream = upstream
     exchange.idle_ticks = 0
     body = request.body
-    if splice >= 0:
+    if usage_splice_at >= 0:
         length = b"content-length: %d\r\n" % (len(body) + len(ASK_USAGE))
     elif body or request.method not in (b"GET", b"HEAD"):
         length = b"content-length: %d\r\n" % len(body)
@@ -109,9 +109,9 @@ def send(exchange: Exchange, upstream: UpstreamConnection) -> None:
         request.request_id,
     )
     transport = upstream.transport
-    if splice >= 0:
+    if usage_splice_at >= 0:
         view = memoryview(body)
-        parts = (head, view[:splice], ASK_USAGE, view[splice:])
+        parts = (head, view[:usage_splice_at], ASK_USAGE, view[usage_splice_at:])
         if len(body) < _ONE_PIECE:
             transport.write(b"".join(parts))
         else:

@@ -13,7 +13,7 @@ from router.config import server_context
 from router.http.gateway import Gateway
 from router.http.keepalive import keep_alive
 from router.http.server import ClientConnection
-from router.http.timeouts import Sweep
+from router.http.timeouts import TimeoutSweep
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ _BACKLOG = 4096
 _LOOK_AGAIN = 0.02
 
 
-class Front:
+class Server:
     """Listens for clients on the gateway's behalf: `start`, `settle`, `stop`."""
 
     def __init__(self, gateway: Gateway) -> None:
@@ -54,7 +54,7 @@ class Front:
         for listening in self._server.sockets:
             keep_alive(listening)
         self.port = self._server.sockets[0].getsockname()[1]
-        self._sweep = gateway.loop.create_task(Sweep(gateway).run(), name="sweep")
+        self._sweep = gateway.loop.create_task(TimeoutSweep(gateway).run(), name="sweep")
 
     def reload_certificate(self) -> None:
         """Serve new connections with the certificate and key that the files hold now.

@@ -27,7 +27,7 @@ from router.telemetry.record import Finished, Outcome
 from router.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from router.exact.mode import Exact
+    from router.exact.mode import ExactMode
     from router.http.exchange import Exchange
     from router.http.paths import PathRule
     from router.http.request import Request
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Seconds between two log lines about a lack of the router's own.
-_LACK_AGAIN = 10.0
+_SHORTAGE_LOG_INTERVAL_S = 10.0
 
 # Modelled caches fuller than this evict, so that a missing block was probably evicted.
-_NEARLY_FULL = 0.95
+_NEARLY_FULL_SHARE = 0.95
 
 # What a client that does not read may let wait in memory before its replica is not read any more.
 _WRITE_HIGH = 32 * 1024
@@ -75,7 +75,7 @@ class Gateway(FleetListener):
         """For requests routed by prefix."""
         self.balancer = balancer
         """For requests balanced by load."""
-        self.exact: Exact | None = None
+        self.exact: ExactMode | None = None
         """Tokenises prompts, when exact mode is on."""
         self.telemetry = telemetry
         self.live = telemetry.live
@@ -159,7 +159,7 @@ class Gateway(FleetListener):
     def lacks(self, error: OSError) -> None:
         """A connection to a replica could not be made for a lack of the router's own."""
         now = monotonic()
-        if now - self._told_lack >= _LACK_AGAIN:
+        if now - self._told_lack >= _SHORTAGE_LOG_INTERVAL_S:
             self._told_lack = now
             log.error(
                 "the router itself cannot open connections: %s; no replica is blamed for it "
@@ -208,7 +208,9 @@ class Gateway(FleetListener):
                 done.uncached_tokens = placement.uncached
                 done.available = placement.available_tokens
                 done.chosen = held
-                done.cache_full = load.cache_used * INDEX_ROOM >= load.cache_tokens * _NEARLY_FULL
+                done.cache_full = (
+                    load.cache_used * INDEX_ROOM >= load.cache_tokens * _NEARLY_FULL_SHARE
+                )
                 if prompt.stream:
                     done.stream = True
                     if relay is not None and relay.first_at:

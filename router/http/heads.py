@@ -90,7 +90,7 @@ def answer(
     *,
     request_id: bytes = b"",
     close: bool = False,
-    old: bool = False,
+    is_http10: bool = False,
     head_only: bool = False,
     extra: bytes = b"",
     content_type: bytes = b"application/json",
@@ -101,7 +101,7 @@ def answer(
     extra: more header lines, each ended by CRLF.
     """
     connection = (
-        b"connection: close\r\n" if close else b"connection: keep-alive\r\n" if old else b""
+        b"connection: close\r\n" if close else b"connection: keep-alive\r\n" if is_http10 else b""
     )
     about = b"content-type: %b\r\ncontent-length: %d\r\n" % (content_type, len(body))
     head = b"HTTP/1.1 %d %b\r\n%b%b%b%b\r\n" % (

@@ -12,7 +12,7 @@ from router.http.paths import PathRule
 
 # A connection is read for this long after its last answer: closed with unread bytes, TCP would
 # reset it, and the client might never see the answer.
-LINGER = 2.0
+LINGER_S = 2.0
 
 
 class BadRequest(Exception):  # noqa: N818
@@ -51,7 +51,7 @@ def linger(loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> Non
         return
     if transport.can_write_eof():
         transport.write_eof()
-        loop.call_later(LINGER, transport.abort)
+        loop.call_later(LINGER_S, transport.abort)
     else:
         # TLS says good-bye by itself.
         transport.close()

@@ -152,7 +152,7 @@ class Relay:
         """Decide what of the body is looked at."""
         exchange = self._exchange
         request, chunked = exchange.request, upstream.chunked
-        strips = chunked and request.old
+        strips = chunked and request.is_http10
         packed = upstream.encoding in INFLATABLE
         readable = upstream.status == 200 and (packed or upstream.encoding in _PLAIN)
         if readable and upstream.events:
@@ -160,7 +160,7 @@ class Relay:
             self._scanner = scanner = Scanner(rule.form, rule.first_token_mark)
             self.opening = True
             if chunked and not strips and not packed:
-                self._watch = EventStream(scanner, upstream.pool, exchange.splice >= 0)
+                self._watch = EventStream(scanner, upstream.pool, exchange.usage_splice_at >= 0)
             else:
                 self._watch = Watch(scanner, chunked=chunked, strips=strips, packed=packed)
         elif readable and exchange.prompt is not None:
@@ -194,7 +194,7 @@ class Relay:
         exchange, upstream = self._exchange, self._upstream
         request = exchange.request
         if upstream.chunked:
-            if request.old:
+            if request.is_http10:
                 request.keep_alive = False
                 upstream.drop_header(b"transfer-encoding")
         elif upstream.until_close and request.method != b"HEAD":
@@ -211,7 +211,7 @@ class Relay:
             headers += (b"x-request-id", request.request_id)
         if not request.keep_alive:
             headers += (b"connection", b"close")
-        elif request.old:
+        elif request.is_http10:
             headers += (b"connection", b"keep-alive")
         if request.explain:
             headers += self._explained()
@@ -224,7 +224,7 @@ class Relay:
     @property
     def _framed(self) -> bool:
         """The client gets chunks."""
-        return self._upstream.chunked and not self._exchange.request.old
+        return self._upstream.chunked and not self._exchange.request.is_http10
 
     def _between_chunks(self, in_chunk: bool) -> bool:
         """Whether what the client has got ends with a whole chunk."""

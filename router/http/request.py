@@ -54,7 +54,7 @@ class Request(msgspec.Struct, gc=False):
     explain: bool = False
     """The client asks for response headers that explain the choice."""
     keep_alive: bool = True
-    old: bool = False
+    is_http10: bool = False
     """HTTP/1.0: no chunked answers."""
     upgrade: bytes = b""
     """The protocol to switch to, or empty."""

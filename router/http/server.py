@@ -252,7 +252,7 @@ class ClientConnection(asyncio.Protocol):
         if version != "1.1":
             if version != "1.0":
                 raise BadRequest(505, f"HTTP/{version} is not spoken here")
-            request.old = True
+            request.is_http10 = True
         elif request.host is None:
             raise BadRequest(400, "the Host header is missing")
         if request.connection:
@@ -260,7 +260,7 @@ class ClientConnection(asyncio.Protocol):
         if request.upgrade:
             self._check_upgrade(request)
         if request.transfer:
-            if request.old:
+            if request.is_http10:
                 raise BadRequest(400, "HTTP/1.0 has no Transfer-Encoding")
             if request.transfer.strip(b", ") != b"chunked":
                 raise BadRequest(501, "the only transfer coding the router knows is chunked")
@@ -378,7 +378,7 @@ class ClientConnection(asyncio.Protocol):
     def _continue(self) -> None:
         """Tell a client that waits for it to send its body, when its turn has come."""
         request = self._request
-        if self.exchange is None and not (self._waiting or request.body_size or request.old):
+        if self.exchange is None and not (self._waiting or request.body_size or request.is_http10):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def close(self) -> None:
@@ -487,7 +487,7 @@ class ClientConnection(asyncio.Protocol):
         if not parser.should_upgrade():
             # Without "Connection: upgrade" the parser takes it for an ordinary request too.
             request.upgrade = b""
-        elif request.upgrade.lower() != b"websocket" or request.old:
+        elif request.upgrade.lower() != b"websocket" or request.is_http10:
             request.upgrade = b""
             self._downgrade = True
         elif parser.get_method() != b"GET":

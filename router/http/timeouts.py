@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from router.http.exchange import Exchange
     from router.http.server import ClientConnection
 
-TICK = 0.5
+SWEEP_INTERVAL_S = 0.5
 """Seconds between two looks; timeouts are late by up to two."""
 # Looks after which the rest of a tunnel whose client has left is not waited for.
-_FLUSH = 10
+_FLUSH_TICKS = 10
 # Looks after which a silent replica is given up whose health has been bad for as long.
-_AWAY = 120
+_AWAY_TICKS = 120
 # Looks after which a silent replica is given up though it says that it is at work: half an hour.
-_LONGEST = 3600
+_LONGEST_TICKS = 3600
 # Looks after which a client that takes nothing is given up: two minutes.
-_STALLED = 240
+_STALLED_TICKS = 240
 
 
-class Sweep:
+class TimeoutSweep:
     """Counts the looks at which a connection had not moved, and ends those over their limit."""
 
     def __init__(self, gateway: Gateway) -> None:
@@ -39,17 +39,17 @@ class Sweep:
         self._tunnel_idle = _ticks(settings.tunnel_idle_timeout)
         self._first = _ticks(settings.first_byte_timeout)
         self._silence = _ticks(settings.chunk_timeout)
-        self._stalled = min(self._silence, _STALLED)
-        self._longest = max(self._first, self._silence, _LONGEST)
+        self._stalled = min(self._silence, _STALLED_TICKS)
+        self._longest = max(self._first, self._silence, _LONGEST_TICKS)
         self._pool_idle = settings.replica_idle_timeout
 
     async def run(self) -> None:
         """Look, until cancelled."""
         while True:
-            await asyncio.sleep(TICK)
-            self.look(monotonic())
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+            self.check(monotonic())
 
-    def look(self, now: float) -> None:
+    def check(self, now: float) -> None:
         """One look at everything."""
         gateway = self._gateway
         streams = 0
@@ -78,7 +78,7 @@ class Sweep:
         exchange.idle_ticks += 1
         if exchange.tunnel:
             if exchange.client.transport.is_closing():
-                if exchange.idle_ticks > _FLUSH:
+                if exchange.idle_ticks > _FLUSH_TICKS:
                     upstream.transport.abort()
             elif exchange.idle_ticks > self._tunnel_idle:
                 # Ends the tunnel; what the client has not taken by now it is not owed.
@@ -102,7 +102,7 @@ class Sweep:
         opening = relay is None or relay.opening
         if ticks > (self._first if opening else self._silence):
             return ticks > self._longest or not fleet.works(placement.slot)
-        return ticks > _AWAY and fleet.away(placement.slot) > _AWAY * TICK
+        return ticks > _AWAY_TICKS and fleet.away(placement.slot) > _AWAY_TICKS * SWEEP_INTERVAL_S
 
     def _look_at_client(self, client: ClientConnection) -> None:
         if client.in_request:
@@ -135,4 +135,4 @@ class Sweep:
 
 
 def _ticks(seconds: float) -> int:
-    return max(1, round(seconds / TICK))
+    return max(1, round(seconds / SWEEP_INTERVAL_S))

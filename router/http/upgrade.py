@@ -57,6 +57,6 @@ def without_upgrade(request: Request, method: bytes) -> bytes:
     return b"%b %b HTTP/%b\r\n%b\r\n" % (
         method,
         request.target,
-        b"1.0" if request.old else b"1.1",
+        b"1.0" if request.is_http10 else b"1.1",
         header_lines(headers),
     )

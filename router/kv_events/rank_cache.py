@@ -17,7 +17,7 @@ UNPLACED = 0
 removed."""
 
 
-class Lane:
+class RankCache:
     """Keeps one bit of a table of masks in step with one cache.
 
     A block is found (its bit is set) while one of three things holds: the engine has told of a copy
@@ -201,22 +201,22 @@ class Lane:
     def expect(self, chain: Sequence[int]) -> list[int]:
         """A request that will make these blocks is on its way. Returns those not held so far."""
         masks, bit, expected = self._masks, self._bit, self.expected
-        coming = []
+        pending = []
         for own in chain:
             mask = masks.get(own, 0)
             if not mask & bit:
                 masks[own] = mask | bit
                 expected[own] = 1
-                coming.append(own)
+                pending.append(own)
             elif own in expected:
                 expected[own] += 1
-                coming.append(own)
-        return coming
+                pending.append(own)
+        return pending
 
-    def give_up(self, coming: Iterable[int]) -> None:
+    def give_up(self, pending: Iterable[int]) -> None:
         """A request that was expected to make these blocks will not, or its time is over."""
         expected, learned = self.expected, self.learned
-        for own in coming:
+        for own in pending:
             left = expected.get(own)
             if left is None:
                 continue

@@ -24,13 +24,13 @@ from router.kv_events.decode import Batch, decode
 
 log = logging.getLogger(__name__)
 
-END = b"\xff" * 8
+REPLAY_END = b"\xff" * 8
 """The sequence number of a replay's last message."""
-MOST_WAITING = 100_000
+MAX_WAITING_BATCHES = 100_000
 """Live batches kept while a replay is under way."""
 
 
-class Sink(Protocol):
+class BatchHandler(Protocol):
     """What the batches are for."""
 
     def apply(self, batch: Batch) -> None:
@@ -43,13 +43,13 @@ class Sink(Protocol):
         """Whether the engine can be heard and no batch is known to be missing has changed."""
 
 
-class Feed:
+class EventSequencer:
     """The mutable state: the next number, the last batch's digest, and live batches that wait for
     a replay."""
 
-    def __init__(self, name: str, sink: Sink) -> None:
+    def __init__(self, name: str, handler: BatchHandler) -> None:
         self._name = name
-        self._sink = sink
+        self._handler = handler
         self.ask: Callable[[int], bool] = _nobody
         """ask(n) requests a replay from number n on, and ends an earlier one; False when there is
         nobody to ask."""
@@ -107,7 +107,7 @@ class Feed:
         now = self._connected and not self._doubtful
         if now != self._told_current:
             self._told_current = now
-            self._sink.current()
+            self._handler.current()
 
     def verify(self) -> None:
         """To be called now and then: a batch lost just before a silence would not be missed."""
@@ -130,7 +130,7 @@ class Feed:
         if self._replaying:
             if self._waiting and number <= self._waiting[-1][0]:
                 self._waiting.clear()  # it restarted while a replay was under way
-            if len(self._waiting) < MOST_WAITING:
+            if len(self._waiting) < MAX_WAITING_BATCHES:
                 self._waiting.append((number, payload))
         elif number == self._next:
             self._take(number, payload)
@@ -164,12 +164,12 @@ class Feed:
                 if number:  # asked from there on, and now wanted from the first
                     self._begin_replay()
                     return
-                self._sink.empty(complete=True)
+                self._handler.empty(complete=True)
             elif number:
                 self._lost(f"its replay buffer begins at {number}")
                 self._next = number
             else:
-                self._sink.empty(complete=True)
+                self._handler.empty(complete=True)
             self._checked = True
         if number == self._next:
             self._take(number, payload)
@@ -192,7 +192,7 @@ class Feed:
                 self._lost("it has no replay buffer")
                 self._next = waiting[0][0]
             else:
-                self._sink.empty(complete=True)
+                self._handler.empty(complete=True)
         while waiting:
             number, payload = waiting[0]
             if number > self._next:
@@ -243,14 +243,14 @@ class Feed:
         except ValueError as error:
             self.faults += 1
             log.warning("%s: KV event batch %d cannot be read: %s", self._name, number, error)
-            self._sink.empty(complete=False)
+            self._handler.empty(complete=False)
             return
-        self._sink.apply(batch)
+        self._handler.apply(batch)
 
     def _lost(self, why: str) -> None:
         self.rebuilds += 1
         log.warning("%s: what its KV cache holds is learned anew: %s", self._name, why)
-        self._sink.empty(complete=False)
+        self._handler.empty(complete=False)
 
     def _engine_restarted(self) -> None:
         self.restarts += 1
@@ -260,7 +260,7 @@ class Feed:
     def _forget(self) -> None:
         self._next = 0
         self._last = 0
-        self._sink.empty(complete=False)
+        self._handler.empty(complete=False)
 
 
 def _nobody(_: int) -> bool:

@@ -13,7 +13,7 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from router.kv_events.sequencer import END, Feed
+from router.kv_events.sequencer import REPLAY_END, EventSequencer
 from router.kv_events.sources import Source
 
 if TYPE_CHECKING:
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SLICE_SECONDS = 0.001
+WORK_SLICE_S = 0.001
 """How long batches are applied before other work gets its turn."""
-REPLAY_SECONDS = 5.0
+REPLAY_TIMEOUT_S = 5.0
 """A replay that says nothing for so long has failed."""
-CUT_SECONDS = 1.0
+REPLAY_CUT_TIMEOUT_S = 1.0
 """A replay that brought something and then says nothing for so long has lost its end."""
 HEARTBEAT_MS = 1000
 SILENT_MS = 3000
@@ -35,10 +35,12 @@ SILENT_MS = 3000
 class Subscription:
     """A source's sockets and its feed, which asks here for replays. `open`, then `close`."""
 
-    def __init__(self, source: Source, context: zmq.Context[Any], feed: Feed) -> None:
+    def __init__(
+        self, source: Source, context: zmq.Context[Any], sequencer: EventSequencer
+    ) -> None:
         self.source = source
-        self.feed = feed
-        feed.ask = self.ask
+        self.sequencer = sequencer
+        sequencer.ask = self.ask
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._events: zmq.Socket[bytes] | None = None
@@ -114,7 +116,7 @@ class Subscription:
         self._loop.add_reader(self._replay_reader, self._on_replay)
         replay.send_multipart((b"", number.to_bytes(8, "big")), zmq.NOBLOCK)
         self._heard = monotonic()
-        self._deadline = self._loop.call_later(CUT_SECONDS, self._check_replay)
+        self._deadline = self._loop.call_later(REPLAY_CUT_TIMEOUT_S, self._check_replay)
         # Sending may have used up the descriptor's change.
         self._loop.call_soon(self._on_replay)
         return True
@@ -133,27 +135,27 @@ class Subscription:
                 return
             happened = self._parse(message)["event"]
             if happened == self._zmq.EVENT_DISCONNECTED:
-                self.feed.disconnected()
+                self.sequencer.disconnected()
             elif happened == self._zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 # The subscription travels after the handshake: what is published in between is
                 # what the replay, asked for now, has.
-                self.feed.connected()
+                self.sequencer.connected()
 
     def _on_events(self) -> None:
-        until = monotonic() + SLICE_SECONDS
+        until = monotonic() + WORK_SLICE_S
         while self._events is not None:
             try:
                 frames = self._events.recv_multipart(self._zmq.NOBLOCK)
             except self._zmq.Again:
                 return
             if len(frames) == 3 and len(frames[1]) == 8:
-                self.feed.live(int.from_bytes(frames[1], "big"), frames[2])
+                self.sequencer.live(int.from_bytes(frames[1], "big"), frames[2])
             if monotonic() > until:
                 self._loop.call_soon(self._on_events)
                 return
 
     def _on_replay(self) -> None:
-        until = monotonic() + SLICE_SECONDS
+        until = monotonic() + WORK_SLICE_S
         while self._replay is not None:
             try:
                 frames = self._replay.recv_multipart(self._zmq.NOBLOCK)
@@ -163,27 +165,29 @@ class Subscription:
             if len(frames) < 3:
                 continue
             number, payload = frames[-2], frames[-1]
-            if number == END or payload == END:
-                self.feed.replay_ended()
-                if not self.feed.replaying:
+            if number == REPLAY_END or payload == REPLAY_END:
+                self.sequencer.replay_ended()
+                if not self.sequencer.replaying:
                     self._close_replay()
                     return
             else:
-                self.feed.replayed(int.from_bytes(number, "big"), payload)
+                self.sequencer.replayed(int.from_bytes(number, "big"), payload)
             if monotonic() > until:
                 self._loop.call_soon(self._on_replay)
                 return
 
     def _check_replay(self) -> None:
         self._deadline = None
-        if not self.feed.replaying:
+        if not self.sequencer.replaying:
             return
         silent = monotonic() - self._heard
-        if silent >= REPLAY_SECONDS:
+        if silent >= REPLAY_TIMEOUT_S:
             self._close_replay()
-            self.feed.replay_failed(f"{self.source.replay} did not answer a request for replay")
-        elif silent < CUT_SECONDS or not self.feed.ask_again():
-            self._deadline = self._loop.call_later(CUT_SECONDS, self._check_replay)
+            self.sequencer.replay_failed(
+                f"{self.source.replay} did not answer a request for replay"
+            )
+        elif silent < REPLAY_CUT_TIMEOUT_S or not self.sequencer.ask_again():
+            self._deadline = self._loop.call_later(REPLAY_CUT_TIMEOUT_S, self._check_replay)
 
     def _close_replay(self) -> None:
         if self._deadline is not None:

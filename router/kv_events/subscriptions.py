@@ -14,7 +14,7 @@ from router.fleet.health import HealthState
 from router.fleet.reader import Reader, ReadError
 from router.fleet.replica import Replica
 from router.kv_events.decode import Batch
-from router.kv_events.sequencer import Feed
+from router.kv_events.sequencer import EventSequencer
 from router.kv_events.socket import Subscription
 from router.kv_events.sources import LONGEST_ANSWER, Source, parse_sources, sources_of
 from router.kv_events.token_index import TokenIndex
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 10.0
+RETRY_INTERVAL_S = 10.0
 """Until a replica that told no sources is asked again."""
-ASK_SECONDS = 2.0
+ASK_TIMEOUT_S = 2.0
 NOT_KNOWN = "its event sources are not known yet"
 
 
-class ListenSettings(msgspec.Struct, frozen=True):
+class EventSettings(msgspec.Struct, frozen=True):
     """Where events are, when the engines are not asked."""
 
     events: str = ""
@@ -42,7 +42,7 @@ class ListenSettings(msgspec.Struct, frozen=True):
     ranks: int = 1
 
 
-class Listener:
+class EventSubscriptions:
     """One endpoint's subscriptions, one for each of its ranks. `silent` says why there are none;
     empty when there are."""
 
@@ -50,7 +50,7 @@ class Listener:
         self,
         replica: Replica,
         index: TokenIndex,
-        settings: ListenSettings,
+        settings: EventSettings,
         context: zmq.Context[Any],
         changed: Callable[[int], None],
     ) -> None:
@@ -64,13 +64,13 @@ class Listener:
         self._task: asyncio.Task[None] | None = None
         self._next_try = 0.0
 
-    def feeds(self) -> list[Feed]:
+    def sequencers(self) -> list[EventSequencer]:
         """Of each rank; empty when there are no subscriptions."""
-        return [subscription.feed for subscription in self.subscriptions]
+        return [subscription.sequencer for subscription in self.subscriptions]
 
-    def feed(self, rank: int) -> Feed | None:
+    def sequencer(self, rank: int) -> EventSequencer | None:
         """Of one rank."""
-        return self.subscriptions[rank].feed if rank < len(self.subscriptions) else None
+        return self.subscriptions[rank].sequencer if rank < len(self.subscriptions) else None
 
     def tick(self, api_key: str, tls: ssl.SSLContext) -> None:
         """To be called now and then: looks for sources where there are none."""
@@ -78,7 +78,7 @@ class Listener:
             return
         if monotonic() < self._next_try or self.replica.health.state is not HealthState.READY:
             return
-        self._next_try = monotonic() + RETRY_SECONDS
+        self._next_try = monotonic() + RETRY_INTERVAL_S
         self._task = asyncio.get_running_loop().create_task(self._find(api_key, tls))
 
     def close(self) -> None:
@@ -108,7 +108,7 @@ class Listener:
         else:
             reader = Reader(replica.url, api_key, tls)
             try:
-                answer = await reader.get("/kv_event_sources", LONGEST_ANSWER, ASK_SECONDS)
+                answer = await reader.get("/kv_event_sources", LONGEST_ANSWER, ASK_TIMEOUT_S)
                 if answer.status != 200:
                     raise ValueError(
                         f"/kv_event_sources answers {answer.status}: an older engine? Then set "
@@ -139,9 +139,9 @@ class Listener:
             return
         # As engines do, ranks are told apart by their place among those of their port.
         for source, rank in zip(sources, ranks, strict=True):
-            sink = _Sink(rank.slot, self._index, self._changed)
-            feed = Feed(f"replica {rank.name}", sink)
-            subscription = Subscription(source, self._context, feed)
+            handler = _IndexHandler(rank.slot, self._index, self._changed)
+            sequencer = EventSequencer(f"replica {rank.name}", handler)
+            subscription = Subscription(source, self._context, sequencer)
             try:
                 subscription.open()
             except zmq.ZMQError as error:
@@ -164,7 +164,7 @@ class Listener:
         self.silent = why
 
 
-class _Sink:
+class _IndexHandler:
     """Where a rank's batches go."""
 
     def __init__(self, slot: int, index: TokenIndex, changed: Callable[[int], None]) -> None:

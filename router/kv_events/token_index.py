@@ -8,7 +8,7 @@ from itertools import groupby
 import msgspec
 
 from router.kv_events.decode import Batch, Removed, Stored
-from router.kv_events.rank_cache import Lane
+from router.kv_events.rank_cache import RankCache
 from router.types import Chain, slots
 
 FULL_ATTENTION = frozenset(("full_attention", "mla_attention", "sink_full_attention"))
@@ -20,18 +20,18 @@ WORTH = {GPU: 1.0, "CPU": 0.9, "STORAGE": 0.6, "DISK": 0.6}
 """What a token on a medium saves, as a share of computing it: loading takes time too."""
 OTHER_WORTH = 0.6
 
-MOST_ROOTS = 1024
+MAX_ROOTS = 1024
 """Adapters of a replica whose place is remembered after they were unloaded."""
-MOST_EXPECTED = 8192
+MAX_EXPECTED_BLOCKS = 8192
 """Blocks of one prompt that are noted as on their way: beyond, noting them would take longer than
 what it is good for."""
 
 
-class Coming(msgspec.Struct, eq=False):
+class PendingPrompt(msgspec.Struct, eq=False):
     """A prompt on its way to a replica, and its blocks that the engine has not told of yet."""
 
     slot: int
-    lane: Lane
+    cache: RankCache
     blocks: list[int]
     deadline: float = 0.0
     """Monotonic seconds, kept by whoever gives it up in time."""
@@ -48,7 +48,7 @@ class Held(msgspec.Struct):
     sure: bool = False
     """An event of several blocks has shown the size. One of a single block may be of a part of it,
     the end of a prompt."""
-    lanes: dict[str, Lane] = {}
+    caches: dict[str, RankCache] = {}
     """Medium -> what is there."""
     group: int | None = None
     """The group whose blocks count: the first of full attention that was told of."""
@@ -79,17 +79,17 @@ class TokenIndex:
         """A replica of which nothing is known. Raises ValueError if the slot is taken."""
         if slot in self._replicas:
             raise ValueError(f"slot {slot} is taken; call remove_replica({slot}) first")
-        held = Held(lanes={}, roots={})
-        held.lanes[GPU] = Lane(self._masks, 1 << slot)
+        held = Held(caches={}, roots={})
+        held.caches[GPU] = RankCache(self._masks, 1 << slot)
         self._replicas[slot] = held
 
     def remove_replica(self, slot: int) -> None:
         """The replica left. Raises KeyError if it is not there."""
         held = self._replicas.pop(slot)
-        for lane in held.lanes.values():
-            for own in list(lane.expected):
-                lane.give_up([own] * lane.expected[own])
-            lane.empty(complete=False)
+        for cache in held.caches.values():
+            for own in list(cache.expected):
+                cache.give_up([own] * cache.expected[own])
+            cache.empty(complete=False)
         self._compound &= ~(1 << slot)
         if held.block:
             self.sizes[held.block] &= ~(1 << slot)
@@ -121,9 +121,9 @@ class TokenIndex:
         out before, if it was too large."""
         if block == held.block:
             return
-        for lane in held.lanes.values():
-            if len(lane):
-                lane.empty(complete=lane.complete and block > held.block)
+        for cache in held.caches.values():
+            if len(cache):
+                cache.empty(complete=cache.complete and block > held.block)
         if held.block:
             self.sizes[held.block] &= ~(1 << slot)
         held.block = block
@@ -133,8 +133,8 @@ class TokenIndex:
         """A replica's cache is empty (complete), or what it holds has to be learned anew."""
         held = self._replicas[slot]
         held.sure = False  # it may have restarted with another size
-        for lane in held.lanes.values():
-            lane.empty(complete=complete)
+        for cache in held.caches.values():
+            cache.empty(complete=complete)
 
     def adapters(self, slot: int, roots: Mapping[str, str]) -> None:
         """The adapters a replica's engine has, and where it loaded them from. One that comes from
@@ -145,12 +145,12 @@ class TokenIndex:
             if before is not None and before != root:
                 self._forget_adapter(held, name)
             held.roots[name] = root
-        while len(held.roots) > max(MOST_ROOTS, len(roots)):
+        while len(held.roots) > max(MAX_ROOTS, len(roots)):
             del held.roots[next(iter(held.roots))]
 
     def _forget_adapter(self, held: Held, name: str) -> None:
-        for lane in held.lanes.values():
-            lane.forget_adapter(name)
+        for cache in held.caches.values():
+            cache.forget_adapter(name)
 
     def apply(self, slot: int, batch: Batch) -> None:
         """What one engine step changed."""
@@ -159,9 +159,9 @@ class TokenIndex:
             if isinstance(event, Stored):
                 self._store(slot, held, event)
             elif isinstance(event, Removed):
-                lane = held.lanes.get(_medium(event.medium))
-                if lane is not None and event.group_idx in (None, held.group):
-                    lane.remove(event)
+                cache = held.caches.get(_medium(event.medium))
+                if cache is not None and event.group_idx in (None, held.group):
+                    cache.remove(event)
             else:
                 self.empty(slot, complete=True)
 
@@ -177,13 +177,13 @@ class TokenIndex:
         if not event.token_ids or size * len(event.block_hashes) != len(event.token_ids):
             held.odd += 1  # a connector's placeholder among them: without tokens, of size 0
             return
-        gpu = held.lanes[GPU]
+        gpu = held.caches[GPU]
         if medium != GPU:
-            lane = self._tier(slot, held, medium, size)
-            if lane is None:
+            cache = self._tier(slot, held, medium, size)
+            if cache is None:
                 held.odd += 1
             else:
-                lane.store(event, gpu.place(event.parent_block_hash))
+                cache.store(event, gpu.place(event.parent_block_hash))
             return
         several = len(event.block_hashes) > 1
         if size != held.block:
@@ -200,18 +200,18 @@ class TokenIndex:
             held.roots[name] = None
         gpu.store(event)
 
-    def _tier(self, slot: int, held: Held, medium: str, size: int) -> Lane | None:
+    def _tier(self, slot: int, held: Held, medium: str, size: int) -> RankCache | None:
         """Where a tier's blocks of a size of its own are kept; None where they cannot be compared
         with those of GPU memory, or with the tier's own."""
         parts, rest = divmod(size, held.block) if held.block else (0, 0)
-        lane = held.lanes.get(medium)
-        if not parts or rest or (lane is not None and len(lane) and lane.parts != parts):
+        cache = held.caches.get(medium)
+        if not parts or rest or (cache is not None and len(cache) and cache.parts != parts):
             return None
-        if lane is None or lane.parts != parts:
-            lane = held.lanes[medium] = Lane({}, 1, parts)
-            lane.complete = held.lanes[GPU].complete
+        if cache is None or cache.parts != parts:
+            cache = held.caches[medium] = RankCache({}, 1, parts)
+            cache.complete = held.caches[GPU].complete
             self._compound |= 1 << slot
-        return lane
+        return cache
 
     def _may_be(self, held: Held, size: int, several: bool) -> bool:
         """Whether an event of this size tells the size of blocks in GPU memory."""
@@ -254,16 +254,16 @@ class TokenIndex:
     def _deepest(self, held: Held, chain: Chain) -> float:
         """What a replica has of a chain, on any of its media."""
         tiers = sorted(
-            ((WORTH.get(medium, OTHER_WORTH), lane) for medium, lane in held.lanes.items()),
+            ((WORTH.get(medium, OTHER_WORTH), cache) for medium, cache in held.caches.items()),
             key=lambda tier: -tier[0],
         )
         worth = 0.0
         blocks = len(chain)
         for at in range(blocks):
-            for share, lane in tiers:
+            for share, cache in tiers:
                 # A tier's block is there as a whole, and named by its last part.
-                last = at - at % lane.parts + lane.parts - 1
-                if last < blocks and lane.holds(chain[last]):
+                last = at - at % cache.parts + cache.parts - 1
+                if last < blocks and cache.holds(chain[last]):
                     worth += share
                     break
             else:
@@ -272,52 +272,52 @@ class TokenIndex:
 
     # Requests on their way, and what answers show
 
-    def expect(self, slot: int, chain: Chain) -> Coming:
+    def expect(self, slot: int, chain: Chain) -> PendingPrompt:
         """A prompt is sent to a replica: it counts as held there until told or given up."""
-        lane = self._replicas[slot].lanes[GPU]
-        return Coming(slot, lane, lane.expect(chain[:MOST_EXPECTED]))
+        cache = self._replicas[slot].caches[GPU]
+        return PendingPrompt(slot, cache, cache.expect(chain[:MAX_EXPECTED_BLOCKS]))
 
-    def give_up(self, coming: Coming) -> None:
+    def give_up(self, pending: PendingPrompt) -> None:
         """It failed, or its time is over: only what the engine told of counts."""
-        coming.lane.give_up(coming.blocks)
-        coming.blocks = []
+        pending.cache.give_up(pending.blocks)
+        pending.blocks = []
 
     def answered(self, slot: int, chain: Chain, predicted: int, cached: int) -> None:
         """An answer's ``cached_tokens`` has come; predicted were expected, in whole blocks."""
         held = self._replicas[slot]
-        if not held.block or len(held.lanes) > 1:
+        if not held.block or len(held.caches) > 1:
             return  # which medium it came from is not known
-        lane = held.lanes[GPU]
+        cache = held.caches[GPU]
         blocks = cached // held.block
         if blocks < predicted // held.block:
-            lane.doubt(chain[blocks : predicted // held.block])
-        if not lane.complete or lane.learned:
+            cache.doubt(chain[blocks : predicted // held.block])
+        if not cache.complete or cache.learned:
             # The last block is computed anew in any case, and need not be missing.
-            lane.learn(chain if blocks < len(chain) - 1 else chain[:blocks], blocks)
+            cache.learn(chain if blocks < len(chain) - 1 else chain[:blocks], blocks)
 
     # What is known
 
     def tiers_told(self, slot: int) -> bool:
         """Its events tell of a medium behind GPU memory, so that it can be looked up there."""
-        lanes = self._replicas[slot].lanes
-        return any(lane.placed for medium, lane in lanes.items() if medium != GPU)
+        caches = self._replicas[slot].caches
+        return any(cache.placed for medium, cache in caches.items() if medium != GPU)
 
     def complete(self, slot: int) -> bool:
         """Everything this replica's engine holds was told of."""
-        return all(lane.complete for lane in self._replicas[slot].lanes.values())
+        return all(cache.complete for cache in self._replicas[slot].caches.values())
 
     def salts_told(self, slot: int) -> bool:
         """Its events tell salted prompts from others."""
-        return any(lane.salts_told for lane in self._replicas[slot].lanes.values())
+        return any(cache.salts_told for cache in self._replicas[slot].caches.values())
 
     def placed(self, slot: int) -> int:
         """Tokens the replica's engine is known to hold, copies not counted."""
         held = self._replicas[slot]
-        return held.block * sum(lane.placed * lane.parts for lane in held.lanes.values())
+        return held.block * sum(cache.placed * cache.parts for cache in held.caches.values())
 
     def strays(self, slot: int) -> int:
         """Events about blocks whose history is not known."""
-        return sum(lane.strays for lane in self._replicas[slot].lanes.values())
+        return sum(cache.strays for cache in self._replicas[slot].caches.values())
 
 
 def _medium(told: str | None) -> str:

@@ -12,8 +12,8 @@ For each replica i, in seconds; the least wins, ties at random:
     W_i = max(busy_until_i - now, 0)    m_i = min((A_i + L) / C_i, 1)
 
 divided by the replica's weight (slow start). u_i = L minus what i holds of the prompt; the other
-symbols are fields of `router.types.Load` and `Ask`. docs/design/policies.md has the reasons and
-numbers.
+symbols are fields of `router.types.Load` and `RoutingRequest`. docs/design/policies.md has the
+reasons and numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from math import inf
 
 from router.policies.shortlist import Shortlist, everybody
-from router.types import Ask, Choice, Considered, Load
+from router.types import Choice, Considered, Load, RoutingRequest
 
 WAIT = 3.0
 """Weight of my wait beyond the wait itself: others come after me. Takes from the tail, gives to the
@@ -77,7 +77,7 @@ class CacheAware:
     def members(self, names: Mapping[int, str]) -> None:
         """Nothing to prepare: the cost needs no names."""
 
-    def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:
+    def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:
         """Compute the cost of the candidates and pick the least. Reasons: cached (nobody holds
         more of the prompt), load_shed (somebody does, but costs more), no_holder, only_one."""
         wait, own, large, stall, decode, full = self._weights

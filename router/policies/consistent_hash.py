@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xxhash
 
-from router.types import Ask, Choice, Load, slots
+from router.types import Choice, Load, RoutingRequest, slots
 
 POINTS = 128
 """Points of each replica on the ring."""
@@ -61,7 +61,7 @@ class ConsistentHash:
         self._points = points[order].tolist()
         self._owners = owners[order].tolist()
 
-    def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:
+    def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:
         """Reasons: hash, overflow (the key's own replica is over the bound), only_one."""
         eligible = ask.eligible
         fleet = slots(eligible)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from math import inf
 
-from router.types import Ask, Choice, Load, slots
+from router.types import Choice, Load, RoutingRequest, slots
 
 
 class LeastLoaded:
@@ -19,7 +19,7 @@ class LeastLoaded:
     def members(self, names: Mapping[int, str]) -> None:
         """Nothing to prepare."""
 
-    def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:
+    def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:
         """Reason: least."""
         least = inf
         chosen = -1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from router.types import Ask, Choice, Load, slots
+from router.types import Choice, Load, RoutingRequest, slots
 
 
 class PowerOfTwo:
@@ -18,7 +18,7 @@ class PowerOfTwo:
     def members(self, names: Mapping[int, str]) -> None:
         """Nothing to prepare."""
 
-    def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:
+    def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:
         """Reason: least, or only_one."""
         fleet = slots(ask.eligible)
         size = len(fleet)

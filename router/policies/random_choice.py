@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from router.types import Ask, Choice, Load, slots
+from router.types import Choice, Load, RoutingRequest, slots
 
 
 class RandomChoice:
@@ -17,7 +17,7 @@ class RandomChoice:
     def members(self, names: Mapping[int, str]) -> None:
         """Nothing to prepare."""
 
-    def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:  # noqa: ARG002
+    def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:  # noqa: ARG002
         """Reason: random."""
         fleet = slots(ask.eligible)
         return Choice(fleet[int(self._random() * len(fleet))], "random")

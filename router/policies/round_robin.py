@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from router.types import Ask, Choice, Load
+from router.types import Choice, Load, RoutingRequest
 
 
 class RoundRobin:
@@ -17,7 +17,7 @@ class RoundRobin:
     def members(self, names: Mapping[int, str]) -> None:
         """Nothing to prepare."""
 
-    def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:  # noqa: ARG002
+    def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:  # noqa: ARG002
         """Reason: turn."""
         eligible = ask.eligible
         later = eligible >> (self._last + 1) << (self._last + 1)

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 from router.policies.cache_aware import CacheAware
-from router.types import Ask, Choice, Load, slots
+from router.types import Choice, Load, RoutingRequest, slots
 
 REMEMBERED = 100_000
 """Sessions remembered; the least recently used is forgotten first."""
@@ -40,7 +40,7 @@ class Session:
             for key in [key for key, slot in self._slots.items() if slot in gone]:
                 del self._slots[key]
 
-    def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:
+    def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:
         """Reasons: session, overflow, and those of cache_aware for first placements."""
         key = ask.key or ask.prefix
         if not key:
@@ -59,7 +59,7 @@ class Session:
             known.popitem(last=False)
         return choice
 
-    def _has_room(self, slot: int, ask: Ask, loads: Sequence[Load]) -> bool:
+    def _has_room(self, slot: int, ask: RoutingRequest, loads: Sequence[Load]) -> bool:
         fleet = slots(ask.eligible)
         total = sum([loads[other].in_flight for other in fleet])
         return loads[slot].in_flight <= BOUND * total / len(fleet) + 1.0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from router.types import Ask, Load, slots
+from router.types import Load, RoutingRequest, slots
 
 HOLDERS = 6
 """Holders looked at, all groups together."""
@@ -26,7 +26,7 @@ CONTEXT_SHARE = 0.1
 token of its context as much as this part of one."""
 
 
-def everybody(ask: Ask) -> list[tuple[float, Sequence[int]]]:
+def everybody(ask: RoutingRequest) -> list[tuple[float, Sequence[int]]]:
     """All of `ask.eligible`: (leading tokens held, slots), deepest first."""
     left = ask.eligible
     groups: list[tuple[float, Sequence[int]]] = []
@@ -48,7 +48,7 @@ class Shortlist:
         self._best: list[int] = []
         self._at = int(rng.random() * 65_536)
 
-    def pick(self, ask: Ask, loads: Sequence[Load]) -> list[tuple[float, Sequence[int]]]:
+    def pick(self, ask: RoutingRequest, loads: Sequence[Load]) -> list[tuple[float, Sequence[int]]]:
         """About 13 of `ask.eligible`, at least one: (leading tokens held, slots), deepest first."""
         eligible = ask.eligible
         chance = self._random

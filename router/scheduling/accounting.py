@@ -16,7 +16,7 @@ from __future__ import annotations
 from router.types import Load
 
 
-def routed(load: Load, uncached: float, tokens: float, now: float) -> None:
+def charge(load: Load, uncached: float, tokens: float, now: float) -> None:
     """A request of `tokens` prompt tokens, `uncached` of them to compute, was sent to this
     replica."""
     load.queued_tokens += uncached
@@ -35,7 +35,7 @@ def first_token(load: Load, uncached: float, now: float) -> None:
     load.busy_until = now + queued / load.prefill_rate
 
 
-def done(load: Load, uncached: float, now: float) -> None:
+def prefill_done(load: Load, uncached: float, now: float) -> None:
     """Its prefill is taken as done, or will not be done. No more work can be before the replica
     than what is still queued."""
     queued = load.queued_tokens - uncached
@@ -52,8 +52,8 @@ def finished(load: Load, uncached: float, tokens: float) -> None:
     load.kv_tokens -= uncached
 
 
-def undo(load: Load, uncached: float, tokens: float, now: float) -> None:
+def refund(load: Load, uncached: float, tokens: float, now: float) -> None:
     """A request whose first token was not booked is gone: refused, cancelled, or lost with its
     connection."""
-    done(load, uncached, now)
+    prefill_done(load, uncached, now)
     finished(load, uncached, tokens)

@@ -10,26 +10,26 @@ import msgspec
 
 from router.types import STEP_REQUEST_SECONDS, STEP_TOKEN_SECONDS, Load
 
-MIN_TOKENS = 512.0
+MIN_PREFILL_TOKENS = 512.0
 """A prefill shorter than this says more about overheads than about speed."""
-MIN_OUTPUT = 8
+MIN_OUTPUT_TOKENS = 8
 """An answer shorter than this says more about the steps that others' prefills were in."""
-REMEMBER = 100.0
+SAMPLE_MEMORY = 100.0
 """A sample so many samples ago counts for 1/e."""
-CLIP = 2.0
+MAX_SAMPLE_RATIO = 2.0
 """A sample counts as at most so many times what was expected: one that waited for something else
 must not undo what the others say, and a replica that has become slow is still found out."""
-PREFILL_SPREAD = 256.0
-DECODE_SPREAD = 0.0005
+PREFILL_SPREAD_TOKENS = 256.0
+DECODE_SPREAD_S = 0.0005
 """Tokens, and seconds: the more the samples' causes differ, beyond this, the more of what they took
 is told apart into a part they all have and a part that grows."""
 STEPS_PER_DOUBLING = 4
 """Speeds are published in steps of 19%, so that replicas alike look alike and ties between them
 stay ties."""
-WARM_UP = 8
+WARM_UP_SAMPLES = 8
 ALIKE_STEPS = 2
 """Replicas whose speeds are at most so many steps from the median are taken to be alike: 41%."""
-PUBLISH_EVERY = 64
+PUBLISH_AFTER_SAMPLES = 64
 """Samples after which speeds are published anyway, for replicas that have joined."""
 
 
@@ -51,9 +51,9 @@ class Line:
     def saw(self, x: float, y: float, slope: float) -> None:
         """One more sample, both above 0. slope: as above."""
         self.samples += 1
-        if self.samples > WARM_UP:
-            y = min(y, CLIP * (self.start + self.slope * x))
-        keep = 1.0 - 1.0 / REMEMBER
+        if self.samples > WARM_UP_SAMPLES:
+            y = min(y, MAX_SAMPLE_RATIO * (self.start + self.slope * x))
+        keep = 1.0 - 1.0 / SAMPLE_MEMORY
         weight = self._weight = self._weight * keep + 1.0
         sum_x = self._x = self._x * keep + x
         sum_y = self._y = self._y * keep + y
@@ -80,8 +80,8 @@ class SpeedLearner:
 
     def __init__(self, load: Load) -> None:
         self.load = load
-        self._prefill = Line(PREFILL_SPREAD, 1.0 / load.prefill_rate)
-        self._decode = Line(DECODE_SPREAD, 1.0)
+        self._prefill = Line(PREFILL_SPREAD_TOKENS, 1.0 / load.prefill_rate)
+        self._decode = Line(DECODE_SPREAD_S, 1.0)
         self.steps: list[int | None] = [None, None, None]
         """Prefill speed, base of a decode step, and what those in flight add to one as a multiple
         of the defaults: log2, in steps, with hysteresis; None while unknown."""
@@ -91,13 +91,13 @@ class SpeedLearner:
         when something is to be published."""
         line = self._prefill
         line.saw(uncached, seconds, 0.0)
-        return line.samples >= WARM_UP and self._tell(0, 1.0 / line.slope)
+        return line.samples >= WARM_UP_SAMPLES and self._tell(0, 1.0 / line.slope)
 
     def saw_decode(self, expected: float, seconds: float) -> bool:
         """One token took `seconds` on average, where those in flight add `expected` by default."""
         line = self._decode
         line.saw(expected, seconds, 1.0)
-        if line.samples < WARM_UP:
+        if line.samples < WARM_UP_SAMPLES:
             return False
         base = self._tell(1, max(line.start, 1e-4))
         return self._tell(2, line.slope) or base
@@ -130,7 +130,7 @@ class Speeds:
 
     def saw_prefill(self, slot: int, uncached: float, seconds: float) -> None:
         """As `SpeedLearner.saw_prefill` has it."""
-        if uncached >= MIN_TOKENS and seconds > 0.0:
+        if uncached >= MIN_PREFILL_TOKENS and seconds > 0.0:
             self._saw(self._learner(slot).saw_prefill(uncached, seconds))
 
     def saw_decode(self, slot: int, expected: float, seconds: float) -> None:
@@ -147,7 +147,7 @@ class Speeds:
 
     def _saw(self, changed: bool) -> None:
         self._seen += 1
-        if changed or not self._seen % PUBLISH_EVERY:
+        if changed or not self._seen % PUBLISH_AFTER_SAMPLES:
             self._publish()
 
     def _publish(self) -> None:

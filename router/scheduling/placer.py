@@ -15,18 +15,18 @@ from typing import Protocol
 
 import msgspec
 
-from router.scheduling.accounting import done, finished, first_token, routed, undo
-from router.scheduling.learning import MIN_OUTPUT, ModelFacts, Speeds, expected_step
+from router.scheduling.accounting import charge, finished, first_token, prefill_done, refund
+from router.scheduling.learning import MIN_OUTPUT_TOKENS, ModelFacts, Speeds, expected_step
 from router.scheduling.prefills import Prefill, Prefills
 from router.types import (
     NOTHING_SHARED,
-    Ask,
     Chain,
     Choice,
     Considered,
     Load,
     Policy,
     PrefixIndex,
+    RoutingRequest,
     slots,
 )
 
@@ -38,16 +38,16 @@ INDEX_ROOM = 1.0
 """Size of the index's LRU in units of the replica's KV cache. Where caches bind, believing in
 blocks that were evicted costs more than forgetting some that are pinned."""
 
-RETOUCH_AFTER = 0.5
+RETOUCH_AFTER_S = 0.5
 """Seconds a request must have lasted for its end to count as another use of its blocks: an order
 of use
 finer than that decides nothing, and most of a short request's cost would be the second
 recording."""
 
-MOST_MODELS = 1024
+MAX_MODELS = 1024
 """Models whose facts are kept."""
 
-SHARED_FROM = 512.0
+MIN_SHARED_PREFILL_TOKENS = 512.0
 """Uncached tokens from which on a prefill is worth knowing to those who share it."""
 
 
@@ -58,7 +58,7 @@ class Placement(msgspec.Struct, gc=False):
     slot: int
     chain: Chain
     model: str
-    weight: int
+    prompt_bytes: int
     """The prompt's size in the index's weight: canonical bytes."""
     tokens: float
     """L: prompt tokens."""
@@ -75,7 +75,7 @@ class Placement(msgspec.Struct, gc=False):
     load: Load
     """The replica's books; kept, as the slot may be another replica's by the time this ends."""
     stream: bool
-    alone: bool
+    found_idle_queue: bool
     """No prefill was known to be queued there when this was sent, nor heard of until its first
     token: its wait is its own."""
     first: bool = False
@@ -97,7 +97,7 @@ class Placement(msgspec.Struct, gc=False):
     """Its number among those other routers were told of; 0 when they were not."""
 
 
-class Listener(Protocol):
+class PlacementListener(Protocol):
     """Told of a placer's own requests, on their way: it must take next to no time."""
 
     def routed(self, placement: Placement) -> None:
@@ -121,9 +121,10 @@ class Placer:
     """Places requests and keeps the books. `loads` is the fleet's list by slot, shared with it.
 
     The mutable state is the index, the loads, `models` (what was learned of each model), the
-    replicas' speeds, `_heard` (when another router was last heard to have sent something to a
-    slot), `_prefills` (which prefixes are being computed, for other routers' requests too), and
-    `_silent`: requests that will show no first token, by when their prefill should be done.
+    replicas' speeds, `_peer_heard_at` (when another router was last heard to have sent something to
+    a slot), `_prefills` (which prefixes are being computed, for other routers' requests too), and
+    `_awaiting_prefill`: requests that will show no first token, by when their prefill should be
+    done.
     """
 
     def __init__(
@@ -140,14 +141,14 @@ class Placer:
         self.loads = loads
         self.models: dict[str, ModelFacts] = {}
         self._unknown = ModelFacts(bytes_per_token)
-        self.listener: Listener | None = None
+        self.listener: PlacementListener | None = None
         """Who tells other routers."""
         self._speeds = Speeds(loads)
         self._prefills = Prefills(index.spans)
-        self._heard: dict[int, float] = {}
+        self._peer_heard_at: dict[int, float] = {}
         self._learn_speed = learn_speed
         self._bytes_per_token = bytes_per_token
-        self._silent: list[tuple[float, int, Placement]] = []
+        self._awaiting_prefill: list[tuple[float, int, Placement]] = []
         self._placed = 0
 
     def place(
@@ -172,13 +173,13 @@ class Placer:
         """
         if not eligible:
             raise ValueError("place() needs at least one eligible replica")
-        silent = self._silent
-        while silent and silent[0][0] <= now:
-            late = heappop(silent)[2]
+        awaiting = self._awaiting_prefill
+        while awaiting and awaiting[0][0] <= now:
+            late = heappop(awaiting)[2]
             if not late.first:
                 late.first = True
                 self._computed(late)
-                done(late.load, late.uncached, now)
+                prefill_done(late.load, late.uncached, now)
                 if self.listener is not None:
                     self.listener.first_token(late)
         ask = self._ask(chain, size, model, eligible, key, now, output_limit)
@@ -192,7 +193,7 @@ class Placer:
                 self._record(placement.slot, placement.load, each, now, placement.tokens / size)
         return placement
 
-    def _add_more(self, ask: Ask, model: str, more: Sequence[Chain]) -> None:
+    def _add_more(self, ask: RoutingRequest, model: str, more: Sequence[Chain]) -> None:
         """Count what is held of a body's other prompts too."""
         scale = 1.0 / self.models.get(model, self._unknown).bytes_per_token
         held = {slot: tokens for tokens, mask in ask.held for slot in slots(mask)}
@@ -219,7 +220,7 @@ class Placer:
         key: str,
         now: float,
         output_limit: int,
-    ) -> Ask:
+    ) -> RoutingRequest:
         facts = self.models.get(model, self._unknown)
         scale = 1.0 / facts.bytes_per_token
         output = facts.output_tokens
@@ -228,7 +229,7 @@ class Placer:
         blocks = len(chain)
         tokens = float(int(size * scale) + 1)
         if not blocks:
-            return Ask(eligible, tokens, [], output, key, 0, now)
+            return RoutingRequest(eligible, tokens, [], output, key, 0, now)
         prefix = chain[PREFIX_BLOCKS - 1 if blocks > PREFIX_BLOCKS else blocks - 1]
         found = self.index.match(chain)
         held = [(weight * scale, mask) for weight, mask in found]
@@ -239,10 +240,10 @@ class Placer:
             under_way = prefills.shared(chain, depth) if depth else None
             if under_way:
                 shared = {slot: each * scale for slot, each in under_way.items()}
-        return Ask(eligible, tokens, held, output, key, prefix, now, shared)
+        return RoutingRequest(eligible, tokens, held, output, key, prefix, now, shared)
 
     def _book(
-        self, ask: Ask, choice: Choice, chain: Chain, size: int, model: str, stream: bool
+        self, ask: RoutingRequest, choice: Choice, chain: Chain, size: int, model: str, stream: bool
     ) -> Placement:
         slot = choice.slot
         now = ask.now
@@ -275,10 +276,10 @@ class Placer:
             stream,
             not load.queued_tokens,
         )
-        routed(load, uncached, tokens, now)
+        charge(load, uncached, tokens, now)
         if not stream:
             self._placed += 1
-            heappush(self._silent, (load.busy_until, self._placed, placement))
+            heappush(self._awaiting_prefill, (load.busy_until, self._placed, placement))
         if chain:
             placement.prefill = self._prefill(slot, chain, size, uncached, tokens)
             self._record(slot, load, chain, now, tokens / size)
@@ -301,8 +302,8 @@ class Placer:
             placement.first_seconds = now - placement.sent_at
             # Asked here and not at the answer's end: what others send after the first token was
             # not before it.
-            if self._heard.get(placement.slot, -inf) >= placement.sent_at:
-                placement.alone = False
+            if self._peer_heard_at.get(placement.slot, -inf) >= placement.sent_at:
+                placement.found_idle_queue = False
             self._computed(placement)
             load = placement.load
             first_token(load, placement.uncached, now)
@@ -328,14 +329,14 @@ class Placer:
         current = self.loads[slot] is load
         first_seconds = placement.first_seconds
         if first_seconds and current and self._learn_speed:
-            if output_tokens >= MIN_OUTPUT:
+            if output_tokens >= MIN_OUTPUT_TOKENS:
                 stalled = (load.prefilled_tokens - placement.first_prefilled) / load.prefill_rate
                 self._speeds.saw_decode(
                     slot,
                     (placement.first_expected + expected_step(load)) / 2.0,
                     (now - placement.sent_at - first_seconds - stalled) / (output_tokens - 1),
                 )
-            if placement.alone:
+            if placement.found_idle_queue:
                 uncached = placement.uncached
                 if prompt_tokens and cached_tokens >= 0:
                     uncached = float(prompt_tokens - cached_tokens)
@@ -345,18 +346,18 @@ class Placer:
         else:
             placement.first = True
             self._computed(placement)
-            undo(load, placement.uncached, placement.tokens, now)
+            refund(load, placement.uncached, placement.tokens, now)
         if self.listener is not None:
             self.listener.finished(placement)
-        if placement.chain and current and now - placement.sent_at > RETOUCH_AFTER:
-            scale = placement.tokens / placement.weight
+        if placement.chain and current and now - placement.sent_at > RETOUCH_AFTER_S:
+            scale = placement.tokens / placement.prompt_bytes
             self._record(slot, load, placement.chain, now, scale)
             for each in placement.more:
                 self._record(slot, load, each, now, scale)
         if prompt_tokens or output_tokens:
             facts = self._facts(placement.model)
             if prompt_tokens:
-                facts.saw_prompt(placement.weight, prompt_tokens)
+                facts.saw_prompt(placement.prompt_bytes, prompt_tokens)
             if output_tokens:
                 facts.saw_answer(output_tokens)
 
@@ -367,7 +368,7 @@ class Placer:
         """
         facts = self.models.get(model)
         if facts is None:
-            if len(self.models) >= MOST_MODELS:
+            if len(self.models) >= MAX_MODELS:
                 del self.models[next(iter(self.models))]
             facts = self.models[model] = ModelFacts(self._bytes_per_token)
         return facts
@@ -382,7 +383,7 @@ class Placer:
         else:
             placement.first = True
             self._computed(placement)
-            undo(placement.load, placement.uncached, placement.tokens, now)
+            refund(placement.load, placement.uncached, placement.tokens, now)
         if self.listener is not None:
             self.listener.failed(placement)
 
@@ -390,7 +391,7 @@ class Placer:
         self, slot: int, chain: Chain, size: int, uncached: float, tokens: float
     ) -> Prefill | None:
         """Note what a request has its replica compute, where that is worth it."""
-        if uncached < SHARED_FROM:
+        if uncached < MIN_SHARED_PREFILL_TOKENS:
             return None
         # A token more, since estimates are rounded to whole ones.
         return self._prefills.begin(slot, chain, (tokens - uncached + 1.0) / tokens * size)
@@ -401,21 +402,21 @@ class Placer:
             self._prefills.end(placement.prefill)
             placement.prefill = None
 
-    def heard_routed(
+    def apply_peer_routed(
         self, slot: int, chain: Chain, size: int, uncached: float, tokens: float, now: float
     ) -> Prefill | None:
         """Another router sent a request to this slot. What it has the replica compute is to be
         handed to the call that says that this is over."""
         load = self.loads[slot]
-        self._heard[slot] = now
-        routed(load, uncached, tokens, now)
+        self._peer_heard_at[slot] = now
+        charge(load, uncached, tokens, now)
         prefill = None
         if chain:
             prefill = self._prefill(slot, chain, size, uncached, tokens)
             self._record(slot, load, chain, now, tokens / size)
         return prefill
 
-    def heard_first_token(
+    def apply_peer_first_token(
         self, slot: int, uncached: float, now: float, prefill: Prefill | None = None
     ) -> None:
         """A request another router sent there has its first token."""
@@ -423,7 +424,7 @@ class Placer:
             self._prefills.end(prefill)
         first_token(self.loads[slot], uncached, now)
 
-    def heard_finished(
+    def apply_peer_finished(
         self, slot: int, chain: Chain, size: int, uncached: float, tokens: float, now: float
     ) -> None:
         """A request another router sent there, whose first token was heard of, has ended."""
@@ -432,7 +433,7 @@ class Placer:
         if chain:
             self._record(slot, load, chain, now, tokens / size)
 
-    def heard_failed(
+    def apply_peer_failed(
         self,
         slot: int,
         uncached: float,
@@ -443,7 +444,7 @@ class Placer:
         """A request another router sent there is gone, without a first token."""
         if prefill is not None:
             self._prefills.end(prefill)
-        undo(self.loads[slot], uncached, tokens, now)
+        refund(self.loads[slot], uncached, tokens, now)
 
 
 NO_CHAIN: Chain = array("Q")

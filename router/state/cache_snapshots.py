@@ -9,8 +9,8 @@ from typing import Final
 import msgspec
 
 from router.index import ByteIndex
-from router.state.chain_dictionary import Book
-from router.state.codec import HELD, LONGEST, BadBatchError, Writer, read
+from router.state.chain_dictionary import ChainDictionary
+from router.state.codec import HELD, MAX_CHAIN_BLOCKS, BadBatchError, Writer, read
 from router.types import Chain
 
 _HEAD: Final = Struct("<4sQQQI")
@@ -22,7 +22,7 @@ Position = tuple[int, int]
 """An id of the stream: milliseconds, count."""
 
 
-class Map(msgspec.Struct):
+class CacheSnapshot(msgspec.Struct):
     """What one replica held."""
 
     position: Position
@@ -45,15 +45,15 @@ def encode(
     replica: its name_key. now in monotonic seconds, as touches are; wall in seconds since 1970.
     """
     writer = Writer()
-    book = Book(NO_LIMIT)
+    dictionary = ChainDictionary(NO_LIMIT)
     blocks = 0
     for count, (when, chain) in enumerate(touches, 1):
-        if len(chain) > LONGEST:
-            chain = chain[:LONGEST]
-        depth = book.depth(chain)
+        if len(chain) > MAX_CHAIN_BLOCKS:
+            chain = chain[:MAX_CHAIN_BLOCKS]
+        depth = dictionary.depth(chain)
         tail = chain[depth:]
         key = chain[depth - 1] if depth else 0
-        book.learn(depth, key, tail)
+        dictionary.learn(depth, key, tail)
         blocks += len(tail)
         writer.held(replica, max(now - when, 0.0), depth, key, tail)
         if count % 64 == 0:
@@ -62,20 +62,20 @@ def encode(
     yield head + writer.batch(0, 0)
 
 
-def decode(data: bytes, wall: float) -> Map:
+def decode(data: bytes, wall: float) -> CacheSnapshot:
     """Raises BadBatchError."""
     position, made, _ = peek(data)
-    book = Book(NO_LIMIT)
+    dictionary = ChainDictionary(NO_LIMIT)
     touches = []
     for fact in read(data[_HEAD.size :]).facts:
         tail = fact.tail
         if fact.kind != HELD or tail is None:
             raise BadBatchError(f"a map cannot hold a fact of kind {fact.kind}")
-        chain = book.learn(fact.depth, fact.key, tail)
+        chain = dictionary.learn(fact.depth, fact.key, tail)
         if chain is None:
             raise BadBatchError("a map refers to a chain it does not hold")
         touches.append((fact.age, chain[: fact.depth + len(tail)]))
-    return Map(position, max(wall - made, 0.0), touches)
+    return CacheSnapshot(position, max(wall - made, 0.0), touches)
 
 
 def peek(data: bytes) -> tuple[Position, float, int]:
@@ -89,8 +89,11 @@ def peek(data: bytes) -> tuple[Position, float, int]:
     return (first, second), wall / 1000, blocks
 
 
-def adopt(index: ByteIndex, slot: int, found: Map, book: Book, now: float) -> None:
-    """Put a map into the index, in order of last use with what is there, and into the book."""
+def adopt(
+    index: ByteIndex, slot: int, found: CacheSnapshot, dictionary: ChainDictionary, now: float
+) -> None:
+    """Put a map into the index, in order of last use with what is there, and into the
+    dictionary."""
     touches = [(now - found.age - age, chain) for age, chain in found.touches]
     own = list(index.touches(slot))
     if own:
@@ -98,6 +101,6 @@ def adopt(index: ByteIndex, slot: int, found: Map, book: Book, now: float) -> No
         index.forget(slot)
     for _, chain in found.touches:
         if chain:
-            book.remember(chain)
+            dictionary.remember(chain)
     for when, chain in touches:
         index.record(slot, chain, when)

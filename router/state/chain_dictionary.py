@@ -13,15 +13,15 @@ from typing import Final
 
 from router.types import Chain
 
-STRIDE: Final = 8
+STRIDE_BLOCKS: Final = 8
 """Besides its end, a chain is known by every so many blocks: where others may branch off."""
-LIMIT: Final = 4 << 20
-"""Bytes of each of the book's four parts, about 25 for a block."""
+MAX_PART_BYTES: Final = 4 << 20
+"""Bytes of each of the dictionary's four parts, about 25 for a block."""
 ENTRY_BYTES: Final = 110
 """What an entry takes: a hash as a number, its place in a dict that is not full."""
 
 
-class Book:
+class ChainDictionary:
     """Four parts by age. The first one fills; then it becomes the second, and the last is dropped.
 
     Chains are looked up for sending in the first two only, for reading in all four: what a sender
@@ -31,7 +31,7 @@ class Book:
     place when a chain goes on where the array ends, so a session is one array.
     """
 
-    def __init__(self, limit: int = LIMIT) -> None:
+    def __init__(self, limit: int = MAX_PART_BYTES) -> None:
         self._limit = limit
         self._parts: list[dict[int, Chain]] = [{}, {}, {}, {}]
         self._bytes = 0
@@ -46,7 +46,7 @@ class Book:
             part.pop(key, None)
 
     def depth(self, chain: Chain) -> int:
-        """Leading blocks of a chain that all know, as far as the book can tell."""
+        """Leading blocks of a chain that all know, as far as the dictionary can tell."""
         first, second = self._parts[:2]
         length = len(chain)
         if not length:
@@ -55,16 +55,16 @@ class Book:
         if last in first or last in second:
             return length
         # Where a chain is known at a stride, it is at the strides before: bisect them.
-        low, high = 0, length // STRIDE
+        low, high = 0, length // STRIDE_BLOCKS
         while low < high:
             middle = (low + high + 1) >> 1
-            key = chain[middle * STRIDE - 1]
+            key = chain[middle * STRIDE_BLOCKS - 1]
             if key in first or key in second:
                 low = middle
             else:
                 high = middle - 1
-        found = low * STRIDE
-        for depth in range(min(found + STRIDE, length) - 1, found, -1):
+        found = low * STRIDE_BLOCKS
+        for depth in range(min(found + STRIDE_BLOCKS, length) - 1, found, -1):
             key = chain[depth - 1]
             if key in first or key in second:
                 return depth
@@ -81,8 +81,8 @@ class Book:
     def learn(self, depth: int, key: int, tail: Chain) -> Chain | None:
         """A chain of depth known blocks, the last with this hash, then those in tail.
 
-        Returns an array that begins with the whole chain, and may be longer; it is the book's: it
-        may grow, and must not be changed. None when the hash is not known.
+        Returns an array that begins with the whole chain, and may be longer; it is the
+        dictionary's: it may grow, and must not be changed. None when the hash is not known.
         """
         known: Chain
         if not depth:
@@ -107,7 +107,7 @@ class Book:
         book's from now on: it may grow.
         """
         old = self._parts[2]
-        for depth in range(STRIDE, len(chain) + 1, STRIDE):
+        for depth in range(STRIDE_BLOCKS, len(chain) + 1, STRIDE_BLOCKS):
             old.setdefault(chain[depth - 1], chain)
         old.setdefault(chain[-1], chain)
 
@@ -115,10 +115,12 @@ class Book:
         if start == end:
             return
         first = self._parts[0]
-        for depth in range(start // STRIDE * STRIDE + STRIDE, end + 1, STRIDE):
+        for depth in range(
+            start // STRIDE_BLOCKS * STRIDE_BLOCKS + STRIDE_BLOCKS, end + 1, STRIDE_BLOCKS
+        ):
             first[known[depth - 1]] = known
         first[known[end - 1]] = known
-        self._bytes += ((end - start) // STRIDE + 1) * ENTRY_BYTES
+        self._bytes += ((end - start) // STRIDE_BLOCKS + 1) * ENTRY_BYTES
         if self._bytes > self._limit:
             self._parts = [{}, *self._parts[:3]]
             self._bytes = 0

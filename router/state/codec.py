@@ -20,11 +20,11 @@ from router.types import Chain
 MAGIC: Final = b"WF1\n"
 HEAD: Final = Struct("<4sIQQH")
 """Magic, checksum of all that follows it, router, number of the batch, names in the table."""
-CHECKED: Final = 8
+CHECKSUM_START: Final = 8
 """Where that what the checksum covers begins."""
 
-ROUTED, FIRST, FINISHED, FAILED, FORGOT, RESIZED, ROLL, HELLO, BYE, HELD, MISSING, KEPT = range(
-    1, 13
+ROUTED, FIRST, FINISHED, FAILED, FORGOT, RESIZED, IN_FLIGHT, HELLO, BYE, HELD, MISSING, KEPT = (
+    range(1, 13)
 )
 
 _ROUTED: Final = Struct("<BHIIII")
@@ -33,16 +33,16 @@ _KEY: Final = Struct("<Q")
 _SERIAL: Final = Struct("<BI")
 _NAMED: Final = Struct("<BH")
 _RESIZED: Final = Struct("<BHQ")
-_ROLL: Final = Struct("<BI")
+_IN_FLIGHT: Final = Struct("<BI")
 _OPEN: Final = Struct("<IHIIB")
 _PLAIN: Final = Struct("<B")
 _HELD: Final = Struct("<BHf")
 _MISSING: Final = Struct("<BQ")
 _KEPT: Final = Struct("<BHQ")
 
-LONGEST: Final = 0xFFFF
+MAX_CHAIN_BLOCKS: Final = 0xFFFF
 """Blocks of a chain that are sent; the spans end before."""
-MOST: Final = 0xFFFFFFFF
+MAX_UINT32: Final = 0xFFFFFFFF
 
 
 class BadBatchError(ValueError):
@@ -56,7 +56,7 @@ def name_key(name: str) -> int:
     return made
 
 
-class Open(msgspec.Struct, gc=False):
+class OpenRequest(msgspec.Struct, gc=False):
     """A request in flight, as a roll tells it."""
 
     serial: int
@@ -85,7 +85,7 @@ class Fact(msgspec.Struct, gc=False):
     tail: Chain | None = None
     age: float = 0.0
     """Seconds since the chain was used."""
-    open: list[Open] | None = None
+    open: list[OpenRequest] | None = None
 
 
 class Writer:
@@ -123,10 +123,10 @@ class Writer:
             _ROUTED.pack(
                 ROUTED,
                 self._place(replica),
-                serial & MOST,
-                min(size, MOST),
-                min(int(uncached), MOST),
-                min(int(tokens), MOST),
+                serial & MAX_UINT32,
+                min(size, MAX_UINT32),
+                min(int(uncached), MAX_UINT32),
+                min(int(tokens), MAX_UINT32),
             )
         )
         self._chain(depth, key, tail)
@@ -141,10 +141,10 @@ class Writer:
             self.size += len(hashes)
             self.pieces.append(hashes)
 
-    def told(self, kind: int, serial: int) -> None:
+    def request_fact(self, kind: int, serial: int) -> None:
         """FIRST, FINISHED or FAILED."""
         self.count += 1
-        self.pieces.append(_SERIAL.pack(kind, serial & MOST))
+        self.pieces.append(_SERIAL.pack(kind, serial & MAX_UINT32))
 
     def forgot(self, replica: int) -> None:
         """A replica's cache is empty."""
@@ -161,17 +161,17 @@ class Writer:
         self.count += 1
         self.pieces.append(_KEPT.pack(KEPT, self._place(replica), key))
 
-    def roll(self, entries: list[Open]) -> None:
+    def in_flight(self, entries: list[OpenRequest]) -> None:
         """All requests in flight, and no others."""
         self.count += 1
-        self.pieces.append(_ROLL.pack(ROLL, len(entries)))
+        self.pieces.append(_IN_FLIGHT.pack(IN_FLIGHT, len(entries)))
         for e in entries:
             self.pieces.append(
                 _OPEN.pack(
-                    e.serial & MOST,
+                    e.serial & MAX_UINT32,
                     self._place(e.replica),
-                    min(int(e.uncached), MOST),
-                    min(int(e.tokens), MOST),
+                    min(int(e.uncached), MAX_UINT32),
+                    min(int(e.tokens), MAX_UINT32),
                     e.first,
                 )
             )
@@ -195,7 +195,7 @@ class Writer:
         """All of it. The writer can be dropped then."""
         names = array("Q", self.table)
         body = b"".join((to_bytes(names), *self.pieces))
-        head = HEAD.pack(MAGIC, 0, router, number, len(names))[CHECKED:]
+        head = HEAD.pack(MAGIC, 0, router, number, len(names))[CHECKSUM_START:]
         check = xxhash.xxh32_intdigest(body, xxhash.xxh32_intdigest(head))
         return b"".join((MAGIC, check.to_bytes(4, "little"), head, body))
 
@@ -217,7 +217,7 @@ def read(data: bytes) -> Batch:
     if magic != MAGIC:
         raise BadBatchError(f"begins with {magic!r}, not {MAGIC!r}")
     body = memoryview(data)[HEAD.size :]
-    head = xxhash.xxh32_intdigest(data[CHECKED : HEAD.size])
+    head = xxhash.xxh32_intdigest(data[CHECKSUM_START : HEAD.size])
     if xxhash.xxh32_intdigest(body, head) != check:
         raise BadBatchError("the checksum does not fit")
     try:
@@ -248,16 +248,16 @@ def _facts(body: memoryview, count: int) -> list[Fact]:
             at += _HELD.size
             depth, key, tail, at = _read_chain(body, at)
             fact = Fact(kind, names[place], age=age, depth=depth, key=key, tail=tail)
-        elif kind == ROLL:
-            entries = _ROLL.unpack_from(body, at)[1]
-            at += _ROLL.size
+        elif kind == IN_FLIGHT:
+            entries = _IN_FLIGHT.unpack_from(body, at)[1]
+            at += _IN_FLIGHT.size
             fact = Fact(kind, open=[])
             assert fact.open is not None
             for _ in range(entries):
                 serial, place, uncached, tokens, first = _OPEN.unpack_from(body, at)
                 at += _OPEN.size
                 fact.open.append(
-                    Open(serial, names[place], float(uncached), float(tokens), bool(first))
+                    OpenRequest(serial, names[place], float(uncached), float(tokens), bool(first))
                 )
         elif kind == FORGOT:
             fact = Fact(kind, names[_NAMED.unpack_from(body, at)[1]])

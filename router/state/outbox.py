@@ -10,7 +10,7 @@ from typing import Final, Protocol, TypeAlias
 
 from router.scheduling.placer import Placement
 from router.state.allowance import Allowance
-from router.state.chain_dictionary import Book
+from router.state.chain_dictionary import ChainDictionary
 from router.state.codec import (
     BYE,
     FAILED,
@@ -19,32 +19,33 @@ from router.state.codec import (
     FORGOT,
     HELLO,
     KEPT,
-    LONGEST,
+    MAX_CHAIN_BLOCKS,
+    MAX_UINT32,
     MISSING,
-    MOST,
     RESIZED,
     ROUTED,
-    Open,
+    OpenRequest,
     Writer,
 )
 from router.types import Chain
 
-DELAY: Final = 0.015
+BATCH_DELAY_S: Final = 0.015
 """Seconds from a fact to the batch it is sent in: long enough for a batch to hold several."""
-SPACING: Final = 0.002
+EARLY_SPACING_S: Final = 0.002
 """Seconds between two batches sent at once, for a request that was routed: a router that does not
 know of it would send its own behind it."""
-EARLY: Final = 8
-"""Batches sent at once after a rest; who wants more of them than one every DELAY gets none."""
-LARGE: Final = 1024.0
+MAX_EARLY_BATCHES: Final = 8
+"""Batches sent at once after a rest; who wants more of them than one every BATCH_DELAY_S gets
+none."""
+LARGE_REQUEST_TOKENS: Final = 1024.0
 """Requests with so many uncached tokens count by themselves, so that many small ones do not hold
 them up."""
-MOST_WAITING: Final = 20_000
+MAX_WAITING_FACTS: Final = 20_000
 """Facts that wait for a way out before they are given up: 13 s of 500 requests a second."""
-BATCH_BYTES: Final = 256 * 1024
+MAX_BATCH_BYTES: Final = 256 * 1024
 """Bytes of hashes after which a batch is closed and another one begun."""
 
-Told: TypeAlias = "Placement | tuple[int, int] | None"
+Subject: TypeAlias = "Placement | tuple[int, int] | None"
 """What a fact is about: a request, (a replica's key or a hash, a number), or nothing."""
 
 
@@ -59,14 +60,14 @@ class Timer(Protocol):
 class Outbox:
     """The placer tells it of requests, the rest of the router of replicas.
 
-    `later(DELAY, due)` is called with the first fact after a batch, and sooner for a request that
-    was routed; `due` then calls `ready`.
+    `later(BATCH_DELAY_S, due)` is called with the first fact after a batch, and sooner for a
+    request that was routed; `due` then calls `ready`.
     """
 
     def __init__(
         self,
         router: int,
-        book: Book,
+        dictionary: ChainDictionary,
         replicas: dict[int, int],
         later: Callable[[float, Callable[[], None]], Timer],
     ) -> None:
@@ -81,20 +82,20 @@ class Outbox:
         self.lost_since = 0.0
         """When the first request was routed whose fact was given up and not made up for; or 0."""
         self.ready: Callable[[], None] | None = None
-        self._book = book
+        self._dictionary = dictionary
         self._replicas = replicas
         self._later = later
-        self._facts: list[tuple[int, Told]] = []
+        self._facts: list[tuple[int, Subject]] = []
         self._open: dict[int, Placement] = {}
         self._serial = 0
         self._timer: Timer | None = None
         """Runs from the first fact after a batch to its sending."""
         self._hurried = False
         """It runs short, for a request."""
-        self._small_early = Allowance(DELAY, EARLY)
-        self._large_early = Allowance(DELAY, EARLY)
+        self._small_early = Allowance(BATCH_DELAY_S, MAX_EARLY_BATCHES)
+        self._large_early = Allowance(BATCH_DELAY_S, MAX_EARLY_BATCHES)
         self._next_early = 0.0
-        self._roll = False
+        self._in_flight_due = False
 
     # On the requests' way
 
@@ -102,29 +103,33 @@ class Outbox:
         """A request was placed."""
         self._facts.append((ROUTED, placement))
         if not self._hurried:
-            early = self._large_early if placement.uncached >= LARGE else self._small_early
+            early = (
+                self._large_early
+                if placement.uncached >= LARGE_REQUEST_TOKENS
+                else self._small_early
+            )
             if early.spend(placement.sent_at):
                 self._hurry(placement.sent_at)
             elif self._timer is None:
-                self._arm(DELAY)
+                self._arm(BATCH_DELAY_S)
 
     def first_token(self, placement: Placement) -> None:
         """Its first token came."""
         self._facts.append((FIRST, placement))
         if self._timer is None:
-            self._arm(DELAY)
+            self._arm(BATCH_DELAY_S)
 
     def finished(self, placement: Placement) -> None:
         """It ended."""
         self._facts.append((FINISHED, placement))
         if self._timer is None:
-            self._arm(DELAY)
+            self._arm(BATCH_DELAY_S)
 
     def failed(self, placement: Placement) -> None:
         """It was not answered."""
         self._facts.append((FAILED, placement))
         if self._timer is None:
-            self._arm(DELAY)
+            self._arm(BATCH_DELAY_S)
 
     # Beside it
 
@@ -142,23 +147,23 @@ class Outbox:
 
     def missing(self, key: int) -> None:
         """Nobody should refer to the chain of this hash."""
-        self._book.forget(key)
+        self._dictionary.forget(key)
         self._tell(MISSING, (key, 0))
 
     def hello(self) -> None:
         """Ask the others to call the roll; call it too."""
         self._tell(HELLO, None)
-        self.call_roll()
+        self.send_in_flight()
 
     def bye(self) -> None:
         """This router is no more."""
         self._tell(BYE, None)
 
-    def call_roll(self) -> None:
+    def send_in_flight(self) -> None:
         """Put all requests in flight into the next batch."""
-        self._roll = True
+        self._in_flight_due = True
         if self._timer is None:
-            self._arm(DELAY)
+            self._arm(BATCH_DELAY_S)
 
     @property
     def waiting(self) -> int:
@@ -173,7 +178,7 @@ class Outbox:
     def _tell(self, kind: int, about: tuple[int, int] | None) -> None:
         self._facts.append((kind, about))
         if self._timer is None:
-            self._arm(DELAY)
+            self._arm(BATCH_DELAY_S)
 
     def _arm(self, delay: float) -> None:
         self._timer = self._later(delay, self._due)
@@ -184,7 +189,7 @@ class Outbox:
         if self._timer is not None:
             self._timer.cancel()
         at = max(now, self._next_early)
-        self._next_early = at + SPACING
+        self._next_early = at + EARLY_SPACING_S
         self._arm(at - now)
 
     def _due(self) -> None:
@@ -197,9 +202,9 @@ class Outbox:
         """Give up facts about requests, and about what they left behind, when too many wait; those
         about replicas stay."""
         facts = self._facts
-        if len(facts) <= MOST_WAITING:
+        if len(facts) <= MAX_WAITING_FACTS:
             return
-        kept: list[tuple[int, Told]] = []
+        kept: list[tuple[int, Subject]] = []
         for kind, about in facts:
             if not isinstance(about, Placement):
                 if kind != KEPT:
@@ -213,7 +218,7 @@ class Outbox:
                 self._open.pop(about.serial, None)
         self.dropped += len(facts) - len(kept)
         self._facts = kept
-        self._roll = True
+        self._in_flight_due = True
 
     def _number(self, placement: Placement) -> int:
         self._serial = serial = self._serial + 1
@@ -223,7 +228,7 @@ class Outbox:
 
     def take(self) -> bytes | None:
         """The next batch; None when there is nothing to tell."""
-        if not self._facts and not self._roll:
+        if not self._facts and not self._in_flight_due:
             return None
         writer = Writer()
         facts = self._facts
@@ -233,11 +238,11 @@ class Outbox:
             if kind == ROUTED:
                 assert isinstance(about, Placement)
                 self._routed(writer, about)
-                if writer.size >= BATCH_BYTES:
+                if writer.size >= MAX_BATCH_BYTES:
                     break
             elif isinstance(about, Placement):
                 if about.serial:
-                    writer.told(kind, about.serial)
+                    writer.request_fact(kind, about.serial)
                     if kind != FIRST:
                         self._open.pop(about.serial, None)
             elif about is None:
@@ -251,9 +256,9 @@ class Outbox:
             else:
                 writer.missing(about[0])
         del facts[:done]
-        if self._roll and not facts:
-            self._roll = False
-            writer.roll(list(self._rolled()))
+        if self._in_flight_due and not facts:
+            self._in_flight_due = False
+            writer.in_flight(list(self._open_requests()))
         return self._batch(writer)
 
     def pulse(self) -> bytes:
@@ -270,13 +275,13 @@ class Outbox:
         if replica is None:
             return
         chain = placement.chain
-        if len(chain) > LONGEST:
-            chain = chain[:LONGEST]
+        if len(chain) > MAX_CHAIN_BLOCKS:
+            chain = chain[:MAX_CHAIN_BLOCKS]
         depth, key, tail = self._known(chain)
         writer.routed(
             replica,
             self._number(placement),
-            placement.weight,
+            placement.prompt_bytes,
             placement.uncached,
             placement.tokens,
             depth,
@@ -284,31 +289,35 @@ class Outbox:
             tail,
         )
         for each in placement.more:
-            writer.held(replica, 0.0, *self._known(each[:LONGEST]))
+            writer.held(replica, 0.0, *self._known(each[:MAX_CHAIN_BLOCKS]))
 
     def _known(self, chain: Chain) -> tuple[int, int, Chain]:
         """A chain as it is sent: what the others know of it, and the rest."""
-        book = self._book
-        depth = book.depth(chain)
+        dictionary = self._dictionary
+        depth = dictionary.depth(chain)
         key = chain[depth - 1] if depth else 0
         tail = chain[depth:]
-        book.learn(depth, key, tail)
+        dictionary.learn(depth, key, tail)
         return depth, key, tail
 
-    def _rolled(self) -> Iterator[Open]:
+    def _open_requests(self) -> Iterator[OpenRequest]:
         for serial, placement in self._open.items():
             replica = self._replicas.get(placement.slot)
             if replica is not None:
-                yield Open(
-                    serial & MOST, replica, placement.uncached, placement.tokens, placement.first
+                yield OpenRequest(
+                    serial & MAX_UINT32,
+                    replica,
+                    placement.uncached,
+                    placement.tokens,
+                    placement.first,
                 )
 
-    def retold(self, held: Iterable[tuple[int, float, Chain]]) -> Iterator[bytes]:
+    def resend_from_index(self, held: Iterable[tuple[int, float, Chain]]) -> Iterator[bytes]:
         """Batches that tell of chains held: (name_key, age in seconds, chain), oldest first."""
         writer = Writer()
         for replica, age, chain in held:
-            writer.held(replica, age, *self._known(chain[:LONGEST]))
-            if writer.size >= BATCH_BYTES:
+            writer.held(replica, age, *self._known(chain[:MAX_CHAIN_BLOCKS]))
+            if writer.size >= MAX_BATCH_BYTES:
                 yield self._batch(writer)
                 writer = Writer()
         if writer.count:

@@ -14,7 +14,7 @@ import msgspec
 from router.scheduling.accounting import finished
 from router.scheduling.placer import NO_CHAIN, Placer
 from router.scheduling.prefills import Prefill
-from router.state.chain_dictionary import Book
+from router.state.chain_dictionary import ChainDictionary
 from router.state.codec import (
     BYE,
     FAILED,
@@ -23,14 +23,14 @@ from router.state.codec import (
     FORGOT,
     HELD,
     HELLO,
+    IN_FLIGHT,
     KEPT,
     MISSING,
     RESIZED,
-    ROLL,
     ROUTED,
     BadBatchError,
     Fact,
-    Open,
+    OpenRequest,
     read,
 )
 from router.state.outbox import Outbox
@@ -38,13 +38,13 @@ from router.types import Chain
 
 log = logging.getLogger(__name__)
 
-LEASE: Final = 4.0
+PEER_LEASE_S: Final = 4.0
 """Seconds of silence after which a router is taken for dead. It says something every second."""
-REMEMBERED: Final = 600.0
+PEER_MEMORY_S: Final = 600.0
 """Seconds for which the number of a silent router's last batch is kept."""
 
 
-class Flight(msgspec.Struct, gc=False):
+class PeerRequest(msgspec.Struct, gc=False):
     """Another router's request, as charged to our books."""
 
     slot: int
@@ -52,7 +52,7 @@ class Flight(msgspec.Struct, gc=False):
     uncached: float
     tokens: float
     chain: Chain
-    """Begins with the request's chain; the book's array, which may grow."""
+    """Begins with the request's chain; the dictionary's array, which may grow."""
     blocks: int
     prefill: Prefill | None
     """What it has the replica compute, until its first token."""
@@ -68,23 +68,23 @@ class Peer(msgspec.Struct):
     alive: bool = True
     expected: bool = False
     """It was said to live when this router loaded."""
-    rolled: bool = False
+    told_in_flight: bool = False
     """It has called the roll since it was first heard."""
-    flights: dict[int, Flight] = msgspec.field(default_factory=dict)
+    flights: dict[int, PeerRequest] = msgspec.field(default_factory=dict)
 
 
-class Replicas(Protocol):
+class ReplicaFacts(Protocol):
     """What is done beside index and books when a fact is about a replica."""
 
-    def heard_forgot(self, slot: int, asked: bool) -> None:
+    def apply_peer_forgot(self, slot: int, asked: bool) -> None:
         """Its cache is empty, or is to be taken for that since somebody asked for it."""
         ...
 
-    def heard_resized(self, slot: int, tokens: int) -> None:
+    def apply_peer_resized(self, slot: int, tokens: int) -> None:
         """Its cache has room for so many tokens."""
         ...
 
-    def heard_kept(self, slot: int, key: int) -> None:
+    def apply_peer_kept(self, slot: int, key: int) -> None:
         """It keeps a response or a conversation."""
         ...
 
@@ -93,7 +93,12 @@ class Peers:
     """Applies batches. Times are monotonic seconds."""
 
     def __init__(
-        self, placer: Placer, outbox: Outbox, book: Book, slots: dict[int, int], replicas: Replicas
+        self,
+        placer: Placer,
+        outbox: Outbox,
+        dictionary: ChainDictionary,
+        slots: dict[int, int],
+        replicas: ReplicaFacts,
     ) -> None:
         """slots: name_key -> slot, kept by whoever made it."""
         self.others: dict[int, Peer] = {}
@@ -103,17 +108,17 @@ class Peers:
         self.bad = 0
         """Batches that could not be read."""
         self.unknown = 0
-        """Chains that referred to what the book does not hold."""
+        """Chains that referred to what the dictionary does not hold."""
         self.gaps = 0
         """Times that batches of a router were missing."""
-        self.roll_heard = asyncio.Event()
-        self.wants_roll = False
+        self.in_flight_heard = asyncio.Event()
+        self.wants_in_flight = False
         """A router came back whose requests in flight were taken off the books."""
         self.own_seen = 0
         """Number of the last own batch that came back."""
         self._placer = placer
         self._outbox = outbox
-        self._book = book
+        self._dictionary = dictionary
         self._slots = slots
         self._replicas = replicas
 
@@ -149,7 +154,7 @@ class Peers:
         peer.heard_at = now
         if not peer.alive:
             peer.alive = True
-            self.wants_roll = True
+            self.wants_in_flight = True
         self.batches += 1
         self.received += len(batch.facts)
         for fact in batch.facts:
@@ -177,7 +182,7 @@ class Peers:
             slot = self._slots.get(fact.replica)
             if kind == KEPT:
                 if slot is not None:
-                    self._replicas.heard_kept(slot, fact.key)
+                    self._replicas.apply_peer_kept(slot, fact.key)
                 continue
             chain = NO_CHAIN if fact.tail is None else self._chain(fact)
             if slot is None or before.get(slot, (0, 0)) >= at:
@@ -193,15 +198,15 @@ class Peers:
         for router in routers:
             self.others.setdefault(router, Peer(0.0, alive=False)).expected = True
 
-    def rolls_missing(self) -> int:
+    def in_flight_missing(self) -> int:
         """Routers that live and have not told what they have in flight."""
-        return sum(peer.expected and not peer.rolled for peer in self.others.values())
+        return sum(peer.expected and not peer.told_in_flight for peer in self.others.values())
 
     def expire(self, now: float) -> None:
         """Take back the charges of routers that have said nothing for LEASE."""
         for router, peer in list(self.others.items()):
             silent = now - peer.heard_at
-            if peer.alive and silent > LEASE:
+            if peer.alive and silent > PEER_LEASE_S:
                 log.warning(
                     "state: router %016x has been silent for %.1f s, its %d requests are taken "
                     "off the books",
@@ -210,7 +215,7 @@ class Peers:
                     len(peer.flights),
                 )
                 self._bury(peer, now)
-            elif silent > REMEMBERED:
+            elif silent > PEER_MEMORY_S:
                 del self.others[router]
 
     def expire_all(self, now: float) -> None:
@@ -228,22 +233,22 @@ class Peers:
 
     def _bury(self, peer: Peer, now: float) -> None:
         peer.alive = False
-        peer.rolled = False
+        peer.told_in_flight = False
         flights, peer.flights = peer.flights, {}
         for flight in flights.values():
             self._undo(flight, now)
 
-    def _undo(self, flight: Flight, now: float) -> None:
+    def _undo(self, flight: PeerRequest, now: float) -> None:
         if flight.first:
             finished(self._placer.loads[flight.slot], flight.uncached, flight.tokens)
         else:
-            self._placer.heard_failed(
+            self._placer.apply_peer_failed(
                 flight.slot, flight.uncached, flight.tokens, now, flight.prefill
             )
 
-    def _first(self, flight: Flight, now: float) -> None:
+    def _first(self, flight: PeerRequest, now: float) -> None:
         flight.first = True
-        self._placer.heard_first_token(flight.slot, flight.uncached, now, flight.prefill)
+        self._placer.apply_peer_first_token(flight.slot, flight.uncached, now, flight.prefill)
         flight.prefill = None
 
     def _fact(self, peer: Peer, fact: Fact, now: float) -> None:
@@ -257,8 +262,10 @@ class Peers:
             blocks = fact.depth + len(fact.tail or ()) if chain else 0
             told = _cut(chain, blocks)
             size, uncached, tokens = fact.size or 1, fact.uncached, fact.tokens
-            prefill = placer.heard_routed(slot, told, size, uncached, tokens, now)
-            peer.flights[fact.serial] = Flight(slot, size, uncached, tokens, chain, blocks, prefill)
+            prefill = placer.apply_peer_routed(slot, told, size, uncached, tokens, now)
+            peer.flights[fact.serial] = PeerRequest(
+                slot, size, uncached, tokens, chain, blocks, prefill
+            )
         elif kind == FIRST:
             flight = peer.flights.get(fact.serial)
             if flight is not None and not flight.first:
@@ -271,7 +278,7 @@ class Peers:
                 if not flight.first:
                     self._first(flight, now)
                 chain = _cut(flight.chain, flight.blocks)
-                placer.heard_finished(
+                placer.apply_peer_finished(
                     flight.slot, chain, flight.size, flight.uncached, flight.tokens, now
                 )
             else:
@@ -282,13 +289,13 @@ class Peers:
             if slot is not None and chain:
                 blocks = fact.depth + len(fact.tail or ())
                 placer.index.record(slot, _cut(chain, blocks), now - fact.age)
-        elif kind == ROLL:
+        elif kind == IN_FLIGHT:
             assert fact.open is not None
             self._reconcile(peer, fact.open, now)
         elif kind == HELLO:
-            self._outbox.call_roll()
+            self._outbox.send_in_flight()
         elif kind == MISSING:
-            self._book.forget(fact.key)
+            self._dictionary.forget(fact.key)
         elif kind == BYE:
             self._bury(peer, now)
         else:
@@ -296,11 +303,11 @@ class Peers:
             if slot is None:
                 return
             if kind == FORGOT:
-                self._replicas.heard_forgot(slot, not peer.number)
+                self._replicas.apply_peer_forgot(slot, not peer.number)
             elif kind == RESIZED:
-                self._replicas.heard_resized(slot, fact.size)
+                self._replicas.apply_peer_resized(slot, fact.size)
             elif kind == KEPT:
-                self._replicas.heard_kept(slot, fact.key)
+                self._replicas.apply_peer_kept(slot, fact.key)
 
     def _chain(self, fact: Fact) -> Chain:
         """The book's array that begins with the fact's chain; empty when it is not known."""
@@ -308,17 +315,17 @@ class Peers:
         assert tail is not None
         if not fact.depth and not tail:
             return NO_CHAIN
-        chain = self._book.learn(fact.depth, fact.key, tail)
+        chain = self._dictionary.learn(fact.depth, fact.key, tail)
         if chain is None:
             self.unknown += 1
             self._outbox.missing(fact.key)
             return NO_CHAIN
         return chain
 
-    def _reconcile(self, peer: Peer, entries: list[Open], now: float) -> None:
+    def _reconcile(self, peer: Peer, entries: list[OpenRequest], now: float) -> None:
         """Make the peer's requests in flight those of its roll."""
-        peer.rolled = True
-        self.roll_heard.set()
+        peer.told_in_flight = True
+        self.in_flight_heard.set()
         flights = peer.flights
         told = {entry.serial for entry in entries}
         for serial in [serial for serial in flights if serial not in told]:
@@ -329,10 +336,10 @@ class Peers:
                 slot = self._slots.get(entry.replica)
                 if slot is None:
                     continue
-                flight = flights[entry.serial] = Flight(
+                flight = flights[entry.serial] = PeerRequest(
                     slot, 1, entry.uncached, entry.tokens, NO_CHAIN, 0, None
                 )
-                self._placer.heard_routed(slot, NO_CHAIN, 1, entry.uncached, entry.tokens, now)
+                self._placer.apply_peer_routed(slot, NO_CHAIN, 1, entry.uncached, entry.tokens, now)
             if entry.first and not flight.first:
                 self._first(flight, now)
 

@@ -14,43 +14,43 @@ from router.state.cache_snapshots import Position
 from router.state.keys import Keys, position, position_text
 from router.state.redis_client import ERRORS, Client, RedisConnector
 from router.state.snapshot_loader import load
-from router.state.snapshot_writer import Keeper
-from router.state.sync import Shared
+from router.state.snapshot_writer import SnapshotWriter
+from router.state.sync import StateSync
 
 log = logging.getLogger(__name__)
 
-PAUSE: Final = 0.001
+READ_INTERVAL_S: Final = 0.001
 """Seconds between two reads of the stream."""
-LONG_PAUSE: Final = 0.008
+BUSY_READ_INTERVAL_S: Final = 0.008
 """The same where much is told, so that one read brings several batches."""
-READS: Final = (0.01, 16)
+BUSY_READS: Final = (0.01, 16)
 """Much is told when there were more than so many reads, and one more every so many seconds."""
-AT_ONCE: Final = 64
+MAX_READ_ENTRIES: Final = 64
 """Entries of the stream in one read."""
-BLOCK: Final = 1.0
+READ_BLOCK_S: Final = 1.0
 """Seconds a read waits for an entry."""
-MAXLEN: Final = 100_000
+MAX_STREAM_ENTRIES: Final = 100_000
 """Entries of the stream that are kept if no keeper trims it."""
-WITHIN: Final = 2.0
+REPLY_TIMEOUT_S: Final = 2.0
 """Seconds for an answer, after which Redis is taken to be gone."""
-AGAIN: Final = (0.05, 1.0)
+RECONNECT_BACKOFF_S: Final = (0.05, 1.0)
 """Seconds between two attempts to connect: first, and at most."""
-RESENT: Final = 2.0
+RESEND_YOUNGER_THAN_S: Final = 2.0
 """Batches this young are sent again on a new connection: a failover may have lost them."""
-DEAF: Final = 3.0
+ECHO_TIMEOUT_S: Final = 3.0
 """Seconds after which own batches that do not come back mean that the stream was missed."""
-SAY_AGAIN: Final = 60.0
+OUTAGE_LOG_INTERVAL_S: Final = 60.0
 """Seconds between two lines in the log about one outage."""
-RELOAD: Final = 2.0
+RELOAD_INTERVAL_S: Final = 2.0
 """Seconds between two loads at the least."""
-CANCELS: Final = 20
-CANCEL_AGAIN_S: Final = 0.1
+MAX_CANCELS: Final = 20
+CANCEL_RETRY_S: Final = 0.1
 """redis-py on uvloop now and then loses the cancellation of a read: it is cancelled again."""
-SLICE: Final = 0.002
+WORK_SLICE_S: Final = 0.002
 """Seconds of work after which requests get their turn."""
 
 
-class RedisCarrier:
+class RedisTransport:
     """The mutable state: the place in the stream, and batches not known to have arrived."""
 
     def __init__(self, connector: RedisConnector, prefix: str) -> None:
@@ -70,7 +70,7 @@ class RedisCarrier:
         """A load is due, or under way."""
         self._asked = 0
         """Times that another load was asked for."""
-        self._loaded_at = -RELOAD
+        self._loaded_at = -RELOAD_INTERVAL_S
         self._pending: list[bytes] = []
         self._recent: deque[tuple[float, bytes]] = deque()
         self._unseen: deque[tuple[int, float]] = deque()
@@ -79,7 +79,7 @@ class RedisCarrier:
         self._pulse = False
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._said_at = -SAY_AGAIN
+        self._said_at = -OUTAGE_LOG_INTERVAL_S
         self.bytes_sent = 0
         """In batches."""
         self.bytes_received = 0
@@ -97,11 +97,11 @@ class RedisCarrier:
             return max(self._lag, time.monotonic() - self._unseen[0][1])
         return self._lag
 
-    def start(self, shared: Shared) -> None:
+    def start(self, shared: StateSync) -> None:
         """Begin to carry."""
-        self._shared = shared
+        self._sync = shared
         shared.outbox.ready = self._wake.set
-        keeper = Keeper(self, shared)
+        keeper = SnapshotWriter(self, shared)
         self._tasks = [
             asyncio.create_task(self._forever("telling", self._tell), name="state telling"),
             asyncio.create_task(self._forever("listening", self._listen), name="state listening"),
@@ -129,20 +129,20 @@ class RedisCarrier:
         if self._tasks:
             await asyncio.wait(self._tasks[:1], timeout=0.5 if self._telling else 0.0)
         running = set(self._tasks)
-        for _ in range(CANCELS):
+        for _ in range(MAX_CANCELS):
             if not running:
                 return
             for task in running:
                 task.cancel()
-            _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
+            _, running = await asyncio.wait(running, timeout=CANCEL_RETRY_S)
         log.error("state: %d tasks do not end", len(running))
 
     async def _forever(
         self, what: str, work: Callable[[Client], Coroutine[None, None, None]]
     ) -> None:
         """Connect, work until something fails, and again."""
-        delay = AGAIN[0]
-        timeout_s = WITHIN + BLOCK if what == "listening" else WITHIN
+        delay = RECONNECT_BACKOFF_S[0]
+        timeout_s = REPLY_TIMEOUT_S + READ_BLOCK_S if what == "listening" else REPLY_TIMEOUT_S
         while not self._stopping:
             client: Client | None = None
             began = time.monotonic()
@@ -164,26 +164,26 @@ class RedisCarrier:
                     self.listening = False
             if self._stopping:
                 return
-            if time.monotonic() - began > AGAIN[1]:
-                delay = AGAIN[0]
+            if time.monotonic() - began > RECONNECT_BACKOFF_S[1]:
+                delay = RECONNECT_BACKOFF_S[0]
             await asyncio.sleep(delay)
-            delay = min(2 * delay, AGAIN[1])
+            delay = min(2 * delay, RECONNECT_BACKOFF_S[1])
 
     def _failed(self, what: str, error: Exception) -> None:
         self.errors += 1
         now = time.monotonic()
-        if not self._stopping and now - self._said_at > SAY_AGAIN:
+        if not self._stopping and now - self._said_at > OUTAGE_LOG_INTERVAL_S:
             self._said_at = now
             log.warning("state: local only, %s: %s", what, str(error) or type(error).__name__)
 
     # Telling
 
     async def _tell(self, client: Client) -> None:
-        outbox = self._shared.outbox
-        before = time.monotonic() - RESENT
+        outbox = self._sync.outbox
+        before = time.monotonic() - RESEND_YOUNGER_THAN_S
         resent = [data for when, data in self._recent if when > before]
         self._pending = resent + [data for data in self._pending if data not in resent]
-        outbox.call_roll()
+        outbox.send_in_flight()
         while True:
             if not self._pending:
                 await self._wake.wait()
@@ -201,12 +201,12 @@ class RedisCarrier:
             if self._pending:
                 await self._deliver(client)
             if outbox.lost_since:
-                for data in self._shared.retold():
+                for data in self._sync.resend_from_index():
                     self._pending.append(data)
                     await self._deliver(client)
                 log.info("state: told again what could not be told")
             if self._stopping and not outbox.waiting:
-                me = f"{self._shared.router:016x}"
+                me = f"{self._sync.router:016x}"
                 keys = self.keys
                 await client.hdel(keys.routers, me)
                 if await client.get(keys.keeper) == me.encode():
@@ -216,21 +216,21 @@ class RedisCarrier:
     async def _deliver(self, client: Client) -> None:
         """Send what is pending. Raises one of ERRORS when Redis does not take it."""
         name, pending = self.keys.facts, self._pending
-        number = self._shared.outbox.number
+        number = self._sync.outbox.number
         now = time.monotonic()
         if len(pending) == 1:
-            await client.xadd(name, {b"f": pending[0]}, maxlen=MAXLEN)
+            await client.xadd(name, {b"f": pending[0]}, maxlen=MAX_STREAM_ENTRIES)
         else:
             pipeline = client.pipeline(transaction=False)
             for data in pending:
-                pipeline.xadd(name, {b"f": data}, maxlen=MAXLEN)
+                pipeline.xadd(name, {b"f": data}, maxlen=MAX_STREAM_ENTRIES)
             await pipeline.execute()
         self.commands += len(pending)
         self.sent += len(pending)
         self.bytes_sent += sum(map(len, pending))
         recent = self._recent
         recent.extend((now, data) for data in pending)
-        while recent and recent[0][0] < now - RESENT:
+        while recent and recent[0][0] < now - RESEND_YOUNGER_THAN_S:
             recent.popleft()
         self._pending = []
         if not self._unseen or self._unseen[-1][0] != number:
@@ -243,35 +243,37 @@ class RedisCarrier:
         if self.up:
             if self._said_at > 0:
                 log.info("state: shared again")
-            self._said_at = -SAY_AGAIN
+            self._said_at = -OUTAGE_LOG_INTERVAL_S
 
     # Listening
 
     async def _listen(self, client: Client) -> None:
-        reads = Allowance(*READS)
-        name, block = self.keys.facts, int(BLOCK * 1000)
+        reads = Allowance(*BUSY_READS)
+        name, block = self.keys.facts, int(READ_BLOCK_S * 1000)
         self._unseen.clear()
         while not self._stopping:
-            if self._reload and time.monotonic() - self._loaded_at >= RELOAD:
+            if self._reload and time.monotonic() - self._loaded_at >= RELOAD_INTERVAL_S:
                 await self._load(client)
-            reply = await client.xread({name: position_text(self.last)}, AT_ONCE, block)
+            reply = await client.xread({name: position_text(self.last)}, MAX_READ_ENTRIES, block)
             self.commands += 1
             if not self.listening:
                 self.listening = True
                 self._recovered()
             count = await self._apply(reply)
             self._watch()
-            if 0 < count < AT_ONCE:
-                await asyncio.sleep(PAUSE if reads.spend(time.monotonic()) else LONG_PAUSE)
+            if 0 < count < MAX_READ_ENTRIES:
+                await asyncio.sleep(
+                    READ_INTERVAL_S if reads.spend(time.monotonic()) else BUSY_READ_INTERVAL_S
+                )
 
     async def _apply(self, reply: list[Any]) -> int:
         """Apply what a read brought. Returns the number of entries."""
         if not reply:
             return 0
-        peers = self._shared.peers
+        peers = self._sync.peers
         now = time.monotonic()
         entries = reply[0][1]
-        until = now + SLICE
+        until = now + WORK_SLICE_S
         for entry_id, fields in entries:
             self.last = position(entry_id)
             data = fields.get(b"f", b"")
@@ -281,17 +283,17 @@ class RedisCarrier:
                 self.load_again()
             if time.monotonic() > until:
                 await asyncio.sleep(0)
-                until = time.monotonic() + SLICE
+                until = time.monotonic() + WORK_SLICE_S
         return len(entries)
 
     def _watch(self) -> None:
         """See how long own batches take to come back."""
         unseen = self._unseen
-        seen = self._shared.peers.own_seen
+        seen = self._sync.peers.own_seen
         now = time.monotonic()
         while unseen and unseen[0][0] <= seen:
             self._lag = now - unseen.popleft()[1]
-        if unseen and now - unseen[0][1] > DEAF:
+        if unseen and now - unseen[0][1] > ECHO_TIMEOUT_S:
             # The stream's ids began anew below ours: Redis lost it, and its clock went back.
             log.warning("state: own batches do not come back, loading again")
             unseen.clear()
@@ -299,8 +301,8 @@ class RedisCarrier:
 
     async def _load(self, client: Client) -> None:
         asked = self._asked
-        self.last, whole = await load(client, self.keys, self._shared)
+        self.last, whole = await load(client, self.keys, self._sync)
         self._loaded_at = time.monotonic()
         self._reload = self._asked != asked or not whole
         self._loaded.set()
-        self._shared.outbox.hello()
+        self._sync.outbox.hello()

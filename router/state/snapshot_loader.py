@@ -12,19 +12,19 @@ from router.state.codec import BadBatchError
 from router.state.keys import Keys, position, position_text
 from router.state.redis_client import Client
 from router.state.routers import alive, read_routers
-from router.state.sync import Shared
+from router.state.sync import StateSync
 
 log = logging.getLogger(__name__)
 
-ALIVE: Final = 5.0
+ROUTER_ALIVE_S: Final = 5.0
 """Seconds since a router's last word within which it is waited for."""
-MAPS: Final = 8
+MAX_READ_SNAPSHOTS: Final = 8
 """Maps asked for at once."""
-ENTRIES: Final = 500
+MAX_READ_ENTRIES: Final = 500
 """Entries of the stream asked for at once."""
 
 
-async def load(client: Client, keys: Keys, shared: Shared) -> tuple[Position, bool]:
+async def load(client: Client, keys: Keys, shared: StateSync) -> tuple[Position, bool]:
     """Returns the place in the stream to listen from, and whether there was a map to load. Raises
     one of redis_client.ERRORS.
 
@@ -39,12 +39,12 @@ async def load(client: Client, keys: Keys, shared: Shared) -> tuple[Position, bo
     others = {
         router
         for router, info in read_routers(routers).items()
-        if router != shared.router and alive(info, ALIVE)
+        if router != shared.router and alive(info, ROUTER_ALIVE_S)
     }
     before: dict[int, Position] = {}
     names = list(shared.names.items())
-    for first in range(0, len(names), MAPS):
-        some = names[first : first + MAPS]
+    for first in range(0, len(names), MAX_READ_SNAPSHOTS):
+        some = names[first : first + MAX_READ_SNAPSHOTS]
         got = await client.mget([keys.map(name) for _, name in some])
         for (slot, name), data in zip(some, got, strict=True):
             if data is None or shared.names.get(slot) != name:
@@ -61,7 +61,7 @@ async def load(client: Client, keys: Keys, shared: Shared) -> tuple[Position, bo
     at = start
     while at < end:
         reply = await client.xrange(
-            keys.facts, "(" + position_text(at), position_text(end), count=ENTRIES
+            keys.facts, "(" + position_text(at), position_text(end), count=MAX_READ_ENTRIES
         )
         if not reply:
             break

@@ -1,4 +1,4 @@
-"""The room of what routers share: ties outbox, peers and a carrier to the rest of the router."""
+"""The room of what routers share: ties outbox, peers and a transport to the rest of the router."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
 from router.index import ByteIndex
 from router.scheduling.placer import Placer
-from router.state.cache_snapshots import Map, adopt
-from router.state.chain_dictionary import Book
+from router.state.cache_snapshots import CacheSnapshot, adopt
+from router.state.chain_dictionary import ChainDictionary
 from router.state.codec import name_key
 from router.state.outbox import Outbox
 from router.state.peers import Peers
@@ -25,17 +25,17 @@ from router.types import Chain
 
 log = logging.getLogger(__name__)
 
-TICK: Final = 1.0
+TICK_INTERVAL_S: Final = 1.0
 """Seconds between two signs of life, and between two looks for routers that died."""
-ROLL: Final = 10.0
+IN_FLIGHT_INTERVAL_S: Final = 10.0
 """Seconds between two rolls nobody asked for: what went wrong unseen is right again by then."""
-SAME_RESTART: Final = 10.0
+SAME_RESTART_S: Final = 10.0
 """Seconds in which two routers that see a replica restart see the same restart."""
-ROLLS: Final = 0.5
+IN_FLIGHT_WAIT_S: Final = 0.5
 """Seconds a starting router waits for the others' rolls."""
 
 
-class Carrier(Protocol):
+class Transport(Protocol):
     """Brings batches to the other routers and theirs here."""
 
     sent: int
@@ -56,7 +56,7 @@ class Carrier(Protocol):
         """Whether what is told is heard, and the reverse."""
         ...
 
-    def start(self, shared: Shared) -> None:
+    def start(self, shared: StateSync) -> None:
         """Begin to carry. Returns at once."""
         ...
 
@@ -69,7 +69,7 @@ class Carrier(Protocol):
         ...
 
     def tick(self) -> None:
-        """Called every TICK."""
+        """Called every TICK_INTERVAL_S."""
         ...
 
     async def stop(self) -> None:
@@ -77,7 +77,7 @@ class Carrier(Protocol):
         ...
 
 
-class Shared(FleetListener):
+class StateSync(FleetListener):
     """Made before the app starts; `start` when its fleet and its loop are there."""
 
     def __init__(
@@ -85,17 +85,17 @@ class Shared(FleetListener):
         fleet: Fleet,
         index: ByteIndex,
         placers: Sequence[Placer],
-        carrier: Carrier,
+        transport: Transport,
         resize: Callable[[int, int], None],
         holders: Holders | None = None,
     ) -> None:
         """placers: the first is the one that routes by prefix. resize(slot, tokens) changes the
         index's room for a replica. holders: which replica keeps which response, shared too."""
-        self.carrier = carrier
+        self.transport = transport
         self.index = index
         self.router = secrets.randbits(63) | 1
         """Names this run of this process; never 0."""
-        self.book = Book()
+        self.dictionary = ChainDictionary()
         self.names: dict[int, str] = {}
         """Slot -> name."""
         self._fleet = fleet
@@ -108,9 +108,9 @@ class Shared(FleetListener):
         self._forgot_at: dict[int, float] = {}
         self._running = False
         self._ticking: asyncio.TimerHandle | None = None
-        self._rolled_at = 0.0
-        self.outbox = Outbox(self.router, self.book, self._keys, self._later)
-        self.peers = Peers(placers[0], self.outbox, self.book, self._slots, self)
+        self._sent_in_flight_at = 0.0
+        self.outbox = Outbox(self.router, self.dictionary, self._keys, self._later)
+        self.peers = Peers(placers[0], self.outbox, self.dictionary, self._slots, self)
         for placer in placers:
             placer.listener = self.outbox
         fleet.listen(self)
@@ -122,17 +122,17 @@ class Shared(FleetListener):
     @property
     def word(self) -> str:
         """For people: "shared", or "local only" when the others cannot be reached."""
-        return "shared" if self.carrier.up else "local only"
+        return "shared" if self.transport.up else "local only"
 
     @property
     def up(self) -> bool:
         """Whether the others can be reached."""
-        return self.carrier.up
+        return self.transport.up
 
     @property
     def lag(self) -> float:
         """Seconds from a batch sent to its coming back."""
-        return self.carrier.lag
+        return self.transport.lag
 
     @property
     def routers(self) -> int:
@@ -157,7 +157,7 @@ class Shared(FleetListener):
     @property
     def batches_sent(self) -> int:
         """Delivered."""
-        return self.carrier.sent
+        return self.transport.sent
 
     @property
     def batches_received(self) -> int:
@@ -167,12 +167,12 @@ class Shared(FleetListener):
     @property
     def bytes_sent(self) -> int:
         """Commands and all."""
-        return self.carrier.bytes_sent
+        return self.transport.bytes_sent
 
     @property
     def bytes_received(self) -> int:
         """Replies and all."""
-        return self.carrier.bytes_received
+        return self.transport.bytes_received
 
     @property
     def skipped(self) -> int:
@@ -181,29 +181,29 @@ class Shared(FleetListener):
 
     @property
     def errors(self) -> int:
-        """Of the carrier."""
-        return self.carrier.errors
+        """Of the transport."""
+        return self.transport.errors
 
     def start(self) -> None:
         """Begin to tell and to hear. Returns at once."""
         self._running = True
-        self.carrier.start(self)
+        self.transport.start(self)
         self._tick()
 
     async def ready(self, within: float) -> None:
         """Wait until what the others know is known here; at most `within` seconds, then alone."""
         try:
             async with asyncio.timeout(within):
-                await self.carrier.loaded()
+                await self.transport.loaded()
         except TimeoutError:
             log.warning("state: nothing could be loaded within %g s, starting without", within)
             return
         peers = self.peers
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ROLLS):
-                while peers.rolls_missing():
-                    peers.roll_heard.clear()
-                    await peers.roll_heard.wait()
+            async with asyncio.timeout(IN_FLIGHT_WAIT_S):
+                while peers.in_flight_missing():
+                    peers.in_flight_heard.clear()
+                    await peers.in_flight_heard.wait()
 
     async def stop(self) -> None:
         """Say goodbye and end."""
@@ -211,21 +211,21 @@ class Shared(FleetListener):
         if self._ticking is not None:
             self._ticking.cancel()
         self.outbox.bye()
-        await self.carrier.stop()
+        await self.transport.stop()
 
     def _tick(self) -> None:
         now = time.monotonic()
         peers = self.peers
         peers.expire(now)
         self.outbox.trim()
-        if peers.wants_roll:
-            peers.wants_roll = False
+        if peers.wants_in_flight:
+            peers.wants_in_flight = False
             self.outbox.hello()
-        elif now - self._rolled_at > ROLL:
-            self._rolled_at = now
-            self.outbox.call_roll()
-        self.carrier.tick()
-        self._ticking = asyncio.get_running_loop().call_later(TICK, self._tick)
+        elif now - self._sent_in_flight_at > IN_FLIGHT_INTERVAL_S:
+            self._sent_in_flight_at = now
+            self.outbox.send_in_flight()
+        self.transport.tick()
+        self._ticking = asyncio.get_running_loop().call_later(TICK_INTERVAL_S, self._tick)
 
     # The fleet
 
@@ -236,7 +236,7 @@ class Shared(FleetListener):
         self._slots[key] = replica.slot
         self.names[replica.slot] = replica.name
         if self._running:
-            self.carrier.load_again()
+            self.transport.load_again()
 
     def on_removed(self, replica: Replica) -> None:
         """What the others have there is over as far as this router knows."""
@@ -256,21 +256,21 @@ class Shared(FleetListener):
         recorded since then is there.
         """
         now = time.monotonic()
-        if now - self._forgot_at.get(replica.slot, -SAME_RESTART) < SAME_RESTART:
+        if now - self._forgot_at.get(replica.slot, -SAME_RESTART_S) < SAME_RESTART_S:
             return False
         self._forgot_at[replica.slot] = now
         self.outbox.forgot(self._keys[replica.slot])
         return True
 
-    def heard_forgot(self, slot: int, asked: bool) -> None:
+    def apply_peer_forgot(self, slot: int, asked: bool) -> None:
         """Another router saw a replica restart, or somebody flushed it."""
         now = time.monotonic()
-        if not asked and now - self._forgot_at.get(slot, -SAME_RESTART) < SAME_RESTART:
+        if not asked and now - self._forgot_at.get(slot, -SAME_RESTART_S) < SAME_RESTART_S:
             return
         self._forgot_at[slot] = now
         self.index.forget(slot)
 
-    def heard_resized(self, slot: int, tokens: int) -> None:
+    def apply_peer_resized(self, slot: int, tokens: int) -> None:
         """Another router read a cache's size."""
         replica = self._fleet.replicas[slot]
         if replica is not None and not replica.kv_tokens_known:
@@ -281,26 +281,26 @@ class Shared(FleetListener):
         """A replica of this router keeps a response or a conversation."""
         self.outbox.kept(self._keys[slot], key)
 
-    def heard_kept(self, slot: int, key: int) -> None:
+    def apply_peer_kept(self, slot: int, key: int) -> None:
         """Another router saw a replica make one."""
         if self._holders is not None:
             self._holders.heard(key, slot)
 
-    # What carriers ask
+    # What transports ask
 
-    def adopt(self, slot: int, found: Map) -> None:
+    def adopt(self, slot: int, found: CacheSnapshot) -> None:
         """Put a map into the index."""
-        adopt(self.index, slot, found, self.book, time.monotonic())
+        adopt(self.index, slot, found, self.dictionary, time.monotonic())
 
     def touches(self, slot: int, since: float = 0.0) -> Iterable[tuple[float, Chain]]:
         """What a slot holds."""
         return self.index.touches(slot, since)
 
-    def retold(self) -> Iterator[bytes]:
+    def resend_from_index(self) -> Iterator[bytes]:
         """Batches that make up for facts given up: all used since the first of them."""
         since, self.outbox.lost_since = self.outbox.lost_since, 0.0
         now = time.monotonic()
-        return self.outbox.retold(
+        return self.outbox.resend_from_index(
             (self._keys[slot], max(now - when, 0.0), chain)
             for slot in list(self.names)
             for when, chain in self.index.touches(slot, since)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from router.config import Settings
 from router.config.state_url import parse
 from router.state.redis_client import RedisConnector
-from router.state.redis_transport import RedisCarrier
+from router.state.redis_transport import RedisTransport
 
 
 def redis_connector(settings: Settings) -> RedisConnector:
@@ -15,6 +15,6 @@ def redis_connector(settings: Settings) -> RedisConnector:
     )
 
 
-def redis_carrier(settings: Settings) -> RedisCarrier:
+def redis_transport(settings: Settings) -> RedisTransport:
     """Shares through the Redis of the setting `state`."""
-    return RedisCarrier(redis_connector(settings), settings.state_prefix)
+    return RedisTransport(redis_connector(settings), settings.state_prefix)

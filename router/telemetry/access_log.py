@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from router.telemetry.lines import MOST_LINES, Lines
+from router.telemetry.lines import MAX_LINES, Lines
 from router.telemetry.logs import clock, printable
 from router.telemetry.record import Finished, Outcome
 from router.types import Chain
@@ -38,7 +38,7 @@ class AccessLog:
         *,
         blocks: bool = False,
         fd: int = STANDARD_OUTPUT,
-        most_waiting: int = MOST_LINES,
+        most_waiting: int = MAX_LINES,
         people: bool = False,
     ) -> None:
         """share of the requests logged, 0 for none; people: text rather than JSON."""

@@ -30,12 +30,12 @@ from router.telemetry.sources import (
     IndexSource,
     LogSource,
     ReplicaSource,
-    SharedSource,
+    StateSource,
 )
 from router.telemetry.telemetry import Telemetry
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-SLICE: Final = 0.0005
+RENDER_SLICE_S: Final = 0.0005
 """Seconds of rendering after which the event loop gets its turn."""
 
 _TOTALS: Final[tuple[tuple[Metric, Callable[[Series], int]], ...]] = (
@@ -53,7 +53,7 @@ _AFTER_GAPS: Final[tuple[tuple[Metric, Callable[[Series], int]], ...]] = (
 )
 
 
-_SHARED: Final[tuple[tuple[Metric, Callable[[SharedSource], float]], ...]] = (
+_SHARED: Final[tuple[tuple[Metric, Callable[[StateSource], float]], ...]] = (
     (catalogue.STATE_LAG, lambda s: s.lag),
     (catalogue.STATE_ROUTERS, lambda s: s.routers),
     (catalogue.STATE_FACTS_SENT, lambda s: s.facts_sent),
@@ -79,7 +79,7 @@ class Exposition:
         log: LogSource,
         build: BuildInfo,
         discovery: DiscoverySource | None = None,
-        shared: SharedSource | None = None,
+        shared: StateSource | None = None,
         exact: ExactSource | None = None,
     ) -> None:
         self._telemetry = telemetry
@@ -99,14 +99,14 @@ class Exposition:
         process = await asyncio.to_thread(generate_latest, self._process)
         parts = []
         pieces = []
-        until = time.perf_counter() + SLICE
+        until = time.perf_counter() + RENDER_SLICE_S
         for piece in self.pieces():
             pieces.append(piece)
             if time.perf_counter() > until:
                 parts.append("".join(pieces).encode())
                 pieces.clear()
                 await asyncio.sleep(0)
-                until = time.perf_counter() + SLICE
+                until = time.perf_counter() + RENDER_SLICE_S
         return [*parts, "".join(pieces).encode(), process]
 
     def pieces(self) -> Iterator[str]:
@@ -230,7 +230,7 @@ def _exact(
     yield _single(catalogue.EXACT_TOKENS, exact.memory_tokens if exact is not None else 0)
 
 
-def _shared(shared: SharedSource | None) -> Iterator[str]:
+def _shared(shared: StateSource | None) -> Iterator[str]:
     for metric, value in _SHARED:
         yield _single(metric, value(shared) if shared is not None else 0)
     up = catalogue.STATE_UP

@@ -13,12 +13,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-PAUSE: Final = 0.2
+WRITE_INTERVAL_S: Final = 0.2
 """Seconds between two batches, or two looks at a reader that does not read."""
-EXIT_SECONDS: Final = 2.0
+CLOSE_TIMEOUT_S: Final = 2.0
 """How long close() waits for a reader that does not read."""
-MOST_LINES: Final = 20_000
-MOST_CHARACTERS: Final = 32 << 20
+MAX_LINES: Final = 20_000
+MAX_CHARACTERS: Final = 32 << 20
 
 
 class Lines:
@@ -29,7 +29,7 @@ class Lines:
         fd: int,
         name: str,
         *,
-        most: int = MOST_LINES,
+        most: int = MAX_LINES,
         at_once: bool = False,
         failed: Callable[[OSError], None] = lambda _: None,
     ) -> None:
@@ -63,7 +63,7 @@ class Lines:
 
     def full(self) -> bool:
         """Whether the next line would be dropped; it is counted as dropped then."""
-        if len(self.waiting) < self._most and self._added - self._taken < MOST_CHARACTERS:
+        if len(self.waiting) < self._most and self._added - self._taken < MAX_CHARACTERS:
             return False
         self._refused += 1
         return True
@@ -82,9 +82,9 @@ class Lines:
             return
         self._stopping = True
         self._wake.set()
-        thread.join(EXIT_SECONDS)
+        thread.join(CLOSE_TIMEOUT_S)
         self._abandoned = True
-        thread.join(2 * PAUSE)
+        thread.join(2 * WRITE_INTERVAL_S)
         self._thread = None
         self._refused += len(self.waiting)
         self.waiting.clear()
@@ -92,7 +92,7 @@ class Lines:
     def _run(self) -> None:
         take = self.waiting.popleft
         while True:
-            self._wake.wait(None if self._at_once else PAUSE)
+            self._wake.wait(None if self._at_once else WRITE_INTERVAL_S)
             self._wake.clear()
             # Looked at before the queue: what was added before close() is in it.
             stopping = self._stopping
@@ -111,7 +111,7 @@ class Lines:
         rest = memoryview(lines)
         try:
             while rest and not self._abandoned:
-                if ready.poll(PAUSE * 1000):
+                if ready.poll(WRITE_INTERVAL_S * 1000):
                     # A pipe that is writable takes this much without blocking (pipe(7), PIPE_BUF).
                     # Up to the end of a line: other processes may write to it as well.
                     end = bytes(rest[: select.PIPE_BUF]).rfind(b"\n") + 1 or select.PIPE_BUF

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from router.telemetry.ledger import Ledger
 
-EVERY = 10.0
+SAMPLE_INTERVAL_S = 10.0
 """Seconds between samples."""
 
 
@@ -17,10 +17,12 @@ class Recent:
     def __init__(self, seconds: float = 300.0) -> None:
         self.seconds = seconds
         # One more sample than intervals, so that the oldest is a whole window ago.
-        self._samples: deque[Mapping[str, tuple[int, int]]] = deque(maxlen=int(seconds / EVERY) + 1)
+        self._samples: deque[Mapping[str, tuple[int, int]]] = deque(
+            maxlen=int(seconds / SAMPLE_INTERVAL_S) + 1
+        )
 
     def sample(self, ledgers: Mapping[str, Ledger]) -> None:
-        """Call every `EVERY` seconds with the sums by replica."""
+        """Call every `SAMPLE_INTERVAL_S` seconds with the sums by replica."""
         self._samples.append(
             {name: (ledger.prompt, ledger.delivered) for name, ledger in ledgers.items()}
         )

@@ -81,7 +81,7 @@ class LogSource(Protocol):
     def dropped(self) -> int: ...
 
 
-class SharedSource(Protocol):
+class StateSource(Protocol):
     """What is shared with other routers."""
 
     @property

@@ -25,7 +25,7 @@ NONE: Final = "none"
 OTHER: Final = "other"
 """Label value for what a bounded set has no room for."""
 
-LONGEST_MODEL: Final = 256
+MAX_MODEL_CHARACTERS: Final = 256
 """Characters of the name of a model that no replica serves."""
 
 OK: Final = Outcome.OK
@@ -213,7 +213,7 @@ class Telemetry:
         model, wanted = done.model, self._wanted
         if done.outcome not in (Outcome.NO_REPLICA, Outcome.UNKNOWN_MODEL):
             return False
-        fit = len(model) <= LONGEST_MODEL and model.isprintable()
+        fit = len(model) <= MAX_MODEL_CHARACTERS and model.isprintable()
         if not fit or (model not in wanted and len(wanted) >= self._max_wanted):
             return False
         wanted[model] = time.monotonic()

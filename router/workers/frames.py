@@ -11,10 +11,10 @@ import msgspec
 
 _HEAD: Final = Struct("<IBI")
 """Bytes that follow, kind, a worker's number."""
-MOST_WAITING: Final = 16 << 20
+MAX_WAITING_BYTES: Final = 16 << 20
 """Bytes for a worker that does not read, after which it is told nothing more until it does."""
 
-BEAT: Final = 1.0
+HEARTBEAT_INTERVAL_S: Final = 1.0
 """Seconds between two signs of life of a worker."""
 
 READY, BATCH, LOAD, MAP, LOADED, ALIVE = range(1, 7)
@@ -73,7 +73,7 @@ class Frames(asyncio.Protocol):
     def tell(self, kind: int, data: bytes = b"", worker: int = 0) -> bool:
         """Send a frame; False when the other end is gone or does not read."""
         transport = self._transport
-        if transport is None or transport.get_write_buffer_size() > MOST_WAITING:
+        if transport is None or transport.get_write_buffer_size() > MAX_WAITING_BYTES:
             self.dropped += 1
             return False
         transport.write(_HEAD.pack(len(data), kind, worker) + data)

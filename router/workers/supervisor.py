@@ -29,20 +29,29 @@ from router.reload import Reloader, Reread
 from router.signals import attend
 from router.state.codec import BYE, Writer
 from router.telemetry import logs
-from router.workers.frames import BATCH, BEAT, LOAD, LOADED, MAP, READY, Frames, Ready
-from router.workers.worker import ENV
+from router.workers.frames import (
+    BATCH,
+    HEARTBEAT_INTERVAL_S,
+    LOAD,
+    LOADED,
+    MAP,
+    READY,
+    Frames,
+    Ready,
+)
+from router.workers.worker import WORKER_ENV
 
 log = logging.getLogger(__name__)
 
-SOON: Final = 5.0
+MIN_LIFETIME_S: Final = 5.0
 """A worker that lived shorter than this is not replaced at once."""
-PAUSES: Final = (0.1, 5.0)
+RESTART_BACKOFF_S: Final = (0.1, 5.0)
 """Seconds before it is: first, and at most."""
-FROZEN: Final = 10
+MAX_MISSED_HEARTBEATS: Final = 10
 """Signs of life a worker may owe before it is killed and replaced."""
-STARTING: Final = 120
+MAX_MISSED_HEARTBEATS_AT_START: Final = 120
 """The same for one that has not served yet: what it loads may hold up its event loop."""
-LAST: Final = (1 << 63) - 1
+GOODBYE_NUMBER: Final = (1 << 63) - 1
 """Number of the batch that says goodbye for a worker that died."""
 
 
@@ -156,13 +165,17 @@ class Supervisor:
         more than one.
         """
         while True:
-            await asyncio.sleep(BEAT)
+            await asyncio.sleep(HEARTBEAT_INTERVAL_S)
             for member in self._members:
                 process = member.process
                 if process is None or process.returncode is not None:
                     continue
                 member.owed += 1
-                if member.owed > (STARTING if member.ready is None else FROZEN):
+                if member.owed > (
+                    MAX_MISSED_HEARTBEATS_AT_START
+                    if member.ready is None
+                    else MAX_MISSED_HEARTBEATS
+                ):
                     log.error("worker %d is frozen, killing it", member.number)
                     member.owed = 0
                     with contextlib.suppress(ProcessLookupError):
@@ -170,7 +183,7 @@ class Supervisor:
 
     async def _keep(self, member: _Member) -> None:
         """Have a worker in this place until it is time to stop."""
-        pause = PAUSES[0]
+        pause = RESTART_BACKOFF_S[0]
         while not self._stopping.is_set():
             status = await self._life(member)
             self._died(member)
@@ -183,7 +196,11 @@ class Supervisor:
                 self._stop(signal.SIGTERM)
                 return
             lived = time.monotonic() - member.started
-            pause = PAUSES[0] if lived > SOON else min(2 * pause, PAUSES[1])
+            pause = (
+                RESTART_BACKOFF_S[0]
+                if lived > MIN_LIFETIME_S
+                else min(2 * pause, RESTART_BACKOFF_S[1])
+            )
             log.warning(
                 "worker %d ended with status %d after %.0f s, replacing it in %.1f s",
                 member.number,
@@ -224,7 +241,7 @@ class Supervisor:
                 "-m",
                 "router.cli.main",
                 *self._arguments,
-                env=os.environ | {ENV: f"{theirs.fileno()},{self.port}", GIVEN: PSEUDONYM},
+                env=os.environ | {WORKER_ENV: f"{theirs.fileno()},{self.port}", GIVEN: PSEUDONYM},
                 pass_fds=(theirs.fileno(),),
                 # A Ctrl-C in the terminal is passed on once, not told to all by the terminal too.
                 start_new_session=True,
@@ -238,7 +255,7 @@ class Supervisor:
         if ready is not None and ready.router:
             writer = Writer()
             writer.plain(BYE)
-            self._pass_on(member, writer.batch(ready.router, LAST))
+            self._pass_on(member, writer.batch(ready.router, GOODBYE_NUMBER))
 
     def _pass_on(self, sender: _Member, data: bytes) -> None:
         for member in self._members:

@@ -9,17 +9,17 @@ from typing import Final
 
 from router.state.cache_snapshots import decode, encode
 from router.state.codec import BadBatchError
-from router.state.sync import Shared
+from router.state.sync import StateSync
 from router.workers.frames import BATCH, LOAD, LOADED, MAP, Frames
 
 log = logging.getLogger(__name__)
 
-RELOAD: Final = 2.0
+RELOAD_INTERVAL_S: Final = 2.0
 """Seconds between two loads at the least."""
-SLICE: Final = 0.002
+WORK_SLICE_S: Final = 0.002
 
 
-class LocalCarrier:
+class WorkerTransport:
     """The supervisor passes batches on in the order they come, the same to all."""
 
     def __init__(self) -> None:
@@ -27,11 +27,11 @@ class LocalCarrier:
         self.errors = 0
         self.lag = 0.0
         """Not measured: a batch is with the others within a millisecond or so."""
-        self._shared: Shared | None = None
+        self._sync: StateSync | None = None
         """None until it starts: what comes before is in the maps it will ask for."""
         self._frames: Frames | None = None
         self._loaded = asyncio.Event()
-        self._asked_at = -RELOAD
+        self._asked_at = -RELOAD_INTERVAL_S
         self._again = False
         self._helping: set[asyncio.Task[None]] = set()
 
@@ -54,9 +54,9 @@ class LocalCarrier:
         """The way to the supervisor. Before start."""
         self._frames = frames
 
-    def start(self, shared: Shared) -> None:
+    def start(self, shared: StateSync) -> None:
         """Begin to carry, and ask what the others know."""
-        self._shared = shared
+        self._sync = shared
         shared.outbox.ready = self._send
         self._ask()
 
@@ -70,12 +70,12 @@ class LocalCarrier:
 
     def tick(self) -> None:
         """Say something; ask again what was missed."""
-        assert self._shared is not None
-        outbox = self._shared.outbox
+        assert self._sync is not None
+        outbox = self._sync.outbox
         if not outbox.waiting:
             self._tell(outbox.pulse())
         self._send()
-        if self._again and time.monotonic() - self._asked_at >= RELOAD:
+        if self._again and time.monotonic() - self._asked_at >= RELOAD_INTERVAL_S:
             self._ask()
 
     async def stop(self) -> None:
@@ -85,13 +85,13 @@ class LocalCarrier:
             task.cancel()
 
     def _send(self) -> None:
-        if self._shared is None:
+        if self._sync is None:
             return
-        outbox = self._shared.outbox
+        outbox = self._sync.outbox
         while (data := outbox.take()) is not None:
             self._tell(data)
         if outbox.lost_since:
-            for data in self._shared.retold():
+            for data in self._sync.resend_from_index():
                 self._tell(data)
 
     def _tell(self, data: bytes) -> None:
@@ -108,7 +108,7 @@ class LocalCarrier:
 
     def heard(self, kind: int, worker: int, data: bytes) -> None:
         """A frame came."""
-        shared = self._shared
+        shared = self._sync
         if shared is None:
             return
         if kind == BATCH:
@@ -124,12 +124,12 @@ class LocalCarrier:
             self._loaded.set()
             shared.outbox.hello()
 
-    async def _help(self, shared: Shared, worker: int) -> None:
+    async def _help(self, shared: StateSync, worker: int) -> None:
         """Give another worker all this one knows."""
         frames = self._frames
         if frames is None:
             return
-        until = time.monotonic() + SLICE
+        until = time.monotonic() + WORK_SLICE_S
         for slot, name in list(shared.names.items()):
             if shared.names.get(slot) != name:
                 continue
@@ -141,11 +141,11 @@ class LocalCarrier:
                     frames.tell(MAP, len(label).to_bytes(2, "little") + label + data, worker)
                 if time.monotonic() > until:
                     await asyncio.sleep(0)
-                    until = time.monotonic() + SLICE
+                    until = time.monotonic() + WORK_SLICE_S
         frames.tell(LOADED, b"", worker)
 
 
-def _adopt(shared: Shared, data: bytes) -> None:
+def _adopt(shared: StateSync, data: bytes) -> None:
     length = int.from_bytes(data[:2], "little")
     name = data[2 : 2 + length].decode()
     for slot, its_name in shared.names.items():

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 import msgspec
 
 from router.config import Settings
-from router.workers.frames import ALIVE, BEAT, READY, Frames, Ready
-from router.workers.transport import LocalCarrier
+from router.workers.frames import ALIVE, HEARTBEAT_INTERVAL_S, READY, Frames, Ready
+from router.workers.transport import WorkerTransport
 
 log = logging.getLogger(__name__)
 
-ENV = "SUPERVISED_WARMROUTE"
+WORKER_ENV = "SUPERVISED_WARMROUTE"
 """Set by the supervisor for its workers: file descriptor, port."""
 
 
@@ -31,7 +31,7 @@ class Worker:
             settings, port=port, admin_host="127.0.0.1", admin_port=0
         )
         """The settings, with the port all workers serve, and an admin port for the supervisor."""
-        self.carrier = None if settings.state else LocalCarrier()
+        self.transport = None if settings.state else WorkerTransport()
         """What it shares through, unless that is Redis."""
         self._frames = Frames(self._heard, self._orphaned)
 
@@ -41,21 +41,21 @@ class Worker:
         await asyncio.get_running_loop().create_unix_connection(
             lambda: self._frames, sock=self._socket
         )
-        if self.carrier is not None:
-            self.carrier.attach(self._frames)
+        if self.transport is not None:
+            self.transport.attach(self._frames)
         self._beat()
 
     def _beat(self) -> None:
         self._frames.tell(ALIVE)
-        asyncio.get_running_loop().call_later(BEAT, self._beat)
+        asyncio.get_running_loop().call_later(HEARTBEAT_INTERVAL_S, self._beat)
 
     def ready(self, router: int, admin_port: int) -> None:
         """Tell that this worker serves."""
         self._frames.tell(READY, msgspec.json.encode(Ready(router, admin_port)))
 
     def _heard(self, kind: int, worker: int, data: bytes) -> None:
-        if self.carrier is not None:
-            self.carrier.heard(kind, worker, data)
+        if self.transport is not None:
+            self.transport.heard(kind, worker, data)
 
     def _orphaned(self) -> None:
         log.error("the supervisor is gone, stopping")
@@ -64,5 +64,5 @@ class Worker:
 
 def from_environment(environment: Mapping[str, str], settings: Settings) -> Worker | None:
     """The worker this process is; None when nobody supervises it."""
-    place = environment.get(ENV)
+    place = environment.get(WORKER_ENV)
     return Worker(place, settings) if place else None

@@ -12,7 +12,7 @@ import zmq
 from bench.vllm import NoEngineError, find_venv
 from loadgen.live.processes import free_ports
 from router.kv_events.decode import Batch
-from router.kv_events.sequencer import Feed
+from router.kv_events.sequencer import EventSequencer
 from router.kv_events.socket import Subscription
 from router.kv_events.sources import Source
 
@@ -89,19 +89,19 @@ async def test_a_long_replay_is_complete() -> None:
     async with publisher(events, replay):
         for _ in range(TIMES):
             sink = Sink()
-            feed = Feed("engine", sink)
+            sequencer = EventSequencer("engine", sink)
             context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-            subscription = Subscription(Source(0, events, True, replay, ""), context, feed)
+            subscription = Subscription(Source(0, events, True, replay, ""), context, sequencer)
             subscription.open()
             try:
                 async with asyncio.timeout(WAIT_SECONDS):
-                    while not feed.current:
+                    while not sequencer.current:
                         sink.changed.clear()
                         await sink.changed.wait()
             finally:
                 subscription.close()
                 context.destroy(linger=0)  # returns when the address is free again
             assert sink.next == BATCHES
-            assert feed.rebuilds == 0
-            cuts.append(feed.cuts)
+            assert sequencer.rebuilds == 0
+            cuts.append(sequencer.cuts)
     print(f"cut short: {sum(map(bool, cuts))} of {TIMES} replays of {BATCHES} batches")

@@ -113,8 +113,8 @@ async def test_tokens_are_the_engines_for_a_thousand_conversations(urls: list[st
 async def test_the_doctor_finds_nothing_wrong_with_good_engines(
     urls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("router.doctor.events.HEAR_SECONDS", 120.0)
-    monkeypatch.setattr("router.doctor.run.TIMEOUT", 120.0)
+    monkeypatch.setattr("router.doctor.events.LISTEN_S", 120.0)
+    monkeypatch.setattr("router.doctor.run.TIMEOUT_S", 120.0)
     settings = load({"replicas": list(urls)}).settings
     engines, found = await diagnose(settings)
     assert [engine.trouble for engine in engines] == [""] * len(urls)

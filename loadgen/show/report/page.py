@@ -87,7 +87,7 @@ def _sections(results: Results) -> list[str]:
         section("Latency", _LATENCY + _which(results), charts(sections.distributions(results))),
         section("Hit rate over time", _HITS + repeated + last, hits and ramp() + hits),
         section("Load spread", _SPREAD + last, charts(sections.spread(results))),
-        section("The hits' way", _WAY + last, charts(sections.way(results))),
+        section("The reuse funnel", _WAY + last, charts(sections.way(results))),
     ]
 
 

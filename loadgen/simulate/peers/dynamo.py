@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from router.types import Ask, Choice, Load, slots
+from router.types import Choice, Load, RoutingRequest, slots
 
 BLOCK = 64
 """Tokens."""
@@ -28,7 +28,7 @@ class DynamoCost:
     def members(self, names: Mapping[int, str]) -> None:
         """Nothing to prepare."""
 
-    def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:
+    def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:
         """Reason: cost."""
         ranked = []
         left = ask.eligible

@@ -14,7 +14,7 @@ import random
 from collections.abc import Mapping, Sequence
 
 from loadgen.simulate.fleet import Gauge
-from router.types import Ask, Choice, Load, slots
+from router.types import Choice, Load, RoutingRequest, slots
 
 POLL_SECONDS = 0.05
 
@@ -37,7 +37,7 @@ class WeightedScorers:
         """The engines' metrics were read."""
         self._gauges = gauges
 
-    def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:
+    def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:
         """Reason: score. Costs considered are scores below zero."""
         prefix, queue, kv = self._weights
         fleet = slots(ask.eligible)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from router.types import Ask, Choice, Load, slots
+from router.types import Choice, Load, RoutingRequest, slots
 
 
 class SglangCacheAware:
@@ -32,7 +32,7 @@ class SglangCacheAware:
     def members(self, names: Mapping[int, str]) -> None:
         """Nothing to prepare."""
 
-    def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:
+    def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:
         """Reasons: least, cached, no_holder."""
         fleet = slots(ask.eligible)
         running = [loads[slot].in_flight for slot in fleet]

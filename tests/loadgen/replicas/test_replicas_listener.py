@@ -9,7 +9,7 @@ import socket
 import uvloop
 
 from loadgen.replicas import SimulatedFleet
-from loadgen.replicas.listener import Listener
+from loadgen.replicas.listener import HttpListener
 
 
 class Guest(asyncio.Protocol):
@@ -31,7 +31,7 @@ async def turns(number):
 def test_all_that_wait_are_accepted_at_once():
     async def accept():
         came = asyncio.Queue()
-        listener = Listener("127.0.0.1", 0, lambda: Guest(came))
+        listener = HttpListener("127.0.0.1", 0, lambda: Guest(came))
         address = "127.0.0.1", listener.port
         clients = [socket.create_connection(address) for _ in range(100)]
         await turns(20)
@@ -48,7 +48,7 @@ def test_all_that_wait_are_accepted_at_once():
 
 async def test_goes_on_once_there_is_room_for_a_connection():
     came = asyncio.Queue()
-    listener = Listener("127.0.0.1", 0, lambda: Guest(came))
+    listener = HttpListener("127.0.0.1", 0, lambda: Guest(came))
     client = socket.create_connection(("127.0.0.1", listener.port))
     lowest = os.dup(client.fileno())
     os.close(lowest)

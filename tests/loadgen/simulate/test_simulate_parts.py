@@ -15,13 +15,13 @@ from loadgen.simulate.peers.sglang import SglangCacheAware
 from loadgen.simulate.prepare import prepare
 from loadgen.workloads import Fixed, Plan, make
 from router.prompt.spans import SPANS
-from router.types import Ask, Load
+from router.types import Load, RoutingRequest
 
 NAMES = {slot: str(slot) for slot in range(4)}
 
 
-def ask(held: list[tuple[float, int]] | None = None, eligible: int = 15) -> Ask:
-    return Ask(eligible, 1000.0, held or [], 100.0, "", 0, 10.0)
+def ask(held: list[tuple[float, int]] | None = None, eligible: int = 15) -> RoutingRequest:
+    return RoutingRequest(eligible, 1000.0, held or [], 100.0, "", 0, 10.0)
 
 
 def fleet() -> list[Load]:

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from router.admin.engines import MOST_ANSWER, MOST_BODY, OPERATIONS
+from router.admin.engines import MAX_ANSWER_BYTES, MAX_BODY_BYTES, OPERATIONS
 from router.http.paths import RULES, Treatment
 
 JSON = {"content-type": "application/json"}
@@ -47,7 +47,7 @@ class Engine:
         if path.endswith("/sleep"):
             return JSONResponse({"status": "sleeping"})
         if path.endswith("/start_profile"):
-            return PlainTextResponse("x" * 10 * MOST_ANSWER)
+            return PlainTextResponse("x" * 10 * MAX_ANSWER_BYTES)
         if path.endswith("/stop_profile"):
             return PlainTextResponse(b"\xff\x00")
         return Response(status_code=200)
@@ -168,7 +168,7 @@ async def test_answers_are_bounded_and_need_not_be_text(engines: tuple[Engine, E
     async with World(one.url).client() as client:
         long = await client.post("/replicas/all/start_profile", headers=CHANGE)
         odd = await client.post("/replicas/all/stop_profile", headers=CHANGE)
-    assert long.json()[0]["body"] == "x" * MOST_ANSWER
+    assert long.json()[0]["body"] == "x" * MAX_ANSWER_BYTES
     assert odd.json()[0]["body"] == "\ufffd\x00"
 
 
@@ -176,7 +176,7 @@ async def test_bodies_are_bounded(engines: tuple[Engine, Engine]) -> None:
     one, _ = engines
     async with World(one.url).client() as client:
         answer = await client.post(
-            "/replicas/all/update_weights", content=b" " * (MOST_BODY + 1), headers=JSON
+            "/replicas/all/update_weights", content=b" " * (MAX_BODY_BYTES + 1), headers=JSON
         )
     assert answer.status_code == 413
     assert one.asked == []

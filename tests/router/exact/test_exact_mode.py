@@ -13,7 +13,7 @@ import pytest
 from exact_engine import FakeEngine, Publisher
 
 from bench.chat_model import make_model
-from router.exact.mode import Exact, ExactSettings, TokenisedChain
+from router.exact.mode import ExactMode, ExactSettings, TokenisedChain
 from router.exact.placing import ExactPlacer
 from router.fleet.fleet import Fleet
 from router.fleet.settings import FleetSettings
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class World:
     """Two engines, a fleet, exact mode and its placer."""
 
-    def __init__(self, engines: list[FakeEngine], exact: Exact, fleet: Fleet) -> None:
+    def __init__(self, engines: list[FakeEngine], exact: ExactMode, fleet: Fleet) -> None:
         self.engines = engines
         self.exact = exact
         self.fleet = fleet
@@ -79,7 +79,7 @@ async def world(
                 models_interval=0.1,
             )
         )
-        exact = Exact(ExactSettings(**settings), fleet)
+        exact = ExactMode(ExactSettings(**settings), fleet)
         await fleet.start()
         exact.start()
         try:
@@ -117,7 +117,7 @@ async def test_a_prompt_goes_where_events_say_it_is_held(folder: Path) -> None:
         count = known.count // BLOCK
         tokens = memoryview(known.tokens).cast("I").tolist()[: count * BLOCK]
         await made.engines[1].publishers["0"].publish(event(list(range(1, count + 1)), tokens))
-        made.exact.listeners[1].feeds()[0].verify()
+        made.exact.listeners[1].sequencers()[0].verify()
         await made.until(lambda: made.exact.index.placed(1) == count * BLOCK)
         placement = made.placer.place(prompt.chain, prompt.size, "m", 3, "", 1.0)
         assert (placement.slot, placement.held_tokens) == (1, count * BLOCK)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from router.fleet.breaker import LONGEST_COOLDOWN, WINDOW, Breaker, BreakerState
+from router.fleet.breaker import ERROR_WINDOW_S, MAX_COOLDOWN_S, Breaker, BreakerState
 
 
 def opened(now: float = 0.0) -> Breaker:
@@ -38,7 +38,7 @@ def test_a_success_in_between_starts_the_row_anew() -> None:
 
 def test_failures_far_apart_are_still_in_a_row() -> None:
     breaker = Breaker(3, 2.0)
-    assert [breaker.failed(i * 2 * WINDOW) for i in range(3)] == [False, False, True]
+    assert [breaker.failed(i * 2 * ERROR_WINDOW_S) for i in range(3)] == [False, False, True]
 
 
 def test_opens_by_error_rate_though_some_succeed() -> None:
@@ -62,7 +62,7 @@ def test_a_low_error_rate_leaves_it_closed() -> None:
 def test_forgets_after_a_window_without_failure() -> None:
     breaker = Breaker(3, 2.0)
     breaker.failed(0.0)
-    breaker.succeeded(WINDOW + 0.1)
+    breaker.succeeded(ERROR_WINDOW_S + 0.1)
     assert not breaker.troubled
 
 
@@ -93,7 +93,7 @@ def test_a_trial_that_fails_opens_it_for_longer_up_to_a_limit() -> None:
         now += breaker.cooldown
         assert breaker.tick(now)
         cooldowns.append(breaker.cooldown)
-    assert cooldowns == [4.0, 8.0, 16.0, 30.0, 30.0, LONGEST_COOLDOWN]
+    assert cooldowns == [4.0, 8.0, 16.0, 30.0, 30.0, MAX_COOLDOWN_S]
 
 
 def test_a_trial_without_an_outcome_is_written_off() -> None:
@@ -119,7 +119,7 @@ def test_the_cooldown_is_short_again_after_a_quiet_window() -> None:
     breaker.tick(6.0)
     breaker.succeeded(6.0)
     assert breaker.cooldown == 4.0
-    breaker.succeeded(6.0 + WINDOW + 0.1)
+    breaker.succeeded(6.0 + ERROR_WINDOW_S + 0.1)
     assert breaker.cooldown == 2.0
     assert not breaker.troubled
     assert breaker.opens == 2

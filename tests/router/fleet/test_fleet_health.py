@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from router.fleet.health import FLAP_MEMORY, SLOWEST_RETRY, Health, HealthState
+from router.fleet.health import FLAP_MEMORY_S, MAX_PROBE_INTERVAL_S, Health, HealthState
 from router.fleet.reader import Failure, ReadError
 from router.fleet.settings import FleetSettings
 
@@ -69,7 +69,9 @@ def test_probes_of_one_that_stays_away_get_rarer_up_to_a_limit() -> None:
     health.bad(SLOW, 2.0)
     pauses = [health.pause() for _ in range(12)]
     assert pauses[0] <= 1.1
-    assert all(0.9 * SLOWEST_RETRY <= pause <= 1.1 * SLOWEST_RETRY for pause in pauses[3:])
+    assert all(
+        0.9 * MAX_PROBE_INTERVAL_S <= pause <= 1.1 * MAX_PROBE_INTERVAL_S for pause in pauses[3:]
+    )
 
 
 def test_a_hurried_probe_comes_soon_but_not_for_one_that_flaps() -> None:
@@ -80,8 +82,8 @@ def test_a_hurried_probe_comes_soon_but_not_for_one_that_flaps() -> None:
         hurried.append(health.pause(hurried=True))
         health.good(float(now))
     assert hurried[0] <= 0.22
-    assert hurried[-1] >= 0.9 * SLOWEST_RETRY
-    health.good(9.0 + FLAP_MEMORY)
+    assert hurried[-1] >= 0.9 * MAX_PROBE_INTERVAL_S
+    health.good(9.0 + FLAP_MEMORY_S)
     health.bad(GONE, 99.0, at_once=True)
     assert health.pause(hurried=True) <= 0.22
 

@@ -336,7 +336,7 @@ async def test_an_engine_without_prefix_caching_is_warned_of(
 async def test_large_fleets_are_read_less_often() -> None:
     fleet = Fleet(FleetSettings(replicas=tuple(f"http://h{i}" for i in range(1000))))
     assert fleet.serving("") == (1 << 1000) - 1
-    assert fleet.pace.stretch(1.0) == 2.5
-    assert fleet.pace.stretch(0.1) == 0.4  # four times as long at most
+    assert fleet.poll_rate.stretch(1.0) == 2.5
+    assert fleet.poll_rate.stretch(0.1) == 0.4  # four times as long at most
     small = Fleet(FleetSettings(replicas=("http://a",)))
-    assert small.pace.stretch(1.0) == 1.0
+    assert small.poll_rate.stretch(1.0) == 1.0

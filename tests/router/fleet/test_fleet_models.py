@@ -7,7 +7,7 @@ from fleet_engines import models_json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.fleet.models import MOST_AWAY, UNBOUNDED, Catalog, ModelCard, parse_models
+from router.fleet.models import MAX_ABSENT_MODELS, UNBOUNDED, Catalog, ModelCard, parse_models
 
 
 def test_reads_models_and_adapters_in_order() -> None:
@@ -126,10 +126,13 @@ def test_what_only_a_replica_that_left_served_is_away() -> None:
     catalog.join(1)
     catalog.tell(1, cards(("lora", "a", UNBOUNDED)))
     assert not catalog.away("lora")
-    for number in range(MOST_AWAY + 10):
+    for number in range(MAX_ABSENT_MODELS + 10):
         catalog.tell(1, cards((f"m{number}", "", UNBOUNDED)))
         catalog.leave(1)
-    assert sum(catalog.away(f"m{number}") for number in range(MOST_AWAY + 10)) == MOST_AWAY
+    assert (
+        sum(catalog.away(f"m{number}") for number in range(MAX_ABSENT_MODELS + 10))
+        == MAX_ABSENT_MODELS
+    )
 
 
 def test_lengths_are_known_where_replicas_differ() -> None:

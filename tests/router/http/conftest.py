@@ -108,7 +108,7 @@ async def router(
 @pytest.fixture
 def quick_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timeouts of a few hundredths of a second can be tested."""
-    monkeypatch.setattr("router.http.timeouts.TICK", 0.02)
+    monkeypatch.setattr("router.http.timeouts.SWEEP_INTERVAL_S", 0.02)
 
 
 @pytest.fixture

@@ -273,7 +273,7 @@ async def test_a_frozen_replica_whose_health_is_bad_is_left(
 ) -> None:
     frozen, other = await replicas(), await replicas()
     app = await router(frozen, other)
-    monkeypatch.setattr("router.http.timeouts._AWAY", 2)
+    monkeypatch.setattr("router.http.timeouts._AWAY_TICKS", 2)
     frozen.hang()
     clients = [await connect(app) for _ in range(4)]
     for client in clients:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from http_world import settings_for
 
-from router.http.timeouts import TICK, Sweep
+from router.http.timeouts import SWEEP_INTERVAL_S, TimeoutSweep
 
 
 class Buffer:
@@ -20,7 +20,7 @@ class Buffer:
         return self.size
 
 
-def world(waiting: int) -> tuple[Sweep, SimpleNamespace, Buffer, list[str]]:
+def world(waiting: int) -> tuple[TimeoutSweep, SimpleNamespace, Buffer, list[str]]:
     """A sweep, and an exchange that is paused with this much to send."""
     told: list[str] = []
     buffer = Buffer(waiting)
@@ -41,13 +41,13 @@ def world(waiting: int) -> tuple[Sweep, SimpleNamespace, Buffer, list[str]]:
     exchange.works, exchange.away = False, 0.0
     gateway = SimpleNamespace(
         fleet=fleet,
-        settings=settings_for(chunk_timeout=5 * TICK),
+        settings=settings_for(chunk_timeout=5 * SWEEP_INTERVAL_S),
         exchanges={1: exchange}.values(),
         clients=[],
         pools=[],
         live=SimpleNamespace(streams=0),
     )
-    return Sweep(cast(Any, gateway)), exchange, buffer, told
+    return TimeoutSweep(cast(Any, gateway)), exchange, buffer, told
 
 
 def test_a_client_that_reads_slowly_is_not_stalled() -> None:
@@ -55,33 +55,33 @@ def test_a_client_that_reads_slowly_is_not_stalled() -> None:
     for _ in range(200):
         buffer.size -= 100
         for _ in range(4):
-            sweep.look(0.0)
+            sweep.check(0.0)
     assert told == []
 
 
 def test_a_client_that_does_not_read_is() -> None:
     sweep, _, _, told = world(100_000)
     for _ in range(6):
-        sweep.look(0.0)
+        sweep.check(0.0)
     assert told == ["stalled"]
 
 
 def test_what_a_slow_client_delays_is_no_silence_of_the_replica() -> None:
     sweep, exchange, _, told = world(100_000)
     for _ in range(3):
-        sweep.look(0.0)
+        sweep.check(0.0)
     exchange.paused = False
     exchange.idle_ticks = 0
     for _ in range(5):
-        sweep.look(0.0)
+        sweep.check(0.0)
     assert told == []
-    sweep.look(0.0)
+    sweep.check(0.0)
     assert told == ["timed out"]
 
 
-def looks_until_told(sweep: Sweep, told: list[str], most: int = 10_000) -> int:
+def looks_until_told(sweep: TimeoutSweep, told: list[str], most: int = 10_000) -> int:
     for count in range(1, most):
-        sweep.look(0.0)
+        sweep.check(0.0)
         if told:
             return count
     return most
@@ -91,20 +91,20 @@ def test_silence_is_no_death_while_the_engine_says_that_it_works() -> None:
     sweep, exchange, _, told = world(0)
     exchange.paused = False
     exchange.works = True
-    assert looks_until_told(sweep, told) * TICK == 1800 + TICK
+    assert looks_until_told(sweep, told) * SWEEP_INTERVAL_S == 1800 + SWEEP_INTERVAL_S
     assert told == ["timed out"]
 
 
 def test_silence_of_a_replica_whose_health_is_bad_is_cut_short() -> None:
     sweep, exchange, _, told = world(0)
-    sweep = Sweep(
+    sweep = TimeoutSweep(
         cast(Any, SimpleNamespace(**{**vars(sweep._gateway), "settings": settings_for()}))
     )
     exchange.paused = False
     exchange.away = 59.0
     assert looks_until_told(sweep, told, 1000) == 1000
     exchange.away = 61.0
-    sweep.look(0.0)
+    sweep.check(0.0)
     assert told == ["timed out"]
 
 
@@ -114,4 +114,7 @@ def test_limits_of_silence_by_default() -> None:
         gateway = SimpleNamespace(**{**vars(sweep._gateway), "settings": settings_for()})
         exchange.paused = False
         exchange.relay.opening = opening
-        assert looks_until_told(Sweep(cast(Any, gateway)), told) * TICK == 1800 + TICK
+        assert (
+            looks_until_told(TimeoutSweep(cast(Any, gateway)), told) * SWEEP_INTERVAL_S
+            == 1800 + SWEEP_INTERVAL_S
+        )

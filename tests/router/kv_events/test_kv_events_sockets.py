@@ -12,8 +12,8 @@ import zmq
 from exact_engine import Publisher
 
 from router.kv_events.decode import Batch
-from router.kv_events.sequencer import Feed
-from router.kv_events.socket import CUT_SECONDS, Subscription
+from router.kv_events.sequencer import EventSequencer
+from router.kv_events.socket import REPLAY_CUT_TIMEOUT_S, Subscription
 from router.kv_events.sources import Source
 
 
@@ -47,12 +47,12 @@ class Ear:
 
     def __init__(self, context: zmq.Context[Any], source: Source) -> None:
         self.sink = Sink()
-        self.feed = Feed("test", self.sink)
-        self.subscription = Subscription(source, context, self.feed)
+        self.sequencer = EventSequencer("test", self.sink)
+        self.subscription = Subscription(source, context, self.sequencer)
 
     async def ready(self) -> None:
         self.subscription.open()
-        await self.sink.until(lambda: self.feed.current)
+        await self.sink.until(lambda: self.sequencer.current)
 
     async def heard(self, *seen: Any) -> None:
         await self.sink.until(lambda: len(self.sink.seen) >= len(seen))
@@ -85,8 +85,8 @@ async def test_history_comes_by_replay_and_the_rest_live(context: zmq.Context[An
         # The subscription reaches the publisher some time after the connection: a batch that was
         # not heard is found by the next check.
         await publisher.publish()
-        ear.feed.verify()
-        ear.feed.verify()
+        ear.sequencer.verify()
+        ear.sequencer.verify()
         await ear.heard(3)
     finally:
         ear.subscription.close()
@@ -102,7 +102,7 @@ async def test_lost_batches_are_replayed(context: zmq.Context[Any]) -> None:
         await publisher.publish(lost=True)
         await publisher.publish(lost=True)
         await publisher.publish()
-        ear.feed.verify()
+        ear.sequencer.verify()
         await ear.heard("empty", 0, 1, 2)
     finally:
         ear.subscription.close()
@@ -120,17 +120,17 @@ async def test_a_replay_with_holes_and_no_end_is_completed(context: zmq.Context[
         await ear.heard("empty", 0, 1, 2, 3, 4, 5)
         await publisher.publish(lost=True)
         publisher.dropped = {None}
-        ear.feed.verify()
-        ear.feed.verify()
+        ear.sequencer.verify()
+        ear.sequencer.verify()
         await ear.heard(6)
-        assert ear.feed.replaying
-        ear.subscription._heard -= CUT_SECONDS
+        assert ear.sequencer.replaying
+        ear.subscription._heard -= REPLAY_CUT_TIMEOUT_S
         ear.subscription._check_replay()
         async with asyncio.timeout(10):
-            while ear.feed.replaying:  # noqa: ASYNC110  (nothing is told of an end that changes nothing)
+            while ear.sequencer.replaying:  # noqa: ASYNC110  (nothing is told of an end that changes nothing)
                 await asyncio.sleep(0.005)
         assert ear.sink.seen == []
-        assert (ear.feed.cuts, ear.feed.rebuilds) == (2, 0)
+        assert (ear.sequencer.cuts, ear.sequencer.rebuilds) == (2, 0)
     finally:
         ear.subscription.close()
         publisher.close()
@@ -169,7 +169,7 @@ async def test_an_engine_that_restarts_is_forgotten_and_heard_again(
         # Another engine at the same addresses, with batches of its own.
         port, replay_port = publisher.port, publisher.replay_port
         publisher.close()
-        await ear.sink.until(lambda: not ear.feed.current)
+        await ear.sink.until(lambda: not ear.sequencer.current)
         other: zmq.Context[Any] = zmq.Context()
         pub, router = other.socket(zmq.PUB), other.socket(zmq.ROUTER)
         pub.bind(f"tcp://127.0.0.1:{port}")
@@ -182,7 +182,7 @@ async def test_an_engine_that_restarts_is_forgotten_and_heard_again(
 
         await asyncio.to_thread(answer)
         await ear.heard("unknown", "empty")
-        assert ear.feed.restarts == 1
+        assert ear.sequencer.restarts == 1
         other.destroy(linger=0)
     finally:
         ear.subscription.close()

@@ -1,4 +1,5 @@
-"""The event-fed index: copies, parents, adapters, salts, groups, ranks, media, prompts on the way."""
+"""The event-fed index: copies, parents, adapters, salts, groups, ranks, media, prompts on the
+way."""
 
 from __future__ import annotations
 
@@ -309,7 +310,7 @@ def test_it_equals_a_naive_model(steps: list[tuple]) -> None:  # type: ignore[ty
     index.add_replica(0)
     index.sized(0, BLOCK)
     naive = NaiveHeld()
-    coming = []
+    pending = []
     prompts = [[bit >> 2 & 1] * 4 + [bit >> 1 & 1] * 4 + [bit & 1] * 4 for bit in range(8)]
     for kind, *rest in steps:
         if kind == "store":
@@ -324,10 +325,10 @@ def test_it_equals_a_naive_model(steps: list[tuple]) -> None:  # type: ignore[ty
             naive.remove(event_gone)
             index.apply(0, batch(event_gone))
         elif kind == "expect":
-            coming.append(index.expect(0, hashes(prompts[rest[0]])))
-        elif len(coming) > rest[0]:
-            index.give_up(coming.pop(rest[0]))
-    for one in coming:
+            pending.append(index.expect(0, hashes(prompts[rest[0]])))
+        elif len(pending) > rest[0]:
+            index.give_up(pending.pop(rest[0]))
+    for one in pending:
         index.give_up(one)
     for prompt in prompts:
         assert depth(index, prompt) == naive.depth(prompt, BLOCK)
@@ -383,9 +384,9 @@ def test_no_sequence_of_events_does_harm(events: list[tuple[int, Any]], told: in
         for block, mask in index.sizes.items():
             found = index.match(chain(array("I", [1] * 24).tobytes(), block, 1), block, mask)
             assert all(0 < held <= 24 for held, _ in found)
-        coming = index.expect(slot, hashes([1] * 24))
+        pending = index.expect(slot, hashes([1] * 24))
         index.answered(slot, hashes([1] * 24), 8, 4)
-        index.give_up(coming)
+        index.give_up(pending)
     for slot in range(2):
         block = index.block(slot)
         assert block in of_gpu[slot] | {0}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.policies import BUILT_IN, PolicyError, load_policy
-from router.types import Ask, Load, Policy
+from router.types import Load, Policy, RoutingRequest
 
 SEEDED = sorted(set(BUILT_IN) - {"round_robin"})
 
@@ -24,10 +24,12 @@ def ready(name: str, size: int, **options: object) -> Policy:
     return policy
 
 
-def ask(eligible: int, held: list[tuple[float, int]] | None = None, **fields: object) -> Ask:
+def ask(
+    eligible: int, held: list[tuple[float, int]] | None = None, **fields: object
+) -> RoutingRequest:
     values = {"tokens": 1000.0, "output_tokens": 100.0, "key": "", "prefix": 0, "now": 10.0}
     values.update(fields)
-    return Ask(eligible=eligible, held=held or [], **values)
+    return RoutingRequest(eligible=eligible, held=held or [], **values)
 
 
 loads = st.builds(

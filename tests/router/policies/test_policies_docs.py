@@ -9,7 +9,7 @@ import pytest
 
 from router.policies import BUILT_IN, load_policy
 from router.policies import cache_aware as formula
-from router.types import Ask, Load
+from router.types import Load, RoutingRequest
 
 DOCS = (Path(__file__).parents[3] / "docs" / "design" / "policies.md").read_text()
 
@@ -22,7 +22,7 @@ def test_the_example_is_a_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     policy = load_policy("documented_policy:Polite", most=1)
     policy.members({0: "a", 1: "b", 2: "c"})
     loads = [Load(), Load(), Load()]
-    ask = Ask(0b111, 100.0, [(80.0, 0b100)], 10.0, "", 0, 1.0)
+    ask = RoutingRequest(0b111, 100.0, [(80.0, 0b100)], 10.0, "", 0, 1.0)
     assert policy.choose(ask, loads).slot == 2
     loads[2].in_flight = 1
     choice = policy.choose(ask, loads)

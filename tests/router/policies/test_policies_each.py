@@ -20,7 +20,7 @@ from router.policies.least_loaded import LeastLoaded
 from router.policies.power_of_two import PowerOfTwo
 from router.policies.round_robin import RoundRobin
 from router.policies.session import Session
-from router.types import Ask, Load
+from router.types import Load, RoutingRequest
 
 ALL = 0xFF
 
@@ -34,8 +34,8 @@ def ask(
     prefix: int = 0,
     now: float = 100.0,
     shared: dict[int, float] | None = None,
-) -> Ask:
-    return Ask(eligible, tokens, held or [], 200.0, key, prefix, now, shared or {})
+) -> RoutingRequest:
+    return RoutingRequest(eligible, tokens, held or [], 200.0, key, prefix, now, shared or {})
 
 
 def fleet(size: int = 8) -> list[Load]:

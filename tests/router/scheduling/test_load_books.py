@@ -5,7 +5,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.scheduling.accounting import done, finished, first_token, routed, undo
+from router.scheduling.accounting import charge, finished, first_token, prefill_done, refund
 from router.types import Load
 
 
@@ -25,10 +25,10 @@ def test_books_return_to_zero(requests: list[tuple[int, int, bool]], seed: int) 
         uncached, tokens, answered, stage = request
         request[3] += 1
         if stage == 0:
-            routed(load, uncached, tokens, now)
+            charge(load, uncached, tokens, now)
             assert load.busy_until >= now + uncached / load.prefill_rate - 1e-9
         elif not answered:
-            undo(load, uncached, tokens, now)
+            refund(load, uncached, tokens, now)
             todo.remove(request)
         elif stage == 1:
             first_token(load, uncached, now)
@@ -44,27 +44,27 @@ def test_books_return_to_zero(requests: list[tuple[int, int, bool]], seed: int) 
 
 def test_the_clock_is_set_by_each_first_token() -> None:
     load = Load(prefill_rate=1000.0)
-    routed(load, 2000.0, 2000.0, 10.0)
-    routed(load, 1000.0, 1000.0, 10.0)
+    charge(load, 2000.0, 2000.0, 10.0)
+    charge(load, 1000.0, 1000.0, 10.0)
     assert load.busy_until == 13.0
     first_token(load, 2000.0, 11.0)
     assert load.busy_until == 12.0
-    routed(load, 1000.0, 1000.0, 11.5)
+    charge(load, 1000.0, 1000.0, 11.5)
     first_token(load, 1000.0, 15.0)
     assert load.busy_until == 16.0, "the replica is slower than believed"
     first_token(load, 1000.0, 15.5)
     assert load.busy_until == 15.5
-    routed(load, 500.0, 600.0, 20.0)
+    charge(load, 500.0, 600.0, 20.0)
     assert load.busy_until == 20.5
 
 
 def test_what_is_gone_says_nothing_of_what_is_left() -> None:
     load = Load(prefill_rate=1000.0)
     for uncached in (2000.0, 1000.0, 500.0):
-        routed(load, uncached, uncached, 10.0)
-    undo(load, 2000.0, 2000.0, 13.0)
+        charge(load, uncached, uncached, 10.0)
+    refund(load, 2000.0, 2000.0, 13.0)
     assert load.busy_until == 13.5
-    done(load, 1000.0, 13.2)
+    prefill_done(load, 1000.0, 13.2)
     assert load.busy_until == 13.5
-    undo(load, 500.0, 500.0, 13.4)
+    refund(load, 500.0, 500.0, 13.4)
     assert load.busy_until == 13.4

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from router.index import ByteIndex
 from router.policies import load_policy
-from router.scheduling.placer import MOST_MODELS, NO_CHAIN, Placer
-from router.types import Ask, Chain, Choice, Load
+from router.scheduling.placer import MAX_MODELS, NO_CHAIN, Placer
+from router.types import Chain, Choice, Load, RoutingRequest
 
 BLOCK = 256
 
@@ -155,11 +155,13 @@ def test_speed_is_not_learned_from_requests_behind_another_router_s() -> None:
     for turn in range(40):
         mine = place.place(chain(turn, 20), 20 * BLOCK, "m", 1, "", 10.0 * turn)
         late = 10.0 * turn + 0.5
-        place.heard_routed(0, chain(turn + 500, 20), 20 * BLOCK, 1280.0, 1280.0, late)
+        place.apply_peer_routed(0, chain(turn + 500, 20), 20 * BLOCK, 1280.0, 1280.0, late)
         place.first_token(mine, 10.0 * turn + 1.0)
-        place.heard_first_token(0, 1280.0, 10.0 * turn + 1.0)
+        place.apply_peer_first_token(0, 1280.0, 10.0 * turn + 1.0)
         place.finished(mine, 10.0 * turn + 2)
-        place.heard_finished(0, chain(turn + 500, 20), 20 * BLOCK, 1280.0, 1280.0, 10.0 * turn + 2)
+        place.apply_peer_finished(
+            0, chain(turn + 500, 20), 20 * BLOCK, 1280.0, 1280.0, 10.0 * turn + 2
+        )
     assert place.loads[0].prefill_rate == Load().prefill_rate
 
 
@@ -169,10 +171,10 @@ def test_speed_is_learned_though_another_router_s_request_comes_after_the_first_
         now = 10.0 * turn
         mine = place.place(chain(turn, 20), 20 * BLOCK, "m", 1, "", now)
         place.first_token(mine, now + 0.5)
-        place.heard_routed(0, chain(turn + 500, 20), 20 * BLOCK, 1280.0, 1280.0, now + 1.0)
+        place.apply_peer_routed(0, chain(turn + 500, 20), 20 * BLOCK, 1280.0, 1280.0, now + 1.0)
         place.finished(mine, now + 2)
-        place.heard_first_token(0, 1280.0, now + 2.5)
-        place.heard_finished(0, chain(turn + 500, 20), 20 * BLOCK, 1280.0, 1280.0, now + 3)
+        place.apply_peer_first_token(0, 1280.0, now + 2.5)
+        place.apply_peer_finished(0, chain(turn + 500, 20), 20 * BLOCK, 1280.0, 1280.0, now + 3)
     assert place.loads[0].prefill_rate == pytest.approx(2560.0, rel=0.2)
 
 
@@ -215,19 +217,19 @@ def test_two_routers_have_the_same_books() -> None:
     here, there = placer(), placer()
     placed = here.place(chain(1, 40), 40 * BLOCK, "m", 15, "", 1.0)
     slot = placed.slot
-    size, uncached, tokens = placed.weight, placed.uncached, placed.tokens
-    there.heard_routed(slot, placed.chain, size, uncached, tokens, 1.0)
+    size, uncached, tokens = placed.prompt_bytes, placed.uncached, placed.tokens
+    there.apply_peer_routed(slot, placed.chain, size, uncached, tokens, 1.0)
     assert there.loads[slot] == here.loads[slot]
     assert there.index.match(placed.chain) == here.index.match(placed.chain)
     here.first_token(placed, 2.0)
-    there.heard_first_token(slot, uncached, 2.0)
+    there.apply_peer_first_token(slot, uncached, 2.0)
     assert there.loads[slot] == here.loads[slot]
     here.finished(placed, 3.0)
-    there.heard_finished(slot, placed.chain, size, uncached, tokens, 3.0)
+    there.apply_peer_finished(slot, placed.chain, size, uncached, tokens, 3.0)
     assert there.loads[slot] == here.loads[slot]
     assert idle(there.loads[slot])
-    there.heard_routed(slot, placed.chain, size, uncached, tokens, 4.0)
-    there.heard_failed(slot, uncached, tokens, 4.5)
+    there.apply_peer_routed(slot, placed.chain, size, uncached, tokens, 4.0)
+    there.apply_peer_failed(slot, uncached, tokens, 4.5)
     assert idle(there.loads[slot])
 
 
@@ -239,7 +241,7 @@ def shared(place: Placer, name: int, now: float) -> dict[int, float]:
         def members(self, names: Mapping[int, str]) -> None:
             raise NotImplementedError
 
-        def choose(self, ask: Ask, loads: Sequence[Load]) -> Choice:
+        def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:
             seen.append(dict(ask.shared))
             return Choice(3, "test")
 
@@ -270,21 +272,23 @@ def test_only_what_was_not_cached_is_computed() -> None:
     assert placed.held_tokens == 20 * BLOCK / 4
     assert shared(place, 1, 2.0) == {0: 10 * BLOCK / 4}
     place.failed(placed, 2.1)
-    heard = place.heard_routed(0, chain(1, 40), 40 * BLOCK, placed.uncached, placed.tokens, 2.2)
+    heard = place.apply_peer_routed(
+        0, chain(1, 40), 40 * BLOCK, placed.uncached, placed.tokens, 2.2
+    )
     assert heard is not None
     assert heard.start == 20
 
 
 def test_what_another_router_has_computed_is_known() -> None:
     place = placer()
-    for end in (place.heard_first_token, place.heard_failed):
+    for end in (place.apply_peer_first_token, place.apply_peer_failed):
         size, tokens = 40 * BLOCK, 40 * BLOCK / 4
-        prefill = place.heard_routed(1, chain(1, 40), size, tokens, tokens, 1.0)
+        prefill = place.apply_peer_routed(1, chain(1, 40), size, tokens, tokens, 1.0)
         assert shared(place, 1, 1.0) == {1: 30 * BLOCK / 4}
-        if end == place.heard_first_token:
-            place.heard_first_token(1, tokens, 2.0, prefill)
+        if end == place.apply_peer_first_token:
+            place.apply_peer_first_token(1, tokens, 2.0, prefill)
         else:
-            place.heard_failed(1, tokens, tokens, 2.0, prefill)
+            place.apply_peer_failed(1, tokens, tokens, 2.0, prefill)
         assert shared(place, 1, 2.0) == {}
 
 
@@ -334,12 +338,12 @@ def test_the_books_balance_whatever_happens(seed: int, policy: str) -> None:
 
 def test_only_models_that_engines_answer_for_are_learned_of() -> None:
     place = placer()
-    for number in range(3 * MOST_MODELS):
+    for number in range(3 * MAX_MODELS):
         refused = place.place(NO_CHAIN, 10, f"unknown-{number}", 15, "", 1.0)
         place.finished(refused, 1.1)
     assert not place.models
-    for number in range(3 * MOST_MODELS):
+    for number in range(3 * MAX_MODELS):
         answered = place.place(NO_CHAIN, 400, f"any-{number}", 15, "", 1.0)
         place.finished(answered, 1.1, prompt_tokens=200, output_tokens=7)
-    assert len(place.models) == MOST_MODELS
-    assert f"any-{3 * MOST_MODELS - 1}" in place.models
+    assert len(place.models) == MAX_MODELS
+    assert f"any-{3 * MAX_MODELS - 1}" in place.models

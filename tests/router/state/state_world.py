@@ -31,8 +31,8 @@ from router.policies import load_policy
 from router.prompt.spans import SPANS
 from router.scheduling.placer import Placement, Placer
 from router.state.redis_client import RedisConnector
-from router.state.redis_transport import RedisCarrier
-from router.state.sync import Carrier, Shared
+from router.state.redis_transport import RedisTransport
+from router.state.sync import StateSync, Transport
 from router.types import Chain
 
 REPLICAS = tuple(f"http://replica-{letter}:8000" for letter in "abcd")
@@ -132,7 +132,7 @@ class Node:
     """A router without sockets."""
 
     def __init__(
-        self, carrier: Carrier, replicas: tuple[str, ...] = REPLICAS, capacity: int = 2_000_000
+        self, transport: Transport, replicas: tuple[str, ...] = REPLICAS, capacity: int = 2_000_000
     ) -> None:
         self.fleet = Fleet(FleetSettings(replicas=replicas, kv_cache_tokens=capacity))
         self.index = ByteIndex(SPANS)
@@ -140,11 +140,11 @@ class Node:
         policy = load_policy("cache_aware")
         policy.members(self.fleet.names())
         self.placer = Placer(self.index, policy, self.fleet.loads, learn_speed=False)
-        self.carrier = carrier
+        self.transport = transport
         self.holders = Holders()
         self.fleet.listen(self.holders)
-        self.shared = Shared(
-            self.fleet, self.index, [self.placer], carrier, self.index.resize, self.holders
+        self.shared = StateSync(
+            self.fleet, self.index, [self.placer], transport, self.index.resize, self.holders
         )
         self.shared.start()
 
@@ -200,13 +200,13 @@ class Node:
         shared._running = False
         assert shared._ticking is not None
         shared._ticking.cancel()
-        for task in self.carrier._tasks:  # type: ignore[attr-defined]
+        for task in self.transport._tasks:  # type: ignore[attr-defined]
             task.cancel()
-        await asyncio.gather(*self.carrier._tasks, return_exceptions=True)  # type: ignore[attr-defined]
+        await asyncio.gather(*self.transport._tasks, return_exceptions=True)  # type: ignore[attr-defined]
 
 
-def redis_carrier(url: str, password: str = "", prefix: str = "warmroute") -> RedisCarrier:
-    return RedisCarrier(RedisConnector(parse(url), password, "", "test"), prefix)
+def redis_carrier(url: str, password: str = "", prefix: str = "warmroute") -> RedisTransport:
+    return RedisTransport(RedisConnector(parse(url), password, "", "test"), prefix)
 
 
 _fresh = itertools.count(1)

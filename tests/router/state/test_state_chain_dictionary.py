@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from state_world import chain
 
-from router.state.chain_dictionary import Book
+from router.state.chain_dictionary import ChainDictionary
 from router.state.codec import (
     FINISHED,
     HELD,
     ROUTED,
     BadBatchError,
-    Open,
+    OpenRequest,
     Writer,
     name_key,
     read,
@@ -21,7 +21,7 @@ from router.state.codec import (
 from router.types import Chain
 
 
-def send(sender: Book, receiver: Book, sent: Chain) -> int:
+def send(sender: ChainDictionary, receiver: ChainDictionary, sent: Chain) -> int:
     """Hashes on the way."""
     depth = sender.depth(sent)
     key = sent[depth - 1] if depth else 0
@@ -34,7 +34,7 @@ def send(sender: Book, receiver: Book, sent: Chain) -> int:
 
 
 def test_what_is_known_is_not_sent_again() -> None:
-    a, b = Book(), Book()
+    a, b = ChainDictionary(), ChainDictionary()
     head = chain(37)
     assert send(a, b, head) == 37
     assert send(a, b, head) == 0
@@ -47,15 +47,15 @@ def test_what_is_known_is_not_sent_again() -> None:
 
 
 def test_a_chain_given_is_not_changed_later() -> None:
-    book = Book()
+    dictionary = ChainDictionary()
     one = chain(10)
-    book.learn(0, 0, one)
-    book.learn(10, one[-1], chain(2))
+    dictionary.learn(0, 0, one)
+    dictionary.learn(10, one[-1], chain(2))
     assert len(one) == 10
 
 
 def test_bounded_and_what_a_sender_knows_the_receiver_knows() -> None:
-    a, b = Book(100_000), Book(150_000)
+    a, b = ChainDictionary(100_000), ChainDictionary(150_000)
     sessions = [chain(20) for _ in range(50)]
     for step in range(4000):
         at = step * 7 % 50
@@ -69,7 +69,7 @@ def test_bounded_and_what_a_sender_knows_the_receiver_knows() -> None:
 
 
 def test_remembered_is_for_reading_only() -> None:
-    a = Book()
+    a = ChainDictionary()
     one = chain(10)
     a.remember(one[:])
     assert a.depth(one) == 0
@@ -80,7 +80,7 @@ def test_remembered_is_for_reading_only() -> None:
 
 
 def test_forgotten() -> None:
-    a = Book()
+    a = ChainDictionary()
     one = chain(9)
     a.learn(0, 0, one)
     a.forget(one[-1])
@@ -92,11 +92,11 @@ def full() -> bytes:
     writer = Writer()
     writer.routed(name_key("a"), 7, 5000, 100.0, 1200.0, 0, 0, chain(3))
     writer.routed(name_key("b"), 8, 5000, 100.0, 1200.0, 3, 99, chain(2))
-    writer.told(FINISHED, 7)
+    writer.request_fact(FINISHED, 7)
     writer.held(name_key("a"), 1.5, 0, 0, chain(2))
     writer.forgot(name_key("b"))
     writer.resized(name_key("b"), 10**12)
-    writer.roll([Open(8, name_key("a"), 1.0, 2.0, True)])
+    writer.in_flight([OpenRequest(8, name_key("a"), 1.0, 2.0, True)])
     writer.missing(2**64 - 1)
     return writer.batch(2**63, 12)
 
@@ -110,7 +110,7 @@ def test_a_batch_is_read_as_written() -> None:
     assert batch.facts[3].kind == HELD
     assert batch.facts[3].age == 1.5
     assert batch.facts[5].size == 10**12
-    assert batch.facts[6].open == [Open(8, name_key("a"), 1.0, 2.0, True)]
+    assert batch.facts[6].open == [OpenRequest(8, name_key("a"), 1.0, 2.0, True)]
     assert batch.facts[7].key == 2**64 - 1
 
 

@@ -13,8 +13,8 @@ MakeNode = Callable[..., Awaitable[Node]]
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router.state.snapshot_writer.EVERY", 0.1)
-    monkeypatch.setattr("router.state.snapshot_writer.ROUND", 0.1)
+    monkeypatch.setattr("router.state.snapshot_writer.WRITE_INTERVAL_S", 0.1)
+    monkeypatch.setattr("router.state.snapshot_writer.ROUND_INTERVAL_S", 0.1)
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -39,7 +39,7 @@ async def test_shows_routers_and_replicas_and_forgets_one(
     one = chain(20)
     name = a.serve(one)
     await until(lambda: b.holds(one))
-    keys = a.carrier.keys
+    keys = a.transport.keys
     await answers(redis, "HGET", keys.maps, name, like=lambda told: told and told[:3] == b"20 ")
     told = await shell("--state", redis.url, "--json")
     assert told.returncode == 0, told.stderr

@@ -13,8 +13,8 @@ from router.policies import load_policy
 from router.prompt.spans import SPANS
 from router.scheduling.placer import Placement, Placer
 from router.state.allowance import Allowance
-from router.state.chain_dictionary import Book
-from router.state.outbox import DELAY, EARLY, SPACING, Outbox
+from router.state.chain_dictionary import ChainDictionary
+from router.state.outbox import BATCH_DELAY_S, EARLY_SPACING_S, MAX_EARLY_BATCHES, Outbox
 from router.types import Load
 
 LARGE_BLOCKS = 40
@@ -53,7 +53,7 @@ class Routing:
         index.add_replica(0, 1 << 40)
         self.placer = Placer(index, load_policy("cache_aware"), [Load()])
         self.later = Later()
-        self.outbox = Outbox(1, Book(), {0: 7}, self.later)
+        self.outbox = Outbox(1, ChainDictionary(), {0: 7}, self.later)
         self.placer.listener = self.outbox
         self.batches = 0
         self.outbox.ready = self.take
@@ -68,7 +68,7 @@ class Routing:
 def test_a_request_is_told_at_once() -> None:
     routing = Routing()
     routing.outbox.forgot(7)
-    assert routing.later.delays == [DELAY]
+    assert routing.later.delays == [BATCH_DELAY_S]
     routing.send(SMALL_BLOCKS, 1.004)
     assert routing.later.delays == [0.0]  # in place of the other timer: one batch has both
     routing.send(LARGE_BLOCKS, 1.004)
@@ -85,7 +85,7 @@ def test_what_becomes_of_a_request_waits_for_company() -> None:
     routing.later.run()
     routing.placer.first_token(placement, 2.0)
     routing.placer.finished(placement, 2.001)
-    assert routing.later.delays == [DELAY]
+    assert routing.later.delays == [BATCH_DELAY_S]
 
 
 def test_batches_at_once_are_spaced() -> None:
@@ -93,7 +93,7 @@ def test_batches_at_once_are_spaced() -> None:
     routing.send(LARGE_BLOCKS, 1.0)
     routing.later.run()
     routing.send(LARGE_BLOCKS, 1.0005)
-    assert routing.later.delays == [SPACING - 0.0005]
+    assert routing.later.delays == [EARLY_SPACING_S - 0.0005]
 
 
 @pytest.mark.parametrize("blocks", [SMALL_BLOCKS, LARGE_BLOCKS])
@@ -101,10 +101,10 @@ def test_who_sends_much_sends_it_in_ordinary_batches(blocks: int) -> None:
     routing = Routing()
     for step in range(100):
         routing.send(blocks, 1.0 + 0.003 * step)
-        if routing.later.armed[0][0] < DELAY:
+        if routing.later.armed[0][0] < BATCH_DELAY_S:
             routing.later.run()
-    assert routing.batches <= EARLY + 3
-    assert routing.later.delays == [DELAY]
+    assert routing.batches <= MAX_EARLY_BATCHES + 3
+    assert routing.later.delays == [BATCH_DELAY_S]
     routing.later.run()
     routing.send(blocks, 3.0)  # after a rest
     assert routing.later.delays == [0.0]
@@ -114,7 +114,7 @@ def test_many_small_requests_do_not_hold_up_a_large_one() -> None:
     routing = Routing()
     for step in range(100):
         routing.send(SMALL_BLOCKS, 1.0 + 0.003 * step)
-        if routing.later.armed[0][0] < DELAY:
+        if routing.later.armed[0][0] < BATCH_DELAY_S:
             routing.later.run()
     routing.send(LARGE_BLOCKS, 1.3)
     assert routing.later.delays == [0.0]
@@ -133,9 +133,9 @@ def test_an_allowance_is_spent_and_comes_back() -> None:
 async def test_a_request_is_told_and_read_without_waiting_for_company(
     node: Callable[..., Awaitable[Node]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("router.state.outbox.DELAY", 60.0)
-    monkeypatch.setattr("router.state.sync.TICK", 60.0)
-    monkeypatch.setattr("router.state.redis_transport.LONG_PAUSE", 60.0)
+    monkeypatch.setattr("router.state.outbox.BATCH_DELAY_S", 60.0)
+    monkeypatch.setattr("router.state.sync.TICK_INTERVAL_S", 60.0)
+    monkeypatch.setattr("router.state.redis_transport.BUSY_READ_INTERVAL_S", 60.0)
     a, b = await node(), await node()
     for _ in range(3):
         sent = chain(LARGE_BLOCKS)

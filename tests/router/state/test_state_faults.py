@@ -17,13 +17,13 @@ MakeNode = Callable[..., Awaitable[Node]]
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same with less waiting."""
-    monkeypatch.setattr("router.state.redis_transport.WITHIN", 0.5)
-    monkeypatch.setattr("router.state.redis_transport.BLOCK", 0.3)
-    monkeypatch.setattr("router.state.redis_transport.AGAIN", (0.02, 0.2))
-    monkeypatch.setattr("router.state.redis_transport.RELOAD", 0.3)
+    monkeypatch.setattr("router.state.redis_transport.REPLY_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("router.state.redis_transport.READ_BLOCK_S", 0.3)
+    monkeypatch.setattr("router.state.redis_transport.RECONNECT_BACKOFF_S", (0.02, 0.2))
+    monkeypatch.setattr("router.state.redis_transport.RELOAD_INTERVAL_S", 0.3)
     monkeypatch.setattr("router.state.redis_client.CONNECT_TIMEOUT_S", 0.5)
-    monkeypatch.setattr("router.state.snapshot_writer.ROUND", 0.2)
-    monkeypatch.setattr("router.state.sync.TICK", 0.2)
+    monkeypatch.setattr("router.state.snapshot_writer.ROUND_INTERVAL_S", 0.2)
+    monkeypatch.setattr("router.state.sync.TICK_INTERVAL_S", 0.2)
 
 
 async def agree(a: Node, b: Node, within: float = 10.0) -> None:
@@ -33,8 +33,8 @@ async def agree(a: Node, b: Node, within: float = 10.0) -> None:
         one.serve(fresh)
         await until(lambda: other.holds(fresh) == one.holds(fresh), within)  # noqa: B023
     await until(lambda: a.in_flight() == b.in_flight(), within)
-    assert a.carrier.up
-    assert b.carrier.up
+    assert a.transport.up
+    assert b.transport.up
 
 
 async def quick(node: Node, requests: int = 20) -> list[object]:
@@ -56,18 +56,18 @@ async def test_killed_and_started_empty(node: MakeNode, redis: RedisServer) -> N
     flying = a.place(chain(10))
     await until(lambda: all(b.holds(one) for one in known) and b.in_flight())
     redis.kill()
-    await until(lambda: not a.carrier.up and not b.carrier.up)
+    await until(lambda: not a.transport.up and not b.transport.up)
     assert a.shared.word == "local only"
     meanwhile = [*await quick(a), *await quick(b)]
     a.placer.finished(flying, time.monotonic())
     redis.start()
-    await until(lambda: a.carrier.up and b.carrier.up)
+    await until(lambda: a.transport.up and b.transport.up)
     await agree(a, b)
     for one in meanwhile:
         assert a.holds(one) == b.holds(one)
     # and it was filled again: who starts now knows what was told before it was killed
     await until(lambda: a.shared.word == "shared")
-    keys = a.carrier.keys
+    keys = a.transport.keys
     await answers(redis, "GET", keys.position, like=bool)
     late = await node()
     assert all(late.holds(one) == a.holds(one) for one in known)
@@ -81,7 +81,7 @@ async def test_flushall(node: MakeNode, redis: RedisServer) -> None:
     await until(lambda: all(b.holds(one) for one in known))
     await redis.call("FLUSHALL")
     await agree(a, b)
-    await answers(redis, "GET", a.carrier.keys.position, like=bool)
+    await answers(redis, "GET", a.transport.keys.position, like=bool)
     late = await node()
     assert all(late.holds(one) == a.holds(one) for one in known)
 
@@ -91,11 +91,11 @@ async def test_frozen(node: MakeNode, redis: RedisServer) -> None:
     redis.signal(signal.SIGSTOP)
     try:
         meanwhile = await quick(a)
-        await until(lambda: not a.carrier.up and not b.carrier.up)
+        await until(lambda: not a.transport.up and not b.transport.up)
         meanwhile += await quick(b)
     finally:
         redis.signal(signal.SIGCONT)
-    await until(lambda: a.carrier.up and b.carrier.up)
+    await until(lambda: a.transport.up and b.transport.up)
     await agree(a, b)
     assert all(a.holds(one) == b.holds(one) for one in meanwhile)
 
@@ -104,8 +104,8 @@ async def test_paused_by_a_client(node: MakeNode, redis: RedisServer) -> None:
     a, b = await node(), await node()
     await redis.call("CLIENT", "PAUSE", 1200)
     meanwhile = await quick(a)
-    await until(lambda: not a.carrier.up)
-    await until(lambda: a.carrier.up and b.carrier.up)
+    await until(lambda: not a.transport.up)
+    await until(lambda: a.transport.up and b.transport.up)
     await agree(a, b)
     assert all(a.holds(one) == b.holds(one) for one in meanwhile)
 
@@ -114,10 +114,10 @@ async def test_out_of_memory(node: MakeNode, redis: RedisServer) -> None:
     a, b = await node(), await node()
     await redis.call("CONFIG", "SET", "maxmemory", "1")
     a.serve(chain(10))
-    await until(lambda: not a.carrier.up)
+    await until(lambda: not a.transport.up)
     meanwhile = await quick(a)
     await redis.call("CONFIG", "SET", "maxmemory", "0")
-    await until(lambda: a.carrier.up)
+    await until(lambda: a.transport.up)
     await agree(a, b)
     assert all(a.holds(one) == b.holds(one) for one in meanwhile)
 
@@ -125,17 +125,17 @@ async def test_out_of_memory(node: MakeNode, redis: RedisServer) -> None:
 async def test_away_for_so_long_that_facts_are_given_up(
     node: MakeNode, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("router.state.outbox.MOST_WAITING", 50)
+    monkeypatch.setattr("router.state.outbox.MAX_WAITING_FACTS", 50)
     a, b = await node(), await node()
     redis.kill()
-    await until(lambda: not a.carrier._telling)
+    await until(lambda: not a.transport._telling)
     # the index makes up for the facts: held chains are told, with what is in flight
     meanwhile = await quick(a, 60)
     flying = [a.place(chain(10)) for _ in range(4)]
     await until(lambda: a.shared.outbox.dropped)
     assert a.shared.outbox.waiting <= 50
     redis.start()
-    await until(lambda: a.carrier.up and b.carrier.up)
+    await until(lambda: a.transport.up and b.transport.up)
     await until(lambda: all(a.holds(one) == b.holds(one) for one in meanwhile))
     await until(lambda: a.in_flight() == b.in_flight())
     for one in flying:
@@ -149,8 +149,8 @@ async def test_garbage_in_the_stream(node: MakeNode, redis: RedisServer) -> None
     one = chain(10)
     a.serve(one)
     await until(lambda: b.holds(one))
-    good = (await redis.call("XREVRANGE", a.carrier.keys.facts, "+", "-"))[-1][1][1]
-    keys = a.carrier.keys
+    good = (await redis.call("XREVRANGE", a.transport.keys.facts, "+", "-"))[-1][1][1]
+    keys = a.transport.keys
     await redis.call("XADD", keys.facts, "*", "f", b"garbage")
     await redis.call("XADD", keys.facts, "*", "who", "knows", "what", "this")
     await redis.call("XADD", keys.facts, "*", "f", good[:-3])
@@ -160,7 +160,7 @@ async def test_garbage_in_the_stream(node: MakeNode, redis: RedisServer) -> None
     await redis.call("SET", keys.map("replica-a:8000"), b"garbage")
     await agree(a, b)
     late = await node()
-    assert late.carrier.up
+    assert late.transport.up
 
 
 async def test_a_wrong_password(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -169,12 +169,12 @@ async def test_a_wrong_password(tmp_path: Path, caplog: pytest.LogCaptureFixture
     try:
         assert not await asyncio.wait_for(wrong.shared.ready(0.3), 1)
         await quick(wrong)
-        await until(lambda: wrong.carrier.errors)
-        assert not wrong.carrier.up
+        await until(lambda: wrong.transport.errors)
+        assert not wrong.transport.up
         assert "WRONGPASS" in caplog.text or "invalid" in caplog.text
         assert "very-wrong" not in caplog.text
         right = await Node(redis_carrier(server.url, "right")).ready()
-        assert right.carrier.up or await until(lambda: right.carrier.up) is None
+        assert right.transport.up or await until(lambda: right.transport.up) is None
     finally:
         await wrong.stop()
         if right is not None:
@@ -196,7 +196,7 @@ async def test_an_acl_user(tmp_path: Path) -> None:
         await a.ready()
         await b.ready()
         await agree(a, b)
-        await until(lambda: a.carrier.errors == b.carrier.errors == 0)
+        await until(lambda: a.transport.errors == b.transport.errors == 0)
     finally:
         await a.stop()
         await b.stop()
@@ -206,10 +206,10 @@ async def test_an_acl_user(tmp_path: Path) -> None:
 async def test_one_that_fell_behind_the_stream_loads_again(
     node: MakeNode, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("router.state.snapshot_writer.EVERY", 0.2)
+    monkeypatch.setattr("router.state.snapshot_writer.WRITE_INTERVAL_S", 0.2)
     a, b = await node(), await node()
-    await until(lambda: not b.carrier._reload)
-    listening = next(t for t in b.carrier._tasks if t.get_name() == "state listening")
+    await until(lambda: not b.transport._reload)
+    listening = next(t for t in b.transport._tasks if t.get_name() == "state listening")
     listening.cancel()
     await asyncio.gather(listening, return_exceptions=True)
     chains = [chain(10) for _ in range(30)]
@@ -217,14 +217,14 @@ async def test_one_that_fell_behind_the_stream_loads_again(
         a.serve(one)
         await asyncio.sleep(0.02)
     # the keeper writes the maps; then the stream loses what b has not read
-    keys = a.carrier.keys
+    keys = a.transport.keys
     before = await redis.call("GET", keys.position)
     await answers(redis, "GET", keys.position, like=lambda told: told != before)
     await redis.call("XTRIM", keys.facts, "MAXLEN", "0")
     assert not any(b.holds(one) for one in chains)
-    carrier = b.carrier
-    carrier._tasks.append(
-        asyncio.create_task(carrier._forever("listening", carrier._listen), name="again")
+    transport = b.transport
+    transport._tasks.append(
+        asyncio.create_task(transport._forever("listening", transport._listen), name="again")
     )
     a.serve(chain(10))
     await until(lambda: all(a.holds(one) == b.holds(one) for one in chains))
@@ -233,16 +233,16 @@ async def test_one_that_fell_behind_the_stream_loads_again(
 
 async def test_a_stopped_router_comes_back(node: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was silent beyond its lease, such as in SIGSTOP, is heard again."""
-    monkeypatch.setattr("router.state.peers.LEASE", 0.6)
+    monkeypatch.setattr("router.state.peers.PEER_LEASE_S", 0.6)
     a, b = await node(), await node()
     flying = [a.place(chain(10)) for _ in range(3)]
     await until(lambda: sum(b.in_flight().values()) == 3)
-    telling = a.carrier._tasks[0]
+    telling = a.transport._tasks[0]
     telling.cancel()
     await asyncio.gather(telling, return_exceptions=True)
     await until(lambda: not b.in_flight())
-    carrier = a.carrier
-    carrier._tasks[0] = asyncio.create_task(carrier._forever("telling", carrier._tell))
+    transport = a.transport
+    transport._tasks[0] = asyncio.create_task(transport._forever("telling", transport._tell))
     await until(lambda: b.in_flight() == a.in_flight())
     a.placer.finished(flying.pop(), time.monotonic())
     await until(lambda: sum(b.in_flight().values()) == 2)

@@ -11,7 +11,7 @@ from state_world import Node, RedisServer, answers, chain, until
 from router.index import ByteIndex
 from router.prompt.spans import SPANS
 from router.state.cache_snapshots import adopt, decode, encode
-from router.state.chain_dictionary import Book
+from router.state.chain_dictionary import ChainDictionary
 from router.state.codec import BadBatchError, name_key
 
 
@@ -39,7 +39,7 @@ def test_a_map_restores_the_room_to_the_block_and_its_order() -> None:
         assert found.age == 10.0
         fresh = ByteIndex(SPANS)
         fresh.add_replica(slot, 400_000)
-        adopt(fresh, slot, found, Book(), 110.0)
+        adopt(fresh, slot, found, ChainDictionary(), 110.0)
         room, again = index.room(slot), fresh.room(slot)
         assert (room.used, room.blocks) == (again.used, again.blocks)
         assert again.oldest == pytest.approx(room.oldest, abs=0.01)
@@ -61,7 +61,7 @@ def test_a_map_is_merged_with_what_is_there_by_last_use() -> None:
     index = ByteIndex(SPANS)
     index.add_replica(0, 1 << 30)
     index.record(0, middle, 5.0)
-    adopt(index, 0, decode(encoded(source, 0, 10.0), 1000.0), Book(), 10.0)
+    adopt(index, 0, decode(encoded(source, 0, 10.0), 1000.0), ChainDictionary(), 10.0)
     used = index.room(0).used
     index.resize(0, used - 1)
     index.resize(0, used * 2 // 3)
@@ -97,14 +97,14 @@ async def test_ever_new_prefixes_leave_everything_at_a_flat_size(
     redis: RedisServer, node: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the keeper does every 20 s it does every 0.1 s here: 4 s are a quarter of an hour."""
-    monkeypatch.setattr("router.state.snapshot_writer.EVERY", 0.1)
-    monkeypatch.setattr("router.state.snapshot_writer.ROUND", 0.05)
-    monkeypatch.setattr("router.state.chain_dictionary.LIMIT", 200_000)
+    monkeypatch.setattr("router.state.snapshot_writer.WRITE_INTERVAL_S", 0.1)
+    monkeypatch.setattr("router.state.snapshot_writer.ROUND_INTERVAL_S", 0.05)
+    monkeypatch.setattr("router.state.chain_dictionary.MAX_PART_BYTES", 200_000)
     assert callable(node)
     a: Node = await node(capacity=50_000)
     b: Node = await node(capacity=50_000)
     for one in (a, b):
-        one.shared.book._limit = 200_000
+        one.shared.dictionary._limit = 200_000
     sizes = []
     for _ in range(4):
         last = []
@@ -114,11 +114,11 @@ async def test_ever_new_prefixes_leave_everything_at_a_flat_size(
             for number, one in enumerate(last):
                 (a, b)[number % 2].serve(one)
             await asyncio.sleep(0.005)
-        await answers(redis, "XLEN", a.carrier.keys.facts, like=lambda count: count < 400)
+        await answers(redis, "XLEN", a.transport.keys.facts, like=lambda count: count < 400)
         sizes.append(
             (
                 int(str(await redis.call("DBSIZE"))),
-                len(a.shared.book),
+                len(a.shared.dictionary),
                 a.index.blocks,
                 len(a.shared.peers.others),
                 len(b.shared.peers.others),

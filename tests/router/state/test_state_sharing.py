@@ -46,23 +46,23 @@ async def test_a_router_alone_finds_what_it_knew_after_a_restart(
 async def test_maps_are_written_and_the_stream_is_trimmed(
     node: MakeNode, redis: RedisServer, monkeypatch
 ) -> None:
-    monkeypatch.setattr("router.state.snapshot_writer.EVERY", 0.3)
-    monkeypatch.setattr("router.state.snapshot_writer.ROUND", 0.1)
+    monkeypatch.setattr("router.state.snapshot_writer.WRITE_INTERVAL_S", 0.3)
+    monkeypatch.setattr("router.state.snapshot_writer.ROUND_INTERVAL_S", 0.1)
     a = await node()
     chains = [chain(20) for _ in range(400)]
     went = []
     for one in chains:
         went.append(a.serve(one))
         await asyncio.sleep(0.002)
-    keys = a.carrier.keys
+    keys = a.transport.keys
     made = 0
     for _ in range(100):
         made = await redis.call("XLEN", keys.facts)
-        if made and made < a.carrier.sent - 20:
+        if made and made < a.transport.sent - 20:
             break
         await asyncio.sleep(0.05)
         a.serve(chain(1))
-    assert made < a.carrier.sent - 20
+    assert made < a.transport.sent - 20
     await a.stop()
     again = await node()
     assert [name in again.holds(one) for one, name in zip(chains, went, strict=True)] == [
@@ -100,8 +100,8 @@ async def test_a_router_that_starts_hears_what_is_in_flight(node: MakeNode) -> N
 
 
 async def test_a_dead_routers_load_expires(node: MakeNode, monkeypatch) -> None:
-    monkeypatch.setattr("router.state.peers.LEASE", 1.0)
-    monkeypatch.setattr("router.state.sync.TICK", 0.2)
+    monkeypatch.setattr("router.state.peers.PEER_LEASE_S", 1.0)
+    monkeypatch.setattr("router.state.sync.TICK_INTERVAL_S", 0.2)
     a, b = await node(), await node()
     for _ in range(6):
         a.place(chain(5))
@@ -143,7 +143,7 @@ async def test_a_replicas_restart_is_told(node: MakeNode) -> None:
     await until(lambda: not b.holds(one))
     # b sees it too, a little later: what came since then is not forgotten
     two = chain(20)
-    a.placer.heard_routed(replica.slot, two, 5000, 1.0, 1.0, 0.0)
+    a.placer.apply_peer_routed(replica.slot, two, 5000, 1.0, 1.0, 0.0)
     assert not b.shared.emptied(b.fleet.find(f"http://{name}"))
 
 
@@ -181,7 +181,7 @@ async def test_sessions_go_on_anywhere(node: MakeNode) -> None:
         nodes[step % 3].serve(grown)
         await until(lambda: all(one.holds(grown) for one in nodes))  # noqa: B023
         grown = chain(4, grown)
-    told = sum(one.carrier.bytes_sent for one in nodes)
+    told = sum(one.transport.bytes_sent for one in nodes)
     assert sum(one.shared.peers.unknown for one in nodes) == 0
     assert told < 40_000
 

@@ -121,8 +121,8 @@ def test_logging_can_be_off(capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_reader_that_does_not_read_costs_lines_not_time(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "EXIT_SECONDS", 0.05)
-    monkeypatch.setattr(lines, "PAUSE", 0.01)
+    monkeypatch.setattr(lines, "CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(lines, "WRITE_INTERVAL_S", 0.01)
     reader, writer = pipe
     log = AccessLog(fd=writer, most_waiting=500)
     log.start()
@@ -142,7 +142,7 @@ def test_a_reader_that_does_not_read_costs_lines_not_time(
 def test_a_reader_that_is_gone_is_told_once(
     pipe: tuple[int, int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "PAUSE", 0.01)
+    monkeypatch.setattr(lines, "WRITE_INTERVAL_S", 0.01)
     reader, writer = pipe
     os.close(reader)
     log = AccessLog(fd=writer)
@@ -196,7 +196,7 @@ def test_lines_for_people(tmp_path: Path) -> None:
 def test_long_lines_are_bounded_by_their_size(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "MOST_CHARACTERS", 100_000)
+    monkeypatch.setattr(lines, "MAX_CHARACTERS", 100_000)
     log = AccessLog(fd=pipe[1])  # not started: nothing is taken
     for number in range(100):
         log.add(finished(path="/" + "x" * 10_000 + str(number)))

@@ -212,7 +212,7 @@ async def test_an_idle_router_can_be_scraped() -> None:
 async def test_rendering_takes_turns_with_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     telemetry = busy()
     shown = make(telemetry)
-    monkeypatch.setattr(exposition, "SLICE", 0.0)
+    monkeypatch.setattr(exposition, "RENDER_SLICE_S", 0.0)
     turns = 0
 
     async def other() -> None:
@@ -249,7 +249,7 @@ def test_a_large_fleet_comes_in_small_pieces() -> None:
 
 
 async def test_a_scrape_comes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exposition, "SLICE", 0.0)
+    monkeypatch.setattr(exposition, "RENDER_SLICE_S", 0.0)
     assert len(await make(busy()).render()) > 30
 
 

@@ -116,13 +116,13 @@ def test_an_unknown_level_is_refused() -> None:
 
 
 def test_a_reader_that_does_not_read_costs_lines_not_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "EXIT_SECONDS", 0.05)
-    monkeypatch.setattr(lines, "PAUSE", 0.01)
+    monkeypatch.setattr(lines, "CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(lines, "WRITE_INTERVAL_S", 0.01)
     reader, writer = os.pipe()
     setup("info", "json", writer)
     told = logging.getLogger("router.app")
     before = threading.active_count()
-    for number in range(lines.MOST_LINES + 5000):  # a pipe takes some 600
+    for number in range(lines.MAX_LINES + 5000):  # a pipe takes some 600
         told.info("line %d", number)
     dropped = logs.dropped()
     assert dropped > 0
@@ -133,4 +133,4 @@ def test_a_reader_that_does_not_read_costs_lines_not_time(monkeypatch: pytest.Mo
     with os.fdopen(reader, "rb") as rest:
         written = rest.read().count(b"\n")
     assert isinstance(handler, logs._Queued)
-    assert written + handler.lines.dropped == lines.MOST_LINES + 5000
+    assert written + handler.lines.dropped == lines.MAX_LINES + 5000

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from router.telemetry.ledger import Ledger
-from router.telemetry.recent import EVERY, Recent
+from router.telemetry.recent import SAMPLE_INTERVAL_S, Recent
 
 
 def test_only_the_window_counts() -> None:
-    recent = Recent(seconds=2 * EVERY)
+    recent = Recent(seconds=2 * SAMPLE_INTERVAL_S)
     ledger = Ledger(prompt=1000, delivered=0)
     recent.sample({"a": ledger})
     ledger = Ledger(prompt=2000, delivered=900)
