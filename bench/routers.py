@@ -23,8 +23,7 @@ from statistics import geometric_mean
 import msgspec
 import numpy as np
 
-from loadgen.engine import preset
-from loadgen.reproduce.cases import LADDER_SEEDS, OURS, PRESET, REPLICAS, Case, cases
+from loadgen.reproduce.cases import LADDER_SEEDS, OURS, Case, cases
 from loadgen.results.records import floats
 from loadgen.simulate import arrangement, coarser, prepare, run_once
 from router.prompt.spans import SPANS
@@ -54,12 +53,12 @@ def main() -> int:
     parser.add_argument("--trace", type=Path)
     args = parser.parse_args()
     counts = [int(word) for word in args.routers.split(",")]
-    params = [coarser(preset(PRESET), BLOCK)] * REPLICAS
     worst = 0.0
     print(f"{'':16}{'routers':>8}" + "".join(f"{name:>20}" for name in MEASURES))
     for case in with_bursts_as_they_come(cases(args.trace, scale=args.scale)):
         if args.case and case.section not in args.case:
             continue
+        params = [coarser(engine, BLOCK) for engine in case.fleet.engines]
         found: dict[int, list[tuple[float, ...]]] = defaultdict(list)
         # One seed's p90 is up to a tenth off another's.
         for seed in LADDER_SEEDS[: args.seeds]:

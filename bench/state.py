@@ -35,8 +35,8 @@ from redis.asyncio import Redis
 
 from bench.bodies import bodies
 from bench.proxy import cpu_seconds, drive, free_port, process, wait_for, warmroute
-from loadgen.engine import preset
-from loadgen.reproduce.cases import OURS, PRESET, REPLICAS, SEEDS
+from loadgen.reproduce.cases import OURS, SEEDS
+from loadgen.reproduce.fleets import H100_32B
 from loadgen.results.records import floats
 from loadgen.simulate import arrangement, coarser, prepare
 from loadgen.simulate.fleet import Gateways
@@ -308,12 +308,12 @@ async def routed(url: str, name: str, load: float, routers: int) -> dict[str, fl
     """A case of docs/design/results.md in real time: TTFT, learned prefill tokens/s, and the share
     of time that the engines' clock stood still, for this process was late: a busy machine must not
     let requests seem to come at the same moment."""
-    params = [coarser(preset(PRESET), LIVE_BLOCK)] * REPLICAS
+    params = [coarser(engine, LIVE_BLOCK) for engine in H100_32B.engines]
     plan = Plan(make(name), Poisson(load), seed=SEEDS[0], requests=LIVE_REQUESTS)
     prepared = prepare(plan, LIVE_BLOCK, SPANS)
     tokens = params[0].cache_tokens
     room = int(tokens * BYTES_PER_TOKEN * INDEX_ROOM)
-    nodes = [Node(url, REPLICAS, room, tokens, learn_speed=True) for _ in range(routers)]
+    nodes = [Node(url, len(params), room, tokens, learn_speed=True) for _ in range(routers)]
     for node in nodes:
         await node.shared.ready(5)
     await asyncio.sleep(3.0)  # until all have loaded and called the roll
