@@ -218,12 +218,6 @@ class Peers:
             elif silent > PEER_MEMORY_S:
                 del self.others[router]
 
-    def expire_all(self, now: float) -> None:
-        """Nothing can be heard: what the others have in flight is not known any more."""
-        for peer in self.others.values():
-            if peer.alive:
-                self._bury(peer, now)
-
     def left(self, slot: int, now: float) -> None:
         """A replica left the fleet: end what the others have in flight on it."""
         for peer in self.others.values():
