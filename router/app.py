@@ -5,58 +5,68 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import platform
 import signal
+from collections.abc import Mapping
 from importlib.metadata import version
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import msgspec
 import uvloop
 
-from router import descriptors
-from router.admin.engines import EngineCalls, Operation
-from router.admin.parts import AdminParts, Phase
+from router import descriptors, garbage
+from router.admin.engines import OPERATIONS, EngineCalls, Operation
+from router.admin.parts import AdminParts, ConsoleParts, Phase
 from router.admin.server import AdminServer
+from router.audit import Auditor
 from router.config import Settings, replica_context
+from router.diagnosis import Diagnoser
 from router.discovery import Discovery, DiscoveryError
 from router.fleet.fleet import Fleet
 from router.fleet.holders import Holders
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
-from router.fleet.settings import FleetSettings
-from router.http.front import Server
+from router.fleet.waking import Waker
 from router.http.gateway import Gateway
+from router.http.server import Server
 from router.index import ByteIndex
 from router.malloc import keep_freed_memory
+from router.overflow.overflow import Overflow
+from router.overflow.overflow_file import read_targets
 from router.policies import load_policy
 from router.prompt.spans import SPANS
 from router.reload import Reloader, Reread
-from router.scheduling.placer import INDEX_ROOM, Placer
+from router.scheduling.placer import Placer, index_weight
+from router.shadow.listeners import Listeners
+from router.shadow.shadows import Shadows
 from router.signals import attend
 from router.state.sync import StateSync, Transport
-from router.state.transports import redis_transport
+from router.state.transports import redis_connector, redis_transport
 from router.telemetry import logs
 from router.telemetry.access_log import STANDARD_OUTPUT, AccessLog
 from router.telemetry.explain import Explain
 from router.telemetry.exposition import Exposition
+from router.telemetry.loop_watch import LoopWatch
 from router.telemetry.recent import Recent
 from router.telemetry.telemetry import Telemetry
+from router.tenants.counters import Counter
+from router.tenants.isolation_guard import IsolationGuard
+from router.tenants.tenants import Tenants
+from router.tracing.tracer import Tracer
 from router.types import Policy
 from router.workers.worker import Worker, from_environment
 
 if TYPE_CHECKING:
     from router.exact.mode import ExactMode
+    from router.picker.server import PickerServer
 
 log = logging.getLogger(__name__)
 
-# Until a model's usage has been seen: canonical prompt bytes for a token.
-_BYTES_PER_TOKEN = 4.0
-# Prompt tokens a second a replica computes, until its first tokens have been seen. Too high spreads
-# load worse than too low (docs/design/policies.md).
-_PREFILL_RATE = 8_000.0
+# Of a cache, beyond which it is taken to evict.
+_FULL_SHARE = 0.95
 _FIRST_ROUND = 5.0
 # Seconds a router waits for what the others know, before it starts without.
 _FIRST_LOAD = 5.0
@@ -74,51 +84,82 @@ class _Membership(FleetListener):
         telemetry: Telemetry,
     ) -> None:
         self.shared: StateSync | None = None
+        self.tracer: Tracer | None = None
         self._fleet = fleet
         self._index = index
         self._policies = policies
         self._explain = explain
         self._telemetry = telemetry
+        self._telling: asyncio.Handle | None = None
 
     def on_added(self, replica: Replica) -> None:
         """An empty cache, as large as the engine says."""
-        self._index.add_replica(replica.slot, _weight(replica.remembered_tokens))
+        self._index.add_replica(replica.slot, index_weight(replica.remembered_tokens))
         self._telemetry.revived(replica.name)
-        self._tell()
+        if replica.rank:
+            self._tell()
+        else:
+            self._tell_soon()
 
     def on_removed(self, replica: Replica) -> None:
-        """What it held is gone."""
+        """The replica left the fleet: the index forgets it."""
         self._index.remove_replica(replica.slot)
         self._telemetry.retired(replica.name)
         self._tell()
 
     def on_emptied(self, replica: Replica) -> None:
-        """It restarted."""
+        """The replica restarted, so its cache is empty."""
         if self.shared is None or self.shared.emptied(replica):
             self._index.forget(replica.slot)
 
     def on_resized(self, replica: Replica) -> None:
-        """Its KV cache is of another size than thought."""
-        self._index.resize(replica.slot, _weight(replica.remembered_tokens))
+        """The size of the replica's KV cache has become known or changed."""
+        self._index.resize(replica.slot, index_weight(replica.remembered_tokens))
+
+    def _tell_soon(self) -> None:
+        """Once for all that come in one turn of the event loop: none of them takes requests before
+        it was asked whether it is well."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # those that are listed, before the router starts
+            self._tell()
+            return
+        if self._telling is None:
+            self._telling = loop.call_soon(self._tell)
 
     def _tell(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
         names = self._fleet.names()
         for policy in self._policies:
             policy.members(names)
         self._explain.members(names)
-
-
-def _weight(tokens: int) -> int:
-    return int(tokens * _BYTES_PER_TOKEN * INDEX_ROOM)
+        if self.tracer is not None:
+            self.tracer.members(names)
 
 
 class App:
     """One router. `start`, then `stop`; or `run` for the whole life of a process."""
 
-    def __init__(self, settings: Settings, transport: Transport | None = None) -> None:
-        """transport: what a worker shares through where no `state` is set."""
+    def __init__(
+        self,
+        settings: Settings,
+        transport: Transport | None = None,
+        sources: Mapping[str, str] | None = None,
+        *,
+        counter: Counter | None = None,
+        picker: bool = False,
+    ) -> None:
+        """transport, counter: what a worker shares through, and where it counts limits, where no
+        `state` is set. sources: where each
+        setting that somebody gave came from, for the admin port to show. picker: answers a data
+        plane's calls for an endpoint, instead of clients' requests."""
+        self._sources = sources or {}
         self.settings = settings
+        self._picker = picker
         self.telemetry = Telemetry(expected=settings.expected_models)
+        self.loop_watch = LoopWatch()
         self.explain = Explain(settings.explain_requests)
         self.access_log = AccessLog(
             settings.access_log,
@@ -126,49 +167,45 @@ class App:
             people=logs.for_people(settings.log_format, STANDARD_OUTPUT),
         )
         self.index = ByteIndex(SPANS)
-        self.fleet = Fleet(
-            FleetSettings(
-                replicas=settings.replicas,
-                api_key=settings.replica_api_key,
-                verify=settings.replica_verify,
-                ca=settings.replica_ca,
-                kv_cache_tokens=settings.kv_cache_tokens,
-                kv_offload_tokens=settings.kv_offload_tokens,
-                kv_cache_guess=settings.kv_cache_guess,
-                prefill_rate=settings.prefill_rate or _PREFILL_RATE,
-                health_interval=settings.health_interval,
-                health_timeout=settings.health_timeout,
-                unhealthy_after=settings.unhealthy_after,
-                breaker_failures=settings.breaker_failures,
-                breaker_cooldown=settings.breaker_cooldown,
-                slow_start=settings.slow_start,
-                metrics_interval=settings.metrics_interval,
-                models_interval=settings.models_interval,
-                models=settings.expected_models,
-            )
-        )
+        self.fleet = Fleet(settings)
         policy = load_policy(settings.policy)
         by_load = load_policy("least_loaded")
         learn = settings.prefill_rate == 0
         loads = self.fleet.loads
-        self.placer: Placer
         self.exact: ExactMode | None = None
         if settings.exact:
             # Its libraries are an extra: nothing of it is imported when it is off.
-            from router.exact.build import exact_placer
+            from router.exact.mode import ExactMode
 
-            self.exact, self.placer = exact_placer(
-                settings, self.fleet, self.index, policy, learn, _BYTES_PER_TOKEN
+            self.exact = ExactMode(self.fleet)
+        self.diagnoser: Diagnoser | None = None
+        self.auditor: Auditor | None = None
+        if settings.diagnosis:
+            self.diagnoser = Diagnoser(
+                settings.diagnosis_memory,
+                lambda: self.fleet.replicas,
+                text_bytes=settings.audit_text,
             )
-        else:
-            self.placer = Placer(
-                self.index, policy, loads, learn_speed=learn, bytes_per_token=_BYTES_PER_TOKEN
+            self.auditor = Auditor(
+                lambda: self.fleet.loads, self._holds, settings.replica_hour_price
             )
+            self.diagnoser.listener = self.auditor.take
+        self.placer = Placer(self.index, policy, loads, learn_speed=learn, reports=self.exact)
         self.balancer = Placer(self.index, by_load, loads, learn_speed=False)
-        membership = _Membership(
-            self.fleet, self.index, [policy, by_load], self.explain, self.telemetry
-        )
+        self.shadows: Shadows | None = None
+        if settings.shadow_policies:
+            self.shadows = Shadows(
+                self.fleet,
+                self.placer,
+                settings.policy,
+                settings.shadow_policies,
+                price=settings.replica_hour_price,
+            )
+        policies = [policy, by_load, *(self.shadows.policies if self.shadows else ())]
+        membership = _Membership(self.fleet, self.index, policies, self.explain, self.telemetry)
         self.fleet.listen(membership)
+        if self.shadows is not None:
+            self.fleet.listen(self.shadows)
         self.holders = Holders()
         self.fleet.listen(self.holders)
         if settings.state:
@@ -180,12 +217,41 @@ class App:
                 self.fleet, self.index, placers, transport, self._resize, self.holders
             )
             membership.shared = self.shared
+        if self.shadows is not None:
+            told = self.placer.listener
+            self.placer.listener = Listeners(told, self.shadows) if told else self.shadows
+        self.tracer: Tracer | None = None
+        if settings.tracing:
+            self.tracer = Tracer(settings.tracing_share, self.access_log.secret)
+            membership.tracer = self.tracer
+        self.tenants: Tenants | None = None
+        if settings.has_tenants:
+            connector = redis_connector(settings) if settings.state else None
+            self.tenants = Tenants(settings, connector, os.urandom(8).hex(), counter)
+            if self.tenants.isolates:
+                self.tenants.guard = IsolationGuard(
+                    self.fleet,
+                    settings.replica_api_key,
+                    replica_context(settings),
+                    refuses=settings.isolation_leak == "refuse",
+                )
+        self.overflow: Overflow | None = None
+        if settings.overflow:
+            self.overflow = Overflow(
+                read_targets(settings.overflow),
+                1.0 / settings.workers,
+                settings.breaker_failures,
+                settings.breaker_cooldown,
+            )
+        self.engines = EngineCalls(settings)
+        self.waker: Waker | None = None
         self.phase = Phase.STARTING
         self.port = 0
         """The front port, once started."""
         self.discovery = Discovery(settings, self.fleet) if settings.discovery != "off" else None
+        self._collecting: asyncio.Task[None] | None = None
         self.gateway: Gateway
-        self.front: Server
+        self.front: Server | PickerServer
         self.admin: AdminServer
 
     async def start(self) -> None:
@@ -195,7 +261,7 @@ class App:
         """
         settings = self.settings
         loop = asyncio.get_running_loop()
-        self.access_log.start()
+        self.access_log.start(loop.call_later)
         self.gateway = gateway = Gateway(
             settings,
             self.fleet,
@@ -208,27 +274,57 @@ class App:
             self.holders,
         )
         gateway.replica_tls = replica_context(settings)
+        if settings.wake_replicas:
+            self.waker = Waker(self.fleet, self._wake_up)
+            gateway.holding.wake = self.waker.wake
         gateway.exact = self.exact
-        self.front = Server(gateway)
+        gateway.diagnoser = self.diagnoser
+        gateway.tracer = self.tracer
+        if self.tenants is not None:
+            gateway.attach(self.tenants)
+        if self.overflow is not None:
+            gateway.overflow_to(self.overflow)
+        if self.shared is not None:
+            shared = self.shared
+            gateway.queue.other_routers = lambda: shared.routers
+            gateway.queue.sessions_shared = lambda: shared.queues_shared
+            shared.share_queue(gateway.queue.queue)
+        if self._picker:
+            # Its libraries are an extra: nothing of it is imported when it is off.
+            from router.picker.server import PickerServer
+
+            self.front = PickerServer(gateway)
+        else:
+            self.front = Server(gateway)
         self.admin = self._admin()
         try:
-            await self.front.start()
+            if self.tenants is not None:
+                await self.tenants.start()
+            if self.tracer is not None:
+                self.tracer.start()
+            if settings.workers == 1:
+                await self.front.start()
             await self.admin.start()
             await self.fleet.start()
             if self.exact is not None:
                 self.exact.start()
             if self.discovery is not None:
+                self.discovery.on_objectives = gateway.queue.named
                 await self.discovery.start()
             if self.shared is not None:
                 self.shared.start()
+            if settings.workers > 1:
+                # The system gives connections to every worker that listens: one that takes the
+                # place of another must not refuse what the others would have served.
+                await self._fleet_known()
+                await self.front.start()
         except BaseException:
             await self.stop()
             raise
         self.port = self.front.port
-        # What is alive now stays: the collector need not look at it again and again.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 50)
+        garbage.settle()
+        self.loop_watch.start()
+        self._collecting = loop.create_task(garbage.collect_at_rest(self._busy), name="garbage")
 
     def _admin(self) -> AdminServer:
         settings = self.settings
@@ -249,16 +345,36 @@ class App:
                 self.discovery,
                 self.shared,
                 self.exact,
+                self.tenants,
+                self.loop_watch,
+                lambda: self.gateway.queue,
+                self.diagnoser,
+                self.auditor,
+                self.shadows,
+                self.tracer,
+                self.overflow,
             ),
             explain=self.explain,
             recent=Recent(),
             index=self.index,
-            engines=EngineCalls(self.fleet.settings),
+            engines=self.engines,
             phase=lambda: self.phase,
+            console=ConsoleParts(
+                index=self.index,
+                settings=lambda: self.settings,
+                sources=self._sources,
+                build=build,
+                weights=getattr(self.placer.policy, "weights", {}),
+                front=self._front_url,
+                queue=lambda: self.gateway.queue,
+            ),
             engine_changed=self._engine_changed,
             problem=self._problem,
             state=lambda: "alone" if self.shared is None else self.shared.word,
             exact=self.exact,
+            auditor=self.auditor,
+            shadows=None if self.shadows is None else self.shadows.report,
+            limits=lambda: "off" if self.tenants is None else self.tenants.problem or "ok",
         )
         return AdminServer(
             parts,
@@ -267,6 +383,29 @@ class App:
             key=settings.admin_key,
             hosts=settings.admin_names,
         )
+
+    def _holds(self) -> dict[str, float | None]:
+        """Replica -> seconds for which its cache keeps what is not used, as the index models it;
+        None while it is not full."""
+        found: dict[str, float | None] = {}
+        now = monotonic()
+        for replica in self.fleet.members():
+            full = self.index.share(replica.slot) >= _FULL_SHARE
+            oldest = self.index.room(replica.slot).oldest
+            found[replica.name] = round(now - oldest, 1) if full and oldest else None
+        return found
+
+    def _front_url(self) -> str:
+        """The clients' port, as this machine reaches it."""
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(  # noqa: S104
+            self.settings.host, self.settings.host
+        )
+        scheme = "https" if self.settings.tls_cert else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def _busy(self) -> bool:
+        """Whether a request is in progress."""
+        return self.front.busy
 
     def _problem(self) -> str:
         """Why the fleet may be out of date."""
@@ -284,19 +423,30 @@ class App:
         if operation.changes_rest:
             self.fleet.reread_rest(replica)
 
+    async def _wake_up(self, replica: Replica) -> str:
+        """Wake an engine. Returns why it could not be, empty where it was."""
+        operation = OPERATIONS["wake_up"]
+        (result,) = await self.engines.call([replica], operation, "", b"")
+        if result.ok:
+            return ""
+        return result.error or f"POST /wake_up was answered {result.status}"
+
     def _resize(self, slot: int, tokens: int) -> None:
-        self.index.resize(slot, _weight(tokens))
+        self.index.resize(slot, index_weight(tokens))
 
     async def ready(self) -> None:
         """Wait until every replica was tried once and what other routers know is loaded, so that
         the first requests find the fleet known."""
-        if self.discovery is not None:
-            await self.discovery.wait_first(_FIRST_ROUND)
-        await self.fleet.wait_first_round(_FIRST_ROUND)
+        await self._fleet_known()
         if self.shared is not None:
             await self.shared.ready(_FIRST_LOAD)
         if self.phase is Phase.STARTING:
             self.phase = Phase.SERVING
+
+    async def _fleet_known(self) -> None:
+        if self.discovery is not None:
+            await self.discovery.wait_first(_FIRST_ROUND)
+        await self.fleet.wait_first_round(_FIRST_ROUND)
 
     def adopt(self, live: dict[str, object]) -> None:
         """Take up settings that may change while it serves, and read the certificate anew.
@@ -309,7 +459,7 @@ class App:
         self.gateway.adopt(settings)
         logs.set_level(settings.log_level)
         self.access_log.share = settings.access_log
-        self.access_log.start()
+        self.access_log.start(self.gateway.loop.call_later)
 
     def settle(self) -> None:
         """Stopping begins: not ready any more, still serving."""
@@ -319,32 +469,48 @@ class App:
     async def stop(self) -> None:
         """Take no more, let what is in progress finish within drain_timeout, close everything."""
         self.settle()
+        if self._collecting is not None:
+            self._collecting.cancel()
+        self.loop_watch.stop()
         await self.front.stop()
+        if self.tenants is not None:
+            await self.tenants.stop()
         if self.shared is not None:
             await self.shared.stop()
         if self.discovery is not None:
             await self.discovery.stop()
         if self.exact is not None:
             await self.exact.stop()
+        if self.waker is not None:
+            await self.waker.stop()
         await self.fleet.stop()
         await self.admin.stop()
+        if self.tracer is not None:
+            await self.tracer.stop()
         # Its reader may have stopped reading: waiting for it must not stop the loop.
         await asyncio.to_thread(self.access_log.close)
 
 
-async def _serve(settings: Settings, worker: Worker | None, reread: Reread) -> int:
+async def _serve(
+    settings: Settings,
+    worker: Worker | None,
+    reread: Reread,
+    sources: Mapping[str, str],
+    *,
+    picker: bool,
+) -> int:
     reloader = Reloader(settings, reread)
     if worker is None:
-        app = App(settings)
+        app = App(settings, sources=sources, picker=picker)
     else:
         settings = worker.settings
-        app = App(settings, worker.transport)
+        app = App(settings, worker.transport, sources, counter=worker.counter, picker=picker)
         await worker.attach()
     loop = asyncio.get_running_loop()
     asked_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop.set)
-    warning = descriptors.limit_warning(settings.max_connections, len(settings.replicas))
+    warning = descriptors.limit_warning(settings.max_connections, len(settings.engines))
     if warning:
         log.warning("%s", warning)
     try:
@@ -357,15 +523,15 @@ async def _serve(settings: Settings, worker: Worker | None, reread: Reread) -> i
         return 1
     attend(loop, lambda: reloader.router(app))
     where = f"[{settings.host}]" if ":" in settings.host else settings.host
-    scheme = "https" if settings.tls_cert else "http"
+    scheme = "grpc" if picker else "http"
     log.info(
         "warmroute listens on %s://%s:%d, admin on http://%s:%d, %d replicas, policy %s",
-        scheme,
+        scheme + "s" * bool(settings.tls_cert),
         where,
         app.port,
         settings.admin_host,
         app.admin.port,
-        len(settings.replicas),
+        len(settings.engines),
         settings.policy,
     )
     if worker is not None:
@@ -390,12 +556,18 @@ async def _serve(settings: Settings, worker: Worker | None, reread: Reread) -> i
     return 0
 
 
-def run(settings: Settings, reread: Reread) -> int:
-    """Run a router until SIGTERM or SIGINT. Returns the process's exit status."""
+def run(
+    settings: Settings, reread: Reread, sources: Mapping[str, str], *, picker: bool = False
+) -> int:
+    """Run a router until SIGTERM or SIGINT. Returns the process's exit status.
+
+    sources: where each setting that somebody gave came from.
+    """
     descriptors.raise_limit()
     logs.setup(settings.log_level, settings.log_format)
     keep_freed_memory()
     try:
-        return uvloop.run(_serve(settings, from_environment(os.environ, settings), reread))
+        worker = from_environment(os.environ, settings)
+        return uvloop.run(_serve(settings, worker, reread, sources, picker=picker))
     finally:
         logs.close()

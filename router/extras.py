@@ -12,3 +12,6 @@ def _hint(extra: str) -> str:
 
 EXACT: Final = _hint("exact")
 KUBERNETES: Final = _hint("kubernetes")
+OTEL: Final = _hint("otel")
+PICKER: Final = _hint("picker")
+JWT: Final = _hint("jwt")

@@ -39,12 +39,12 @@ class Reloader:
             # It reads files, which may be slow to come.
             now = await asyncio.to_thread(self._reread)
         except ConfigError as error:
-            log.error("the settings stay as they were:\n%s", error)
+            log.error("the settings have errors and stay as they were:\n%s", error)
             return None
         names = [name for name in TABLE if getattr(now, name) != getattr(self._settings, name)]
         live = {name: getattr(now, name) for name in names if TABLE[name].live}
         if fixed := [name for name in names if name not in live]:
-            log.warning("changed, and needs a restart: %s", ", ".join(fixed))
+            log.warning("these settings have changed and need a restart: %s", ", ".join(fixed))
         self._settings = msgspec.structs.replace(self._settings, **live)
         return live
 
@@ -56,7 +56,7 @@ class Reloader:
         try:
             app.adopt(live)
         except (OSError, ssl.SSLError) as error:
-            log.error("the certificate stays as it was: %s", error)
+            log.error("cannot read the certificate again, it stays as it was: %s", error)
             return
         log.info("settings read again, changed: %s", ", ".join(live) or "none")
 

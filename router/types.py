@@ -3,10 +3,9 @@
 Two kinds of small number run through everything:
 
 - A *slot* is a replica's index in the fleet. It is reused only after the replica has been
-forgotten.
+  forgotten.
 - A *mask* is a set of slots as an int, bit ``1 << slot``. Who is healthy, who serves a model, who
-holds
-  a block: all are masks, so that "healthy and serves it and holds it" is two machine operations
+  holds a block: all are masks, so that "healthy and serves it and holds it" is two operations,
   however large the fleet is.
 """
 
@@ -17,9 +16,12 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import msgspec
+
+Role: TypeAlias = Literal["decode", "prefill", "both"]
+"""What a replica is for: decode answers clients, prefill computes prompts for those that do."""
 
 Considered: TypeAlias = tuple[int, float, float, float, int]
 """A candidate as a policy saw it: slot, prompt tokens held, cost in the policy's own unit, and its
@@ -27,8 +29,27 @@ load before this request: uncached tokens queued, requests in flight."""
 
 Chain: TypeAlias = "array[int]"
 """A prompt's block hashes in order, typecode 'Q'. Each hash covers every block before it too, so
-two
-chains that agree at one position agree at all earlier ones."""
+two chains that agree at one position agree at all earlier ones."""
+
+NO_CHAIN: Chain = array("Q")
+"""The chain of a prompt too short to have a block."""
+
+
+class PromptTokens(Protocol):
+    """A prompt's token ids, made here as its engines make them (exact mode)."""
+
+    count: int
+    salted: bool
+    """The client asked for blocks that only requests with the same salt share."""
+
+    @property
+    def replicas(self) -> int:
+        """Mask of the replicas whose engines were seen to make the same tokens."""
+        ...
+
+    def chain(self, block: int) -> Chain:
+        """The hashes of its full blocks of so many tokens."""
+        ...
 
 
 @lru_cache(maxsize=4096)
@@ -53,11 +74,16 @@ class CacheRoom(Protocol):
 STEP_REQUEST_SECONDS = 40e-6
 STEP_TOKEN_SECONDS = 0.044e-6
 """What a running request, and a token of its context, add to a decode step of a 32B model on two
-H100: as good a ratio of the two as any. How much it is of a replica is learned."""
+H100. Only their ratio is taken from there; how much they are at a replica is learned."""
+
+
+PREFILL_RATE_GUESS = 8_000.0
+"""Prompt tokens a second that a replica computes, until its first tokens have been seen. Too high
+spreads load worse than too low (docs/design/policies.md)."""
 
 
 class Load(msgspec.Struct, gc=False):
-    """One replica's work, as the books of all routers have it. Times are monotonic seconds."""
+    """One replica's work, sent by any router and not finished. Times are monotonic seconds."""
 
     queued_tokens: float = 0.0
     """Q: uncached prompt tokens routed here whose first token has not come."""
@@ -71,7 +97,7 @@ class Load(msgspec.Struct, gc=False):
     """A: like K, with shared blocks counted about once."""
     prefilled_tokens: float = 0.0
     """Uncached prompt tokens whose first token has come, since the beginning."""
-    prefill_rate: float = 20_000.0
+    prefill_rate: float = PREFILL_RATE_GUESS
     """P: prefill tokens a second."""
     step_seconds: float = 0.0
     """b: decode step seconds whatever runs; only differences between replicas matter."""
@@ -87,6 +113,8 @@ class Load(msgspec.Struct, gc=False):
     """Tokens the index gives the KV cache room for; 0 when unknown."""
     kv_capacity: float = 0.0
     """C: tokens the KV cache really has room for; 0 when unknown."""
+    left: bool = False
+    """The replica has left; what was sent there may still be in progress."""
 
 
 NOTHING_SHARED: Mapping[int, float] = MappingProxyType({})
@@ -174,7 +202,7 @@ class RoutingRequest(msgspec.Struct, gc=False):
     prefix: int
     """Hash of the prompt's first blocks; 0 for a prompt too short to have one."""
     now: float
-    """Monotonic seconds."""
+    """The time of the request, in monotonic seconds."""
     shared: Mapping[int, float] = NOTHING_SHARED
     """S: slot -> tokens queued there that are of this prompt's own prefix: another request with it
     is being computed. Slots without any are absent."""
@@ -202,7 +230,8 @@ class Policy(Protocol):
         ...
 
     def members(self, names: Mapping[int, str]) -> None:
-        """The fleet changed: slot -> the replica's stable name. Called before the first choose."""
+        """The fleet is now this: slot -> the replica's stable name. Called before the first
+        choose, and after each change."""
         ...
 
 
@@ -239,11 +268,7 @@ class PrefixIndex(Protocol):
         nothing absent."""
         ...
 
-    def record(self, slot: int, chain: Chain, now: float) -> None:
+    def record(self, slot: int, chain: Chain, now: float) -> CacheRoom:
         """The replica has, or will have, the whole chain: insert it, touch it tail first, evict
-        what is over."""
-        ...
-
-    def room(self, slot: int) -> CacheRoom:
-        """A live view of the slot's LRU; stays valid until remove_replica."""
+        what is over. Returns a live view of its LRU, which stays valid until remove_replica."""
         ...

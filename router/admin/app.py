@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
@@ -14,15 +14,21 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from router.admin.engines import MAX_BODY_BYTES, OPERATIONS, CallResult
-from router.admin.guard import Guard
-from router.admin.page import page
+from router.admin.console_data import Console, limit
+from router.admin.engines import OPERATIONS, CallResult
+from router.admin.guard import FILES, Guard
+from router.admin.messages import HEADERS, as_json, read_body
+from router.admin.page import file, page
 from router.admin.parts import AdminParts, Phase
 from router.admin.replicas import report, reports
+from router.audit import Auditor
+from router.audit.report import audit as report_audit
+from router.audit.report import session as report_session
+from router.audit.report import sessions as report_sessions
+from router.config.units import parse_duration
 from router.fleet.replica import Replica
 from router.telemetry.exposition import CONTENT_TYPE
-
-_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+from router.types import Role
 
 
 class Registration(msgspec.Struct, forbid_unknown_fields=True):
@@ -31,6 +37,8 @@ class Registration(msgspec.Struct, forbid_unknown_fields=True):
     url: str
     models: tuple[str, ...] = ()
     """What it serves; empty leaves it to /v1/models."""
+    role: Role | None = None
+    """None leaves it as it is: for a new one decode, or as the settings list it."""
 
 
 class Readiness(msgspec.Struct):
@@ -45,6 +53,8 @@ class Readiness(msgspec.Struct):
     state: str
     """Whether what other routers know is known here: shared, local only, or alone (there are
     none). No reason not to be ready."""
+    limits: str
+    """Tenants' keys and limits: off, ok, or what does not work just now. No reason either."""
 
 
 def create_app(
@@ -52,9 +62,17 @@ def create_app(
 ) -> Starlette:
     """The ASGI app. bound, key and hosts: see `router.admin.guard.Guard`."""
     admin = _Admin(parts)
+    console = Console(parts)
     return Starlette(
         routes=[
             Route("/", page),
+            Route(f"{FILES}{{name:path}}", file),
+            Route("/requests", console.requests),
+            Route("/queue", console.queue),
+            Route("/prefixes", console.prefixes),
+            Route("/policies", console.policies),
+            Route("/settings", console.settings),
+            Route("/playground", console.play, methods=["POST"]),
             Route("/healthz", admin.healthz),
             Route("/readyz", admin.readyz),
             Route("/metrics", admin.metrics),
@@ -64,7 +82,11 @@ def create_app(
             # Greedy: a replica's name may hold slashes, an operation's path too.
             Route("/replicas/{rest:path}", admin.change, methods=["POST"]),
             Route("/replicas/{name:path}", admin.deregister, methods=["DELETE"]),
+            Route("/sessions", admin.sessions),
+            Route("/sessions/{name}", admin.session),
+            Route("/audit", admin.audit),
             Route("/explain", admin.latest),
+            Route("/shadows", admin.shadows),
             Route("/explain/{request_id:path}", admin.explain),
         ],
         middleware=[Middleware(Guard, bound=bound, key=key, hosts=hosts)],
@@ -73,14 +95,14 @@ def create_app(
 
 
 class _Admin:
-    """The handlers."""
+    """The handlers of the admin port's paths."""
 
     def __init__(self, parts: AdminParts) -> None:
         self._parts = parts
 
     async def healthz(self, _request: Request) -> Response:
         """The process runs and its event loop turns."""
-        return _json({"status": "ok"})
+        return as_json({"status": "ok"})
 
     async def readyz(self, _request: Request) -> Response:
         """Whether to send clients here."""
@@ -91,51 +113,95 @@ class _Admin:
         reasons = []
         if phase is not Phase.SERVING:
             reasons.append(f"the router is {phase}")
-        if not count:
+        if self._parts.console.settings().hold_timeout:
+            pass  # requests wait here until there is a replica
+        elif not count:
             problem = self._parts.problem()
             reasons.append("no replica in the fleet" + (f": {problem}" if problem else ""))
         elif not usable:
             reasons.append(f"none of {count} replicas is usable")
-        answer = Readiness(not reasons, reasons, count, usable, self._parts.state())
-        return _json(answer, 503 if reasons else 200)
+        answer = Readiness(
+            not reasons, reasons, count, usable, self._parts.state(), self._parts.limits()
+        )
+        return as_json(answer, 503 if reasons else 200)
 
     async def metrics(self, _request: Request) -> Response:
-        """For Prometheus."""
+        """All metrics, in the Prometheus text format."""
         parts = await self._parts.exposition.render()
         size = {"content-length": str(sum(map(len, parts)))}
-        return StreamingResponse(_taking_turns(parts), 200, {**_HEADERS, **size}, CONTENT_TYPE)
+        return StreamingResponse(_taking_turns(parts), 200, {**HEADERS, **size}, CONTENT_TYPE)
 
     async def replicas(self, _request: Request) -> Response:
-        """The fleet."""
-        return _json(reports(self._parts))
+        """All replicas, with state, load and hit rate."""
+        return as_json(reports(self._parts))
 
     async def latest(self, _request: Request) -> Response:
-        """The latest requests."""
-        return _json(self._parts.explain.latest())
+        """The explanations of the latest requests."""
+        return as_json(self._parts.explain.latest())
 
     async def explain(self, request: Request) -> Response:
-        """One request."""
+        """The explanation of one request."""
         request_id = request.path_params["request_id"]
         found = self._parts.explain.find(request_id)
         if found is None:
             raise HTTPException(
                 404, f"request {request_id!r} is not among the latest that are kept"
             )
-        return _json(found)
+        return as_json(found)
+
+    async def shadows(self, _request: Request) -> Response:
+        """What other policies would have got."""
+        if self._parts.shadows is None:
+            raise HTTPException(
+                404, "no shadow policies run; set shadow_policies, such as round_robin"
+            )
+        return as_json(self._parts.shadows())
+
+    async def sessions(self, request: Request) -> Response:
+        """The latest sessions of agents."""
+        asked = request.query_params
+        model, tenant = asked.get("model", ""), asked.get("tenant", "")
+        most = limit(asked.get("limit", "100"))
+        return as_json(report_sessions(self._auditor(), most, model, tenant))
+
+    async def session(self, request: Request) -> Response:
+        """One session, step by step."""
+        name = request.path_params["name"]
+        found = report_session(self._auditor(), name)
+        if found is None:
+            raise HTTPException(404, f"session {name!r} is not among the latest that are kept")
+        return as_json(found)
+
+    async def audit(self, request: Request) -> Response:
+        """What in the traffic costs cached tokens, and what mends it."""
+        text = request.query_params.get("since", "1h")
+        try:
+            since = parse_duration(text)
+        except ValueError as error:
+            raise HTTPException(400, f"since: {error}") from None
+        return as_json(report_audit(self._auditor(), since, time.time()))
+
+    def _auditor(self) -> Auditor:
+        auditor = self._parts.auditor
+        if auditor is None:
+            raise HTTPException(404, "nothing is audited: `diagnosis` is off")
+        return auditor
 
     async def register(self, request: Request) -> Response:
-        """Let a replica in. One that is there stays, with other models where they are given."""
+        """Let a replica in. One that is there stays, with the models and role that are given."""
         fleet, given = self._parts.fleet, await _registration(request)
         try:
             known = fleet.find(given.url)
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
         except KeyError:
-            known = fleet.add(given.url, given.models)
-            return _json(report(self._parts, known), 201)
+            known = fleet.add(given.url, given.models, given.role)
+            return as_json(report(self._parts, known), 201)
         if given.models:
             fleet.set_models(known, given.models)
-        return _json(report(self._parts, known))
+        if given.role:
+            fleet.set_role(known, given.role)
+        return as_json(report(self._parts, known))
 
     async def deregister(self, request: Request) -> Response:
         """Let a replica go: nothing more is sent there, and what is in flight ends as it will."""
@@ -156,7 +222,7 @@ class _Admin:
                 f"drain it: POST /replicas/{replica.name}/drain",
             )
         fleet.remove(replica.url)
-        return _json(CallResult(replica.name, ok=True))
+        return as_json(CallResult(replica.name, ok=True))
 
     async def change(self, request: Request) -> Response:
         """Change a replica, or all of them."""
@@ -166,23 +232,23 @@ class _Admin:
             act = self._parts.fleet.drain if what == "drain" else self._parts.fleet.undrain
             for replica in replicas:
                 act(replica.url)
-            return _json([CallResult(replica.name, ok=True) for replica in replicas])
+            return as_json([CallResult(replica.name, ok=True) for replica in replicas])
         operation = OPERATIONS.get(what)
         if operation is None:
             known = ", ".join(("drain", "undrain", *sorted(OPERATIONS)))
             raise HTTPException(404, f"nothing known by {what!r}; there are: {known}")
         results = await self._parts.engines.call(
-            replicas, operation, request.url.query, await _body(request)
+            replicas, operation, request.url.query, await read_body(request)
         )
         for replica, result in zip(replicas, results, strict=True):
             if result.ok:
                 self._parts.engine_changed(replica, operation, result.emptied)
         if all(result.ok for result in results):
-            return _json(results)
+            return as_json(results)
         # The engines' own error when all agree on it; else something failed somewhere.
         errors = {result.status for result in results}
         alone = errors.pop() if len(errors) == 1 else 502
-        return _json(results, alone if alone >= 400 else 502)
+        return as_json(results, alone if alone >= 400 else 502)
 
     def _split(self, rest: str) -> tuple[list[Replica], str]:
         """(replicas, what to do) of a path after /replicas/. Raises HTTPException."""
@@ -205,9 +271,9 @@ class _Admin:
 
 
 async def _registration(request: Request) -> Registration:
-    """Raises HTTPException."""
+    """Read the body of a registration. Raises HTTPException when it is wrong."""
     try:
-        return msgspec.json.decode(await _body(request), type=Registration)
+        return msgspec.json.decode(await read_body(request), type=Registration)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HTTPException(
             400, f'give {{"url": "http://10.0.0.1:8000"}}, with "models" or without: {error}'
@@ -221,25 +287,11 @@ async def _taking_turns(parts: Sequence[bytes]) -> AsyncIterator[bytes]:
         await asyncio.sleep(0)
 
 
-async def _body(request: Request) -> bytes:
-    """The body, at most `MOST_BODY` bytes. Raises HTTPException."""
-    found = bytearray()
-    async for chunk in request.stream():
-        found += chunk
-        if len(found) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
-    return bytes(found)
-
-
-def _json(content: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(content), status, _HEADERS, "application/json")
-
-
 async def _error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return Response(
         msgspec.json.encode({"error": error.detail}),
         error.status_code,
-        {**_HEADERS, **(error.headers or {})},
+        {**HEADERS, **(error.headers or {})},
         "application/json",
     )

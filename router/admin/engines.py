@@ -1,8 +1,9 @@
 """Calls that change the state of engines: adapters, sleep, caches, weights.
 
-They go to one replica or to all, never through load balancing. Paths are vLLM's (0.32); those
-outside ``/v1`` exist only in its development mode (``VLLM_SERVER_DEV_MODE=1``), others answer 404
-there.
+They go to one replica or to all, never through load balancing. Paths are vLLM's (0.32), of which
+those outside ``/v1`` exist only in its development mode (``VLLM_SERVER_DEV_MODE=1``), and SGLang's
+and TensorRT-LLM's. A path of vLLM's reaches another engine under that engine's own name for it
+(``EngineKind.paths``). An engine answers 404 to what it does not have.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from urllib.parse import parse_qs
 import httpx
 import msgspec
 
+from router.config import Settings
 from router.fleet.reader import tls_context
 from router.fleet.replica import Replica
-from router.fleet.settings import FleetSettings
 
 MAX_BODY_BYTES: Final = 1024 * 1024
 """Bytes of a request's body."""
@@ -38,16 +39,32 @@ class Operation(msgspec.Struct, frozen=True):
 
 
 _PLAIN = (
+    "abort_request",
     "abort_requests",
+    "begin_weight_update",
+    "close_session",
     "collective_rpc",
+    "configure_logging",
+    "destroy_weights_update_group",
+    "end_weight_update",
     "fault_tolerance/apply",
     "finish_weight_update",
+    "freeze_gc",
     "init_weight_transfer_engine",
+    "init_weights_send_group_for_remote_instance",
+    "init_weights_update_group",
+    "open_session",
     "reset_encoder_cache",
     "reset_mm_cache",
     "resume_kv_cache_memory",
+    "resume_memory",
+    "resume_memory_occupation",
     "scale_elastic_ep",
+    "send_weights_to_remote_instance",
+    "set_internal_state",
+    "set_trace_level",
     "shutdown_weight_transfer_engine",
+    "slow_down",
     "start_draft_weight_update",
     "start_profile",
     "start_weight_update",
@@ -55,14 +72,28 @@ _PLAIN = (
     "update_weight_version",
     "update_weights",
 )
+_EMPTYING = (
+    "flush_cache",
+    "release_kv_cache_memory",
+    "release_memory",
+    "release_memory_occupation",
+    "reset_prefix_cache",
+    "update_weights_from_disk",
+    "update_weights_from_distributed",
+    "update_weights_from_ipc",
+    "update_weights_from_tensor",
+)
 OPERATIONS: Final[dict[str, Operation]] = {
     **{path: Operation(path) for path in _PLAIN},
+    **{path: Operation(path, empties_cache=True) for path in _EMPTYING},
     **{
-        path: Operation(path, empties_cache=True)
-        for path in ("release_kv_cache_memory", "reset_prefix_cache")
+        path: Operation(path, empties_cache=True, changes_rest=True)
+        for path in ("pause", "pause_generation", "sleep")
     },
-    **{path: Operation(path, empties_cache=True, changes_rest=True) for path in ("pause", "sleep")},
-    **{path: Operation(path, changes_rest=True) for path in ("resume", "wake_up")},
+    **{
+        path: Operation(path, changes_rest=True)
+        for path in ("continue_generation", "resume", "wake_up")
+    },
     **{
         path: Operation(f"v1/{name}", changes_models=True)
         for name in ("load_lora_adapter", "unload_lora_adapter")
@@ -90,7 +121,7 @@ class CallResult(msgspec.Struct, omit_defaults=True):
 class EngineCalls:
     """POSTs to replicas, with the fleet's own key and CA."""
 
-    def __init__(self, settings: FleetSettings, timeout: float = 300.0) -> None:
+    def __init__(self, settings: Settings, timeout: float = 300.0) -> None:
         """timeout: seconds a call may take; loading an adapter or weights takes its time."""
         self._settings = settings
         self._timeout = timeout
@@ -105,12 +136,13 @@ class EngineCalls:
     async def _one(
         self, replica: Replica, operation: Operation, query: str, body: bytes
     ) -> CallResult:
-        url = f"{replica.url}/{operation.path}"
+        path = replica.kind.paths.get(operation.path, operation.path)
+        url = f"{replica.url}/{path}"
         headers = {"user-agent": "warmroute"}
         if body:
             headers["content-type"] = "application/json"
-        if self._settings.api_key:
-            headers["authorization"] = f"Bearer {self._settings.api_key}"
+        if self._settings.replica_api_key:
+            headers["authorization"] = f"Bearer {self._settings.replica_api_key}"
         result = CallResult(replica.name, ok=False)
         try:
             async with (

@@ -1,9 +1,10 @@
 """One admin port for several workers: it asks them, and puts their answers together.
 
 /metrics has every worker's samples with a `worker` label. /readyz is ready when all workers are.
-/explain looks through all. Draining, registering replicas and letting them go are told to all, the
-latter two also to workers that start later. Everything else, which the workers share or answer
-alike, is asked of the first.
+/explain looks through all. What each worker counts is put together (`router/admin/joined.py`,
+`router/audit/joined.py`), but for /shadows. Draining, registering replicas and letting them go are
+told to all, the latter two also to workers that start later. Everything else, which the workers
+share or answer alike, is asked of the first.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
 
 import httpx
 import msgspec
@@ -24,10 +25,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from router.admin.console_data import Policies, QueueReport, Requests, limit
 from router.admin.guard import HEADER, Guard
+from router.admin.joined import joined_policies, joined_queue, joined_replicas
+from router.admin.messages import as_json
+from router.admin.replicas import ReplicaReport
 from router.admin.server import STOP_TIMEOUT_S, EmbeddedServer, bind
+from router.audit.joined import joined, joined_session, joined_sessions
+from router.audit.report import Audit, SessionList, SessionStory
 from router.config import Settings
-from router.fleet.replica import parse_address
+from router.config.address import parse_address
 from router.telemetry.exposition import CONTENT_TYPE
 
 log = logging.getLogger(__name__)
@@ -38,6 +45,7 @@ _SAMPLE: Final = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (.*)")
 _HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 _NOBODY: Final = b'{"error":"no worker is ready"}'
 
+_Told = TypeVar("_Told")
 Workers = Callable[[], list[tuple[int, int]]]
 """(worker, its admin port) of those that can be asked."""
 
@@ -60,7 +68,14 @@ class GatheredServer:
                 Route("/metrics", self._metrics),
                 Route("/readyz", self._readyz),
                 Route("/explain", self._latest),
+                Route("/requests", self._requests),
                 Route("/explain/{request_id:path}", self._explain),
+                Route("/sessions", self._joined(SessionList, joined_sessions)),
+                Route("/sessions/{name}", self._joined(SessionStory, joined_session)),
+                Route("/audit", self._joined(Audit, joined)),
+                Route("/replicas", self._joined(list[ReplicaReport], joined_replicas)),
+                Route("/queue", self._joined(QueueReport, joined_queue)),
+                Route("/policies", self._joined(Policies, joined_policies)),
                 Route("/replicas", self._change, methods=["POST", "DELETE"]),
                 Route("/replicas/{name:path}", self._change, methods=["DELETE"]),
                 Route("/{rest:path}", self._first, methods=["GET", "POST"]),
@@ -127,7 +142,7 @@ class GatheredServer:
             headers["authorization"] = f"Bearer {self._settings.admin_key}"
         for method, body in list(self._changes.values()):
             if await self._call(port, method, "/replicas", body, headers) is None:
-                log.warning("a worker that has just started was not told of all replicas")
+                log.warning("a worker that has just started did not get all registered replicas")
                 return
 
     async def _all(
@@ -166,6 +181,39 @@ class GatheredServer:
                 found += msgspec.json.decode(answer.content)
         return Response(msgspec.json.encode(found), 200, _HEADERS, "application/json")
 
+    def _joined(
+        self, kind: type[_Told], join: Callable[[Sequence[_Told]], object]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """A handler for what each worker tells of itself. kind: of an answer. join: makes one of
+        the good answers, at least one."""
+
+        async def handler(request: Request) -> Response:
+            good, answer = await self._good(request)
+            if answer is not None:
+                return answer
+            return as_json(join([msgspec.json.decode(each, type=kind) for each in good]))
+
+        return handler
+
+    async def _requests(self, request: Request) -> Response:
+        """Those of all workers, newest first."""
+        good, answer = await self._good(request)
+        if answer is not None:
+            return answer
+        found = [msgspec.json.decode(each, type=Requests) for each in good]
+        lines = [line for each in found for line in each.requests]
+        lines.sort(key=lambda line: line.started, reverse=True)
+        del lines[limit(request.query_params.get("limit", "100")) :]
+        return as_json(Requests(sum(each.kept for each in found), lines))
+
+    async def _good(self, request: Request) -> tuple[list[bytes], Response | None]:
+        """(the bodies of the workers' good answers, what to answer where there is none)."""
+        answers = [answer for _, answer in await self._all(request)]
+        good = [a.content for a in answers if a is not None and a.status_code == 200]
+        if good:
+            return good, None
+        return [], _same(next((a for a in answers if a is not None), None))
+
     async def _explain(self, request: Request) -> Response:
         answers = [answer for _, answer in await self._all(request)]
         return _same(
@@ -190,7 +238,7 @@ class GatheredServer:
             return
         name = told["replica"]
         self._changes.pop(name, None)
-        for url in self._settings.replicas:
+        for url in self._settings.engines:
             if parse_address(url).name == name:
                 self._changes[name] = method, msgspec.json.encode({"url": url})
 

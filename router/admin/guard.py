@@ -30,6 +30,8 @@ HEADER: Final = "x-warmroute-admin"
 PROBES: Final = frozenset({"/healthz", "/readyz"})
 OPEN: Final = PROBES | {"/metrics", "/"}
 """No key needed: nothing of requests is told there."""
+FILES: Final = "/console/"
+"""The page's own files, which are the same everywhere."""
 READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -70,7 +72,7 @@ class Guard:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
-        """Raises RefusedError."""
+        """Check the host, origin and key of a request. Raises RefusedError."""
         path = scope["path"]
         host = headers.get("host", "")
         if path not in self._any_name and not self._allowed(host):
@@ -82,7 +84,7 @@ class Guard:
         reads = scope["method"] in READS
         if self._key:
             given = headers.get("authorization", "").removeprefix("Bearer ").strip().encode()
-            open_to_all = reads and path in OPEN
+            open_to_all = reads and (path in OPEN or path.startswith(FILES))
             if not open_to_all and not hmac.compare_digest(given, self._key):
                 raise RefusedError(401, "the admin key is needed: Authorization: Bearer KEY")
         if reads:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
 from router.admin.engines import EngineCalls, Operation
+from router.audit import Auditor
+from router.config import Settings
 from router.fleet.replica import Replica
+from router.index import ByteIndex
+from router.shadow.shadows import ShadowsReport
 from router.telemetry.explain import Explain
 from router.telemetry.exposition import Exposition
-from router.telemetry.recent import Recent
-from router.telemetry.sources import ExactSource, IndexSource
+from router.telemetry.recent import Recent, RecentAnswers
+from router.telemetry.sources import ExactSource, IndexSource, QueueSource
 from router.telemetry.telemetry import Telemetry
+from router.types import Role
 
 
 class Phase(StrEnum):
@@ -35,16 +40,20 @@ class FleetView(Protocol):
         """The replica at this URL. Raises KeyError, or ValueError for what is no URL of one."""
         ...
 
-    def add(self, url: str, models: Sequence[str] = ()) -> Replica:
+    def add(self, url: str, models: Sequence[str] = (), role: Role | None = None) -> Replica:
         """Let a replica in."""
         ...
 
     def remove(self, url: str) -> object:
-        """Let it go."""
+        """Remove the replica from the fleet."""
         ...
 
     def set_models(self, replica: Replica, models: Sequence[str]) -> None:
         """These are what it serves."""
+        ...
+
+    def set_role(self, replica: Replica, role: Role) -> None:
+        """This is what it is for."""
         ...
 
     def drain(self, url: str) -> object:
@@ -54,6 +63,11 @@ class FleetView(Protocol):
     def undrain(self, url: str) -> object:
         """Send it requests again."""
         ...
+
+
+def off() -> str:
+    """No tenants are set up."""
+    return "off"
 
 
 def no_problem() -> str:
@@ -71,6 +85,24 @@ def nothing(replica: Replica, operation: Operation, emptied: bool) -> None:
 
 
 @dataclass(slots=True, frozen=True)
+class ConsoleParts:
+    """What only the page for people shows."""
+
+    index: ByteIndex
+    settings: Callable[[], Settings]
+    """The settings in effect."""
+    sources: Mapping[str, str]
+    """Setting -> where its value came from, for those that somebody gave."""
+    build: Mapping[str, str]
+    """version, python and policy."""
+    weights: Mapping[str, float]
+    """The weights of the policy in use; empty where it tells none."""
+    front: Callable[[], str]
+    """The URL of the clients' port."""
+    queue: Callable[[], QueueSource | None]
+
+
+@dataclass(slots=True, frozen=True)
 class AdminParts:
     """Everything the admin port needs of the rest."""
 
@@ -82,11 +114,19 @@ class AdminParts:
     index: IndexSource
     engines: EngineCalls
     phase: Callable[[], Phase]
+    console: ConsoleParts
+    answers: RecentAnswers = field(default_factory=RecentAnswers)
     engine_changed: Callable[[Replica, Operation, bool], None] = nothing
     """Called when a replica has done what it was asked; the flag: its KV cache is empty now."""
     problem: Callable[[], str] = no_problem
     """What keeps replicas from being found; told by /readyz when there are none."""
     state: Callable[[], str] = alone
     """Whether this router shares with others; told by /readyz."""
+    limits: Callable[[], str] = off
+    """How tenants' keys and limits are; told by /readyz."""
+    auditor: Auditor | None = None
+    """What the traffic does to the caches; None where requests are not diagnosed."""
     exact: ExactSource | None = None
     """Exact mode, when it is on."""
+    shadows: Callable[[], ShadowsReport] | None = None
+    """What shadow policies have found; None without any."""

@@ -9,6 +9,8 @@ import msgspec
 from router.admin.parts import AdminParts
 from router.fleet.replica import Replica
 from router.telemetry.ledger import Ledger
+from router.telemetry.recent import NO_ANSWERS, Answers, answers
+from router.types import Role
 
 
 class Faults(msgspec.Struct):
@@ -30,6 +32,10 @@ class ReplicaReport(msgspec.Struct):
     url: str
     rank: int | None
     """Which of several data-parallel ranks behind its URL it is; null where there is one engine."""
+    engine: str | None
+    """vllm, sglang or trtllm, by its models or its metrics; null where neither tells."""
+    role: Role
+    """decode answers clients, prefill computes prompts for those that do, both does both."""
     state: str
     """starting, ready, unhealthy, draining, sleeping or paused."""
     usable: bool
@@ -64,6 +70,19 @@ class ReplicaReport(msgspec.Struct):
     """Since the router started: prompt tokens delivered from cache."""
     hit_rate_recent: float | None
     """The same over the last five minutes."""
+    available_rate: float | None
+    """Share of its prompt tokens that some eligible replica held: what hit_rate could have been."""
+    requests: int
+    """Requests sent to it last, since the router started."""
+    errors: int
+    """Those of them whose outcome is not ok."""
+    request_rate: float
+    """Requests a second over the last minute."""
+    error_share: float | None
+    """Share of requests of the last minute whose outcome is not ok; null without a request."""
+    ttft_p50: float | None
+    """Seconds to the first token over the last minute: half of the streams had it in this time."""
+    ttft_p95: float | None
     engine_hit_rate: float | None
     """As the engine counts it, other clients' requests included."""
     engine_running: float | None
@@ -89,19 +108,24 @@ class ReplicaReport(msgspec.Struct):
 def reports(parts: AdminParts) -> list[ReplicaReport]:
     """All replicas, by slot."""
     ledgers = parts.telemetry.ledgers()
+    totals = answers(parts.telemetry)
     return [
-        _report(parts, replica, ledgers.get(replica.name))
+        _report(parts, replica, ledgers.get(replica.name), totals.get(replica.name, NO_ANSWERS))
         for replica in parts.fleet.replicas
         if replica is not None
     ]
 
 
 def report(parts: AdminParts, replica: Replica) -> ReplicaReport:
-    """One replica."""
-    return _report(parts, replica, parts.telemetry.ledgers().get(replica.name))
+    """What the admin port tells of one replica."""
+    total = answers(parts.telemetry).get(replica.name, NO_ANSWERS)
+    return _report(parts, replica, parts.telemetry.ledgers().get(replica.name), total)
 
 
-def _report(parts: AdminParts, replica: Replica, ledger: Ledger | None) -> ReplicaReport:
+def _report(
+    parts: AdminParts, replica: Replica, ledger: Ledger | None, total: Answers
+) -> ReplicaReport:
+    seconds, recent = parts.answers.of(replica.name, time.monotonic(), total)
     load = replica.load
     engine = replica.engine
     faults = replica.faults
@@ -112,6 +136,8 @@ def _report(parts: AdminParts, replica: Replica, ledger: Ledger | None) -> Repli
         slot=replica.slot,
         url=replica.url,
         rank=replica.rank if len(replica.ranks) > 1 else None,
+        engine=replica.kind.name or None,
+        role=replica.role,
         state=str(replica.state),
         usable=bool(parts.fleet.usable >> replica.slot & 1)
         or (replica.state in ("sleeping", "paused") and replica.breaker.passes),
@@ -132,6 +158,13 @@ def _report(parts: AdminParts, replica: Replica, ledger: Ledger | None) -> Repli
         prompt_tokens=ledger.prompt if ledger is not None else 0,
         hit_rate=ledger.hit_rate if ledger is not None else None,
         hit_rate_recent=parts.recent.hit_rate(replica.name, ledger),
+        available_rate=ledger.available / ledger.prompt if ledger and ledger.prompt else None,
+        requests=total.requests,
+        errors=total.errors,
+        request_rate=recent.requests / seconds if seconds > 0 else 0.0,
+        error_share=recent.errors / recent.requests if recent.requests else None,
+        ttft_p50=recent.ttft_at(0.5),
+        ttft_p95=recent.ttft_at(0.95),
         engine_hit_rate=engine.hit_rate if engine is not None else None,
         engine_running=engine.running if engine is not None else None,
         engine_waiting=engine.waiting if engine is not None else None,

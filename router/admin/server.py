@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import Iterator, Sequence
 
 import uvicorn
 
 from router.admin.app import create_app
 from router.admin.parts import AdminParts
-from router.telemetry.recent import SAMPLE_INTERVAL_S
+from router.telemetry.recent import SAMPLE_INTERVAL_S, answers
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,8 @@ class AdminServer:
     def __init__(
         self,
         parts: AdminParts,
-        host: str = "127.0.0.1",
-        port: int = 9090,
+        host: str,
+        port: int,
         *,
         key: str = "",
         hosts: Sequence[str] = (),
@@ -91,6 +92,7 @@ class AdminServer:
         parts = self._parts
         while True:
             parts.recent.sample(parts.telemetry.ledgers())
+            parts.answers.sample(time.monotonic(), answers(parts.telemetry))
             await asyncio.sleep(SAMPLE_INTERVAL_S)
 
 

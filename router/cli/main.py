@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from router import descriptors, signals
-from router.cli import check, state
+from router.cli import audit, check, state, tenants
 from router.cli.flags import add_settings
 from router.config import TABLE, ConfigError, Loaded, load
 from router.config.sources import nearest
@@ -34,16 +34,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not parsed.command:
         parser.print_help()
         return USAGE
-    if parsed.command == "serve":
+    picker = parsed.command == "picker"
+    if picker or parsed.command == "serve":
         signals.hold()
     flags = {name: vars(parsed)[name] for name in TABLE if name in vars(parsed)}
 
     def read() -> Loaded:
-        return load(flags, os.environ, parsed.config, check.check_all)
+        checks = check.check_picker if picker else check.check_all
+        return load(flags, os.environ, parsed.config, checks)
 
     try:
+        if parsed.command == "audit":
+            return audit.run(parsed)
         if parsed.command == "state":
             return state.run(parsed)
+        if parsed.command in ("keys", "tenants"):
+            return tenants.run(parsed)
         loaded = read()
     except ConfigError as error:
         _print_problems(error)
@@ -51,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.command == "doctor":
         from router.doctor.run import run as run_doctor
 
-        return run_doctor(loaded.settings)
+        return run_doctor(loaded.settings, isolation=parsed.prove_isolation)
     if parsed.command == "check":
         return _check(loaded, connect=parsed.connect)
     if loaded.settings.workers > 1 and not os.environ.get(SUPERVISED):
@@ -61,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return supervisor.run(loaded.settings, given, lambda: read().settings)
     from router import app  # checks need none of it
 
-    return app.run(loaded.settings, lambda: read().settings)
+    return app.run(loaded.settings, lambda: read().settings, loaded.sources, picker=picker)
 
 
 def _print_problems(error: ConfigError) -> None:
@@ -78,7 +84,7 @@ def _check(loaded: Loaded, *, connect: bool) -> int:
         value = getattr(settings, name)
         if value != row.default:
             print(f"  {name} = {row.show(value)}  (from {loaded.sources[name]})")
-    warning = descriptors.limit_warning(settings.max_connections, len(settings.replicas))
+    warning = descriptors.limit_warning(settings.max_connections, len(settings.engines))
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
     if connect:
@@ -104,7 +110,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="warmroute",
-        description="A gateway for vLLM replicas that knows what their KV caches hold.",
+        description="A gateway for vLLM, SGLang and TensorRT-LLM replicas that knows what their KV "
+        "caches hold.",
     )
     parser.add_argument("--version", action="version", version=f"warmroute {_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
@@ -113,6 +120,13 @@ def _parser() -> argparse.ArgumentParser:
         help="run the gateway",
         usage="%(prog)s --replica URL [--replica URL ...] [--config FILE] [FLAG ...]",
         description="Run the gateway.",
+    )
+    picker = commands.add_parser(
+        "picker",
+        help="run an endpoint picker for Envoy and gateways built on it",
+        usage="%(prog)s --replica URL [--replica URL ...] [--config FILE] [FLAG ...]",
+        description="Run an endpoint picker: gRPC calls (Envoy's ext_proc) come to --port, and the "
+        "data plane sends the requests itself.",
     )
     check = commands.add_parser(
         "check",
@@ -123,24 +137,38 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--connect",
         action="store_true",
-        help="also ask every replica; exit with 1 when one is not well or is no vLLM server",
+        help="also ask every replica; exit with 1 when one is not well or is no engine",
     )
     doctor = commands.add_parser(
         "doctor",
         help="examine live engines for what ruins their hit rates, and tell what mends it",
-        usage="%(prog)s --replica URL [--replica URL ...] [--config FILE] [FLAG ...]",
+        usage="%(prog)s --replica URL [--replica URL ...] [--prefill URL ...] [--isolation] "
+        "[--config FILE] [FLAG ...]",
         description="Examine live engines for everything that silently ruins hit rates. Sends each "
         "a few short prompts. Exits with 1 when anything is wrong.",
     )
+    doctor.add_argument(
+        "--isolation",
+        dest="prove_isolation",
+        action="store_true",
+        help="also prove, on every API, that a salt keeps caches apart",
+    )
+    audit.add(commands)
     state.add(commands)
-    for command in (serve, check, doctor):
+    tenants.add(commands)
+    for command in (serve, picker, check, doctor):
         add_settings(command)
     return parser
 
 
 def _about_unknown(left: Sequence[str]) -> str:
     """What is wrong with arguments nobody knows. Shows names only: the rest may be a secret."""
-    known = [row.flag for row in TABLE.values()] + ["--config", "--connect", "--help-all"]
+    known = [row.flag for row in TABLE.values()] + [
+        "--config",
+        "--connect",
+        "--isolation",
+        "--help-all",
+    ]
     told = []
     for argument in left:
         if argument.startswith("-"):

@@ -45,7 +45,7 @@ class Report(msgspec.Struct):
     keeper: str
     replicas: list[ReplicaSnapshot]
     batches: int
-    """In the stream."""
+    """Number of batches in the stream."""
     stream_bytes: int
     behind: float
     """Seconds of stream a router that starts has to replay after the maps."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
+from router.config.address import parse_address
 from router.config.discovery import check_discovery
 from router.config.errors import Fault
 from router.config.settings import Settings
+from router.config.tenancy import REDIS, check_tenancy
 
 _ANY = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  (compared with, not bound to)
 _LOCAL = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -24,7 +25,7 @@ def cross_check(settings: Settings) -> Iterator[Fault]:
     if not s.replicas and s.discovery == "off":
         fix = (
             "give at least one: --replica http://vllm-0:8000, or `replicas:` in the file; "
-            "or let them be found, with discovery"
+            "or set discovery to find them"
         )
         yield ("replicas",), "there is no replica to route to", fix
     yield from check_discovery(s)
@@ -32,26 +33,35 @@ def cross_check(settings: Settings) -> Iterator[Fault]:
         fix = f"give another port, such as --admin-port {s.port + 1 if s.port < 65_535 else 9090}"
         yield ("port", "admin_port"), f"both are {s.port}", fix
     for name, host, port in (("port", s.host, s.port), ("admin_port", s.admin_host, s.admin_port)):
-        for url in s.replicas:
+        for url in s.engines:
             if _is_own(url, host, port):
                 wrong = f"{url} is this gateway itself"
                 yield ("replicas", name), wrong, f"give the replica's address, or another {name}"
     if s.max_body > s.body_memory:
-        fix = "make body_memory larger, usually many times max_body"
-        yield ("max_body", "body_memory"), "one body may be larger than all bodies together", fix
+        wrong = "max_body is larger than body_memory, the limit of all bodies together"
+        fix = "raise body_memory, usually to many times max_body, or lower max_body"
+        yield ("max_body", "body_memory"), wrong, fix
     if bool(s.tls_cert) != bool(s.tls_key):
         fix = "give both, or neither to serve clients without TLS"
         yield ("tls_cert", "tls_key"), "one is set without the other", fix
     elif s.tls_cert:
         yield from _check_tls_pair(s)
     if s.replica_ca and not s.replica_verify:
-        fix = "take one out: certificates are either checked or not"
+        fix = "remove replica_ca, or set replica_verify to true"
         yield ("replica_ca", "replica_verify"), "replica_ca is set and replica_verify is off", fix
     elif s.replica_ca:
         yield from _check_ca("replica_ca", s.replica_ca)
-
     if s.state_ca:
         yield from _check_ca("state_ca", s.state_ca)
+    if s.wake_replicas and not s.hold_timeout:
+        wrong = "no request waits for a replica to wake up"
+        fix = "set hold_timeout to more than waking takes, such as 2m"
+        yield ("wake_replicas", "hold_timeout"), wrong, fix
+    yield from check_tenancy(s, s.state)
+    if s.tenants and s.tenants != REDIS:
+        yield from _unreadable("tenants", s.tenants)
+    if s.overflow:
+        yield from _unreadable("overflow", s.overflow)
 
 
 def _meet(a: str, b: str) -> bool:
@@ -61,10 +71,10 @@ def _meet(a: str, b: str) -> bool:
 
 def _is_own(url: str, host: str, port: int) -> bool:
     """Whether a replica's URL leads back to where the gateway listens, as far as names tell."""
-    parts = urlsplit(url)
-    target = parts.hostname or ""
-    if (parts.port or (443 if parts.scheme == "https" else 80)) != port:
+    address = parse_address(url)
+    if address.port != port:
         return False
+    target = address.host
     return target == host or (target in _LOCAL | _ANY and host in _LOCAL | _ANY)
 
 
@@ -77,10 +87,10 @@ def _check_tls_pair(settings: Settings) -> Iterator[Fault]:
     try:
         server_context(settings.tls_cert, settings.tls_key)
     except PassphraseError:
-        yield ("tls_key",), "the key wants a passphrase", "give a key without one"
+        yield ("tls_key",), "the key is encrypted", "give a key without a passphrase"
     except (ssl.SSLError, OSError) as error:
         fix = "give a PEM certificate chain and the private key that belongs to it"
-        yield ("tls_cert", "tls_key"), f"they do not load: {_reason(error)}", fix
+        yield ("tls_cert", "tls_key"), f"OpenSSL cannot load them: {_reason(error)}", fix
 
 
 def _check_ca(name: str, path: str) -> Iterator[Fault]:
@@ -91,7 +101,7 @@ def _check_ca(name: str, path: str) -> Iterator[Fault]:
     try:
         ssl.create_default_context(cafile=path)
     except (ssl.SSLError, OSError) as error:
-        yield (name,), f"it does not load: {_reason(error)}", "give CA certificates in PEM"
+        yield (name,), f"OpenSSL cannot load it: {_reason(error)}", "give CA certificates in PEM"
 
 
 def _unreadable(name: str, path: str) -> Iterator[Fault]:

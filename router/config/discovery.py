@@ -13,6 +13,7 @@ _OF_KIND = {
     "kubernetes": (
         "discovery_services",
         "discovery_selector",
+        "discovery_pool",
         "discovery_namespaces",
         "discovery_port",
         "discovery_model",
@@ -28,30 +29,47 @@ def check_discovery(s: Settings) -> Iterator[Fault]:
         for name in names:
             if kind != s.discovery and getattr(s, name):
                 wrong = f"{name} is set and discovery is {s.discovery}"
-                yield (name, "discovery"), wrong, f"set discovery to {kind}, or take {name} out"
+                yield (name, "discovery"), wrong, f"set discovery to {kind}, or remove {name}"
     if s.discovery == "kubernetes":
         yield from _check_kubernetes(s)
     elif s.discovery == "dns" and not s.discovery_dns:
-        fix = "give discovery_dns, such as http://vllm-headless.llm.svc:8000"
-        yield ("discovery_dns",), "there is no name to ask for", fix
+        fix = "set discovery_dns, for example to http://vllm-headless.llm.svc:8000"
+        yield ("discovery_dns",), "discovery is dns and no name to look up is set", fix
     elif s.discovery == "file" and not s.discovery_file:
-        yield ("discovery_file",), "there is no file to read", "give discovery_file"
+        wrong = "discovery is file and no file is set"
+        yield ("discovery_file",), wrong, "set discovery_file to its path"
 
 
 def _check_kubernetes(s: Settings) -> Iterator[Fault]:
     if importlib.util.find_spec("kubernetes") is None:
         wrong = "the Kubernetes client is not installed"
         yield ("discovery",), wrong, extras.KUBERNETES
-    both = ("discovery_services", "discovery_selector")
-    if not s.discovery_services and not s.discovery_selector:
-        fix = "give discovery_services (names of Services) or discovery_selector (of pods)"
-        yield both, "nothing says which pods are the replicas", fix
-    elif s.discovery_services and s.discovery_selector:
-        yield both, "both are set", "give one: Services, or a selector of pods"
-    elif s.discovery_services:
+    ways = ("discovery_services", "discovery_selector", "discovery_pool")
+    given = [name for name in ways if getattr(s, name)]
+    if not given:
+        fix = "set discovery_services (names of Services), discovery_selector or discovery_pool"
+        yield ways, "none is set, so it is unknown which pods are the replicas", fix
+    elif len(given) > 1:
+        yield tuple(given), "more than one is set", "keep one of them"
+    elif s.discovery_pool:
+        if s.discovery_port:
+            wrong = "discovery_port is set, and the InferencePool names its ports"
+            yield ("discovery_port", "discovery_pool"), wrong, "remove discovery_port"
+        if "*" in s.discovery_namespaces or len(s.discovery_namespaces) > 1:
+            wrong = "an InferencePool is in one namespace"
+            yield ("discovery_namespaces", "discovery_pool"), wrong, "name that one"
+    else:
+        yield from _check_services(s)
+    if "*" in s.discovery_namespaces and len(s.discovery_namespaces) > 1:
+        fix = "give only *, or only names"
+        yield ("discovery_namespaces",), "both * and names are given", fix
+
+
+def _check_services(s: Settings) -> Iterator[Fault]:
+    if s.discovery_services:
         if "*" in s.discovery_services:
             fix = "name the Services, or use discovery_selector"
-            yield ("discovery_services",), "* is no Service's name", fix
+            yield ("discovery_services",), "* is not the name of a Service", fix
         for name in ("discovery_port", "discovery_model"):
             if getattr(s, name).startswith("annotation:"):
                 wrong = f"{name} is an annotation, and endpoints of Services have none"
@@ -59,6 +77,3 @@ def _check_kubernetes(s: Settings) -> Iterator[Fault]:
                 if name == "discovery_model":
                     fix += ", or a label of the Service (label:KEY)"
                 yield (name, "discovery_services"), wrong, fix
-    if "*" in s.discovery_namespaces and len(s.discovery_namespaces) > 1:
-        fix = "give * alone, or name the namespaces"
-        yield ("discovery_namespaces",), "* is given beside names", fix

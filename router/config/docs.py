@@ -18,11 +18,14 @@ retry_budget: 10%
 _HEAD = f"""\
 # Settings
 
+This page answers: which settings are there, what are their defaults, and which change without a
+restart?
+
 <!-- Made from router/config/settings.py by `make docs`; change it there. -->
 
-Only `replicas` has to be given, or how they are found (`discovery`). Every setting can come from a
-flag, the environment or a file; where several give it, the flag wins over the environment, the
-environment over the file.
+Only `replicas` has to be given, or `discovery`, which finds them. Every setting can come from a
+flag, the environment or a file. A flag wins over the environment, and the environment over the
+file.
 
 | from | `max_body` is written |
 |---|---|
@@ -38,17 +41,17 @@ A file is YAML, one `name: value` on each line:
 Durations are written `500ms`, `2s`, `1m30s`, `1h`, or as plain seconds; sizes `64KiB`, `10MB`, or
 as plain bytes; shares `0.2` or `20%`. True and false are also `yes`, `no`, `on`, `off`, `1` and
 `0`; as flags, `--stream-usage` and `--no-stream-usage`. An empty environment variable counts as not
-set; but a secret that is set and empty, there or in the file, is an error. An unknown name, in any
-of the three places, is an error; variables that Kubernetes sets for a Service called `warmroute`
-(such as `WARMROUTE_PORT=tcp://10.0.0.1:80`) are passed over.
+set, but a secret that is set and empty, there or in the file, is an error. An unknown name in any
+of the three places is an error. Variables that Kubernetes sets for a Service called `warmroute`
+(such as `WARMROUTE_PORT=tcp://10.0.0.1:80`) are ignored.
 
-SIGHUP has a router that serves read the file again. Settings marked *Live* change, and the files of
-`tls_cert` and `tls_key` are read anew for new connections; of others that have changed the log says
-that they need a restart. Where something is wrong, everything stays as it was.
+On SIGHUP a router reads the file again. Settings marked *Live* change at once, and the files of
+`tls_cert` and `tls_key` are read again for new connections. For other settings that have changed,
+the log says that they need a restart. If the file has an error, nothing changes.
 
-`warmroute check` takes the same flags as `warmroute serve`. It lists everything that is wrong, each
-with its place and its fix, or else what differs from the defaults. With `--connect` it also asks
-every replica for its health and its models.
+`warmroute check` takes the same flags as `warmroute serve`. It lists every error with its place and
+its fix, or, if there is none, the settings that differ from the defaults. With `--connect` it also
+asks every replica for its health and its models.
 """
 
 

@@ -14,6 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from router.config import state_url, units
+from router.config.address import (
+    CREDENTIALS_FIX,
+    HAS_CREDENTIALS,
+    AddressError,
+    is_host,
+    parse_address,
+)
 from router.config.errors import BadValueError
 
 WEEK = 7 * 86_400.0
@@ -84,6 +91,10 @@ class Quantity(Kind):
         return f"{self.noun}, {self.write(self.least)} to {self.write(self.most)}"
 
 
+POLICY_FORM = r"[A-Za-z_]\w*|[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+"""A built-in policy's name, or an import path."""
+
+
 def duration(least: float = 0.001) -> Quantity:
     """Seconds. The least is above 0 unless 0 has a meaning of its own."""
     forms = " (500ms, 2s, 1m30s, or plain seconds)"
@@ -94,6 +105,11 @@ def duration(least: float = 0.001) -> Quantity:
 def size(least: int, most: int) -> Quantity:
     forms = " (64KiB, 10MB, or plain bytes)"
     return Quantity("SIZE", "size", forms, units.parse_size, units.format_size, least, most)
+
+
+def price() -> Quantity:
+    read, write = units.parse_number, units.format_number
+    return Quantity("PRICE", "price", " (in any currency)", read, write, 0.0, 1e6)
 
 
 def share() -> Quantity:
@@ -161,7 +177,7 @@ class Text(Kind):
     def parse(self, text: str) -> str:
         text = text.strip()
         if not re.fullmatch(self.pattern, text):
-            raise self.refuse(text, "of another form")
+            raise self.refuse(text, "not in the expected form")
         return text.lower() if self.lower else text
 
     def describe(self) -> str:
@@ -206,9 +222,9 @@ class Secret(Kind):
         text = text.strip()
         if not text:
             # Taken for "none", it would leave open what somebody meant to lock.
-            raise BadValueError(("it is set but empty", "give a value, or do not set it at all"))
+            raise BadValueError(("it is set but empty", "give a value, or remove the setting"))
         if not re.fullmatch(r"[!-~]+", text):
-            raise self.refuse(text, "not a token that fits into a header")
+            raise self.refuse(text, "not a token that a header can carry")
         return Masked(text)
 
     def format(self, value: Any) -> str:
@@ -244,21 +260,6 @@ class StateUrl(Kind):
         return "URL"
 
 
-_HOSTNAME = re.compile(
-    r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*\.?"
-)
-
-
-def _is_host(text: str) -> bool:
-    """Whether it is an IPv4 or IPv6 address (without brackets) or could be a host's name."""
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        # Digits and dots that are no address are a mistyped address, not a name.
-        return bool(_HOSTNAME.fullmatch(text)) and not re.fullmatch(r"[0-9.]+", text)
-    return True
-
-
 @dataclass(frozen=True)
 class Host(Kind):
     """An address to listen on."""
@@ -269,8 +270,8 @@ class Host(Kind):
         host = text.strip()
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
-        if not _is_host(host):
-            raise self.refuse(text, "not an address")
+        if not is_host(host):
+            raise self.refuse(text, "not an IP address or host name")
         return host
 
     def describe(self) -> str:
@@ -300,6 +301,53 @@ class Names(Kind):
 
     def brief(self) -> str:
         return "list of host names"
+
+
+@dataclass(frozen=True)
+class Policies(Kind):
+    """Names or import paths of policies, separated by commas or white space."""
+
+    placeholder = "POLICY"
+
+    def parse(self, text: str) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(name for name in re.split(r"[,\s]+", text) if name))
+        for name in names:
+            if not re.fullmatch(POLICY_FORM, name):
+                raise self.refuse(name, "not the name of a policy")
+        return names
+
+    def format(self, value: Sequence[str]) -> str:
+        return ",".join(value)
+
+    def describe(self) -> str:
+        return "names of policies (round_robin) or module:Class, separated by commas"
+
+    def brief(self) -> str:
+        return "list of policies"
+
+
+@dataclass(frozen=True)
+class Networks(Names):
+    """Addresses and networks (CIDR), separated by commas or white space, in normal form."""
+
+    placeholder = "NETWORK"
+
+    def parse(self, text: str) -> tuple[str, ...]:
+        found = []
+        for item in re.split(r"[,\s]+", text):
+            if not item:
+                continue
+            try:
+                found.append(str(ipaddress.ip_network(item)))
+            except ValueError:
+                raise self.refuse(item, "not an address or network") from None
+        return tuple(found)
+
+    def describe(self) -> str:
+        return "addresses or networks such as 10.1.0.0/16, separated by commas"
+
+    def brief(self) -> str:
+        return "list of addresses or networks"
 
 
 @dataclass(frozen=True)
@@ -362,21 +410,19 @@ class Replicas(Kind):
     def parse(self, text: str) -> tuple[str, ...]:
         if "@" in text:
             # Nothing of the text is shown: a password may hold commas, slashes and question marks.
-            fix = "take it out; a key for replicas is the setting replica_api_key"
-            raise BadValueError(("a URL has a user name or password (not shown)", fix))
+            raise BadValueError((f"a URL {HAS_CREDENTIALS}", CREDENTIALS_FIX))
         faults: list[tuple[str, str]] = []
         urls: dict[str, None] = {}
         for item in re.split(r"[,\s]+", text.strip(", \t\r\n")):
             if not item:
                 continue
             try:
-                url = _normal_url(item)
-            except ValueError as error:
-                wrong, fix = error.args
-                faults.append((f"{self.quote(re.split('[?#]', item)[0])} {wrong}", fix))
+                url = parse_address(item).url
+            except AddressError as error:
+                faults.append((f"{self.quote(re.split('[?#]', item)[0])} {error.wrong}", error.fix))
                 continue
             if url in urls:
-                faults.append((f"{url!r} is given twice", "give each replica once"))
+                faults.append((f"{url!r} is listed twice", "list each replica once"))
             urls[url] = None
         if faults:
             raise BadValueError(*faults)
@@ -390,34 +436,3 @@ class Replicas(Kind):
 
     def brief(self) -> str:
         return "list of URLs"
-
-
-_URL = re.compile(
-    r"(?P<scheme>https?)://(?P<host>\[[^\]/?#@]*\]|[^:/?#@\[\]]*)(?::(?P<port>[^/?#]*))?(?P<path>/[!-~]*)?",
-    re.IGNORECASE,
-)
-
-
-def _normal_url(text: str) -> str:
-    """The URL in normal form. Raises ValueError(what is wrong, the fix)."""
-    if "://" not in text:
-        raise ValueError("has no scheme", "write http:// or https:// before it")
-    if re.search(r"[?#]", text):
-        raise ValueError("has a query or fragment (not shown)", "leave out what follows ? or #")
-    found = _URL.fullmatch(text)
-    if found is None:
-        raise ValueError("is not a replica's URL", "give one like http://vllm-0:8000")
-    host, scheme = found["host"].lower(), found["scheme"].lower()
-    if not _is_host(host.strip("[]")) or (":" in host) != host.startswith("["):
-        raise ValueError(f"has no valid host ({host!r})", "give one like http://vllm-0:8000")
-    port = found["port"]
-    if port is not None and not (re.fullmatch(r"[0-9]{1,5}", port) and 1 <= int(port) <= 65_535):
-        raise ValueError(f"has no valid port ({port!r})", "give a port from 1 to 65535")
-    path = (found["path"] or "").rstrip("/")
-    if path == "/v1" or path.endswith("/v1"):
-        raise ValueError("ends in /v1", f"leave it out: {text.rstrip('/').removesuffix('/v1')}")
-    if "//" in path or re.search(r"/\.{1,2}(/|$)", path):
-        raise ValueError("has a path that is not in normal form", "take // and dots out of it")
-    usual = 443 if scheme == "https" else 80
-    shown_port = f":{int(port)}" if port is not None and int(port) != usual else ""
-    return f"{scheme}://{host}{shown_port}{path}"

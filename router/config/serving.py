@@ -28,11 +28,13 @@ FLEET = "Replicas and routing"
 DISCOVERY = "Finding replicas"
 LISTEN = "Where it listens"
 LIMITS = "Limits"
+QUEUE = "The queue"
 TIMES = "Timeouts"
 RETRY = "Retries"
 HEALTH = "Health"
 ENGINE = "What it knows of the engines"
 STATE = "Many routers"
+TENANTS = "Tenants"
 EXACT = "Exact mode"
 INSIGHT = "Explaining and logging"
 STOP = "Stopping"
@@ -42,12 +44,14 @@ GROUPS = (
     DISCOVERY,
     LISTEN,
     LIMITS,
+    QUEUE,
     TIMES,
     RETRY,
     HEALTH,
     ENGINE,
     EXACT,
     STATE,
+    TENANTS,
     INSIGHT,
     STOP,
 )
@@ -78,17 +82,20 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         SettingInfo(
             LISTEN,
             Host(),
-            "Address for clients; `0.0.0.0` for every IPv4 address, `::` for every address.",
+            "Address on which clients connect; `0.0.0.0` for all IPv4 addresses, `::` for all "
+            "addresses.",
         ),
     ] = "127.0.0.1"
-    port: Annotated[int, SettingInfo(LISTEN, _PORT, "Port for clients; 0 takes a free one.")] = 8000
+    port: Annotated[
+        int, SettingInfo(LISTEN, _PORT, "Port on which clients connect; 0 takes a free one.")
+    ] = 8000
     admin_host: Annotated[
         str,
         SettingInfo(
             LISTEN,
             Host(),
-            "Address for metrics, readiness and explanations. Without `admin_key` anybody who "
-            "reaches it may read, and only the router's own machine may change anything.",
+            "Address of the admin port. Without `admin_key` everyone who reaches it may read, and "
+            "only the router's own machine may change anything.",
         ),
     ] = "127.0.0.1"
     admin_port: Annotated[
@@ -102,8 +109,8 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         SettingInfo(
             LISTEN,
             Secret(),
-            "Key the admin port asks for as a bearer token, probes and `/metrics` excepted. "
-            "No flag: environment or file only.",
+            "Key that callers of the admin port must send as a bearer token, except for probes "
+            "and `/metrics`. No flag: environment or file only.",
         ),
     ] = Masked("")
     admin_names: Annotated[
@@ -111,8 +118,8 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         SettingInfo(
             LISTEN,
             Names(),
-            "Host names by which the admin port may be called besides the machine's own, as a "
-            "guard against DNS rebinding; `*` for any.",
+            "Host names, besides the machine's own, by which the admin port may be called; `*` "
+            "for any. This guards against DNS rebinding.",
         ),
     ] = ()
     allow_origin: Annotated[
@@ -120,9 +127,9 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         SettingInfo(
             LISTEN,
             Text(_ORIGIN, _ORIGIN_FORM),
-            "The `Access-Control-Allow-Origin` of the router's own answers: its model list, its "
-            "errors, and preflights about these. Engines answer for themselves "
-            "(`--allowed-origins`). Empty: the router says nothing of it.",
+            "Value of `Access-Control-Allow-Origin` in the router's own answers: the model list, "
+            "errors, and preflights for these. Engines answer for themselves "
+            "(`--allowed-origins`). Empty: no such header.",
         ),
     ] = "*"
     tls_cert: Annotated[
@@ -130,8 +137,8 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         SettingInfo(
             LISTEN,
             File(),
-            "Certificate chain (PEM) to serve clients over TLS; with `tls_key`. SIGHUP reads both "
-            "files anew.",
+            "Certificate chain (PEM) to serve clients over TLS, with `tls_key`. SIGHUP reads both "
+            "files again.",
         ),
     ] = ""
     tls_key: Annotated[
@@ -143,14 +150,17 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         SettingInfo(
             LIMITS,
             size(1 * KIB, 16 * MIB),
-            "Longest request line and headers; beyond it, 431.",
+            "Largest request line and headers; a larger one gets 431.",
             live=True,
         ),
     ] = 64 * KIB
     max_body: Annotated[
         int,
         SettingInfo(
-            LIMITS, size(1 * KIB, 4 * GIB), "Longest request body; beyond it, 413.", live=True
+            LIMITS,
+            size(1 * KIB, 4 * GIB),
+            "Largest request body; a larger one gets 413.",
+            live=True,
         ),
     ] = 64 * MIB
     body_memory: Annotated[
@@ -158,7 +168,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         SettingInfo(
             LIMITS,
             size(1 * MIB, 1024 * GIB),
-            "All request bodies held at once, together; beyond it, 503.",
+            "Memory for all request bodies together; when it is full, requests get 503.",
             live=True,
         ),
     ] = 1 * GIB
@@ -167,8 +177,9 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         SettingInfo(
             LIMITS,
             size(0, 1 * GIB),
-            "Slowest arrival of a request's body, bytes a second, over each `head_timeout` or "
-            "`idle_timeout`, whichever is shorter; below it, 408. 0: any, while something comes.",
+            "Slowest rate in bytes a second at which a request body may arrive, over each "
+            "`head_timeout` or `idle_timeout`, whichever is shorter; slower bodies get 408. 0: "
+            "any rate, as long as something arrives.",
         ),
     ] = 1 * KIB
     max_connections: Annotated[
@@ -176,32 +187,35 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         SettingInfo(
             LIMITS,
             whole(1, 10_000_000),
-            "Client connections open at once; beyond it, 503. Fewer where the system's limit of "
-            "open files allows fewer.",
+            "Most client connections at a time; further ones get 503. The system's limit of open "
+            "files may allow fewer.",
             live=True,
         ),
     ] = 20_000
 
     head_timeout: Annotated[
         float,
-        SettingInfo(TIMES, duration(), "From a request's first byte to the end of its headers."),
+        SettingInfo(
+            TIMES, duration(), "Longest time from a request's first byte to the end of its headers."
+        ),
     ] = 30.0
     idle_timeout: Annotated[
         float,
         SettingInfo(
-            TIMES, duration(), "A client connection without a request is closed after this."
+            TIMES, duration(), "A client connection without a request is closed after this time."
         ),
     ] = 75.0
     connect_timeout: Annotated[
-        float, SettingInfo(TIMES, duration(), "To connect to a replica.", live=True)
+        float, SettingInfo(TIMES, duration(), "Longest time to connect to a replica.", live=True)
     ] = 2.0
     first_byte_timeout: Annotated[
         float,
         SettingInfo(
             TIMES,
             duration(),
-            "From a request sent to the first event or byte of the replica's answer. While the "
-            "replica is healthy and its metrics say that it runs requests, half an hour at least.",
+            "Longest time from sending a request to the first event or byte of the replica's "
+            "answer. While the replica is healthy and its metrics say that it runs requests, it "
+            "is at least half an hour.",
         ),
     ] = 1800.0
     chunk_timeout: Annotated[
@@ -210,7 +224,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
             TIMES,
             duration(),
             "Longest silence within a replica's answer. While the replica is healthy and its "
-            "metrics say that it runs requests, half an hour at least.",
+            "metrics say that it runs requests, it is at least half an hour.",
         ),
     ] = 1800.0
     tunnel_idle_timeout: Annotated[
@@ -218,7 +232,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         SettingInfo(
             TIMES,
             duration(),
-            "A WebSocket on which nothing has passed either way for so long is closed.",
+            "A WebSocket is closed after this time without data in either direction.",
         ),
     ] = 1800.0
     replica_idle_timeout: Annotated[
@@ -227,7 +241,8 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
             TIMES,
             duration(),
             "A pooled connection to a replica is closed after this idle time. Keep it below the "
-            "replica's own keep-alive (5 s in uvicorn), or requests meet connections being closed.",
+            "replica's own keep-alive (5 s in uvicorn), or the replica may close a connection "
+            "just as a request is sent.",
         ),
     ] = 4.0
 
@@ -236,7 +251,8 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         SettingInfo(
             RETRY,
             whole(0, 10),
-            "Further replicas tried before the first byte has gone to the client.",
+            "Most further replicas to try for a request, before its first byte has gone to the "
+            "client.",
             live=True,
         ),
     ] = 2
@@ -245,13 +261,14 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         SettingInfo(
             RETRY,
             share(),
-            "Retries allowed as a share of requests, so that retries add no overload. What a "
-            "replica had in flight when it went out of service is moved without counting.",
+            "Retries as a share of requests, so that retries do not overload the fleet. Requests "
+            "that were in flight at a replica when it went out of service are moved without "
+            "counting.",
         ),
     ] = 0.2
     retry_after: Annotated[
         float,
-        SettingInfo(RETRY, duration(0), "What `Retry-After` tells clients when a 503 is answered."),
+        SettingInfo(RETRY, duration(0), "Value of `Retry-After` in 503 answers."),
     ] = 2.0
 
     settle_time: Annotated[
@@ -259,10 +276,15 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         SettingInfo(
             STOP,
             duration(0),
-            "After SIGTERM, go on accepting requests while not ready, until load balancers "
-            "have noticed.",
+            "After SIGTERM the router is not ready, but accepts requests for this time, until "
+            "load balancers have noticed.",
         ),
     ] = 3.0
     drain_timeout: Annotated[
-        float, SettingInfo(STOP, duration(0), "Then wait so long for requests in flight to finish.")
+        float,
+        SettingInfo(
+            STOP,
+            duration(0),
+            "After `settle_time`, the time in which requests in flight may finish.",
+        ),
     ] = 60.0

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from router.config.insight import InsightSettings
 from router.config.kinds import (
+    POLICY_FORM,
     File,
     Masked,
     Models,
@@ -21,7 +23,6 @@ from router.config.kinds import (
     Text,
     Word,
     duration,
-    share,
     size,
     whole,
 )
@@ -32,16 +33,14 @@ from router.config.serving import (
     FLEET,
     GIB,
     HEALTH,
-    INSIGHT,
     KIB,
     MIB,
     STATE,
-    ServingSettings,
     SettingInfo,
 )
+from router.types import Role
 
 _POLICY = "the name of a policy (cache_aware) or module:Class"
-_POLICY_FORM = r"[A-Za-z_]\w*|[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 _HEADER = "a header's name"
 _HEADER_FORM = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 _KEY_FORM = r"[A-Za-z0-9]([A-Za-z0-9./_-]{0,315}[A-Za-z0-9])?"
@@ -50,7 +49,7 @@ _ENDPOINT_FORM = r"|tcp://[^\s/]+:[0-9]{1,5}|ipc://\S+"
 _TOKENS = whole(0, 1_000_000_000)
 
 
-class Settings(ServingSettings, frozen=True, kw_only=True):
+class Settings(InsightSettings, frozen=True, kw_only=True):
     """All settings, checked, unless built by hand; `load` makes one. Empty text means not set."""
 
     replicas: Annotated[
@@ -58,16 +57,28 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             FLEET,
             Replicas(),
-            "The replicas' base URLs, with a path prefix where they have one but without `/v1`. "
-            "At least one. The flag may be repeated; elsewhere commas separate, or a YAML list.",
+            "The base URLs of the replicas, without `/v1`, with a path prefix where they have "
+            "one. At least one is needed, unless `discovery` finds them. The flag may be "
+            "repeated; in the environment commas separate the URLs, in the file a YAML list may.",
             flag="--replica",
+        ),
+    ] = ()
+    prefill: Annotated[
+        tuple[str, ...],
+        SettingInfo(
+            FLEET,
+            Replicas(),
+            "Base URLs of engines that prefill prompts for the replicas in `replicas`, which then "
+            "fetch the KV blocks and decode: see [disaggregation](../operate/disaggregation.md). "
+            "An engine listed in both does both; discovery may tell roles too. They need vLLM's "
+            "`NixlConnector`.",
         ),
     ] = ()
     policy: Annotated[
         str,
         SettingInfo(
             FLEET,
-            Text(_POLICY, _POLICY_FORM),
+            Text(_POLICY, POLICY_FORM),
             "How a replica is chosen: `cache_aware`, `consistent_hash`, `least_loaded`, "
             "`power_of_two`, `random`, `round_robin` or `session`; or `module:Class` for your own.",
         ),
@@ -77,18 +88,49 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             FLEET,
             Models(),
-            "Names of models that are served now and then, such as one scaled to zero: while no "
-            "replica serves it, a request gets a 503 with `Retry-After` rather than a 404, and is "
-            "counted under the model's name. A model whose replica has left is remembered anyway.",
+            "Models that are not always served, such as one that is scaled to zero. While no "
+            "replica serves such a model, its requests get a 503 with `Retry-After` and not a "
+            "404, and are counted under its name. Models that a replica served since the router "
+            "started need not be listed.",
         ),
     ] = ()
+    hold_timeout: Annotated[
+        float,
+        SettingInfo(
+            FLEET,
+            duration(0),
+            "How long a request waits while no replica of its model is usable but one may come: "
+            "scaled from zero, asleep, or starting again. Then it gets its 503. 0: not at all. "
+            "With it the router is ready without a replica.",
+        ),
+    ] = 0.0
+    wake_replicas: Annotated[
+        bool,
+        SettingInfo(
+            FLEET,
+            Switch(),
+            "Wake a sleeping replica (`POST /wake_up`) for requests that wait for its model. Needs "
+            "`hold_timeout`, and engines with `VLLM_SERVER_DEV_MODE=1`.",
+        ),
+    ] = False
+    overflow: Annotated[
+        str,
+        SettingInfo(
+            FLEET,
+            File(),
+            "Send what the fleet cannot take to other clusters or hosted APIs: the YAML file of "
+            "these targets, their prices and daily budgets "
+            "([overflow.md](../operate/overflow.md)). It costs money, and prompts leave the "
+            "cluster.",
+        ),
+    ] = ""
     lora_resolver: Annotated[
         bool,
         SettingInfo(
             FLEET,
             Switch(),
-            "Ask an engine before a model that nobody lists is called unknown: with a LoRA "
-            "resolver it loads the adapter then. Off: the router answers 404 by itself.",
+            "Before answering 404 for a model that no replica lists, ask an engine, which may "
+            "load the adapter through a LoRA resolver. Off: the router answers 404 by itself.",
         ),
     ] = True
     session_header: Annotated[
@@ -104,8 +146,8 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             FLEET,
             Switch(),
-            "Ask the replica for token usage in streams whose client did not, and take it out "
-            "again on the way back. Off: bodies are never touched, less is learned.",
+            "Ask the replica for token usage in streams whose client did not ask, and remove it "
+            "from the answer again. Off: bodies are never changed, and the router learns less.",
         ),
     ] = True
     default_model: Annotated[
@@ -113,7 +155,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             FLEET,
             Text("a model's name, at most 256 characters", r"\S{0,256}"),
-            "The model of requests that name none, where the replicas serve different ones. "
+            "The model for requests that name none, where the replicas serve different models. "
             "Without it such requests are refused with 400.",
         ),
     ] = ""
@@ -122,8 +164,8 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             FLEET,
             Paths(),
-            "Paths to balance besides those of [paths.md](paths.md), for plugins of the engines. "
-            "`/*` at the end stands for all below a path.",
+            "Paths to balance by load besides those of [paths.md](paths.md), for plugins of the "
+            "engines. `/*` at the end stands for everything below a path.",
         ),
     ] = ()
     trust_kv_transfer: Annotated[
@@ -131,8 +173,9 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             FLEET,
             Switch(),
-            "Pass on `kv_transfer_params` and the like from clients. Only where every client is a "
-            "router of your own: they tell an engine whose KV blocks to read, from where.",
+            "Pass `kv_transfer_params` and similar fields from clients on to the engines. They "
+            "tell an engine where to read KV blocks, so turn this on only where every client is a "
+            "router of your own.",
         ),
     ] = False
     replica_api_key: Annotated[
@@ -140,8 +183,9 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             FLEET,
             Secret(),
-            "Key for the router's own calls to replicas (health, models, metrics), sent as a "
-            "bearer token. Clients' requests keep their own. No flag: environment or file only.",
+            "API key for the router's own calls to replicas (health, models, metrics), sent as a "
+            "bearer token. Clients' requests keep their own key. No flag: environment or file "
+            "only.",
         ),
     ] = Masked("")
     replica_ca: Annotated[
@@ -161,7 +205,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             DISCOVERY,
             Word(("off", "kubernetes", "dns", "file")),
-            "Find replicas and follow their changes, besides those listed in `replicas`. "
+            "How to find replicas and follow their changes, besides those listed in `replicas`. "
             "`kubernetes` needs `pip install '.[kubernetes]'` in the source folder; see "
             "[kubernetes.md](../operate/kubernetes.md).",
         ),
@@ -171,8 +215,8 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             DISCOVERY,
             Names(),
-            "With `kubernetes`: the Services whose endpoints are the replicas. Either these or "
-            "`discovery_selector`.",
+            "With `kubernetes`: the Services whose endpoints are the replicas. Give either this "
+            "or `discovery_selector`.",
         ),
     ] = ()
     discovery_selector: Annotated[
@@ -180,7 +224,18 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             DISCOVERY,
             Text("a label selector, such as app=vllm,tier!=test", r"[A-Za-z0-9!=()., _/-]*"),
-            "With `kubernetes`: the label selector of the pods that are the replicas.",
+            "With `kubernetes`: a label selector for the pods that are the replicas.",
+        ),
+    ] = ""
+    discovery_pool: Annotated[
+        str,
+        SettingInfo(
+            DISCOVERY,
+            Text("the name of an InferencePool", r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)?"),
+            "With `kubernetes`: an InferencePool (`inference.networking.k8s.io/v1`), whose "
+            "selector and target ports say which pods are the replicas. The pool's "
+            "InferenceObjectives are priorities as `queue_objectives` are. See "
+            "[picker.md](../operate/picker.md).",
         ),
     ] = ""
     discovery_namespaces: Annotated[
@@ -188,7 +243,8 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             DISCOVERY,
             Names(),
-            "With `kubernetes`: where to look; `*` for all namespaces, none for the router's own.",
+            "With `kubernetes`: the namespaces to look in; `*` for all. Empty: the router's own "
+            "namespace.",
         ),
     ] = ()
     discovery_port: Annotated[
@@ -200,7 +256,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
                 rf"[a-z0-9-]{{0,63}}|annotation:{_KEY_FORM}",
             ),
             "With `kubernetes`: the replicas' port, by number, by name, or by a pod's annotation "
-            "(`annotation:KEY`). Not needed where they have only one.",
+            "(`annotation:KEY`). Not needed where they have only one port.",
         ),
     ] = ""
     discovery_model: Annotated[
@@ -208,9 +264,9 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             DISCOVERY,
             Text("label:KEY or annotation:KEY", rf"((label|annotation):{_KEY_FORM})?"),
-            "With `kubernetes`: the label or annotation that names the models a replica serves, of "
-            "the pod, or with `discovery_services` the label of the Service. Without it, or where "
-            "a replica has no such mark, `/v1/models` is asked.",
+            "With `kubernetes`: the label or annotation that names the models of a replica. It is "
+            "read from the pod, or with `discovery_services` as a label of the Service. Without "
+            "it, the router asks the replica's `/v1/models`.",
         ),
     ] = ""
     discovery_scheme: Annotated[
@@ -218,7 +274,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             DISCOVERY,
             Word(("http", "https")),
-            "With `kubernetes`: how the replicas are spoken to.",
+            "With `kubernetes`: the scheme of the replicas' URLs.",
         ),
     ] = "http"
     discovery_dns: Annotated[
@@ -235,60 +291,73 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             DISCOVERY,
             File(),
-            "With `file`: a YAML or JSON list of URLs, or of mappings with `url`, `models` and "
-            "`id`. A file that is wrong, empty or missing leaves the fleet as it was.",
+            "With `file`: a YAML or JSON list of URLs, or of mappings with `url`, `models`, `role` "
+            "and `id`. If the file is missing, empty or wrong, the replicas stay as they were.",
         ),
     ] = ""
     discovery_interval: Annotated[
         float,
-        SettingInfo(DISCOVERY, duration(), "With `dns` and `file`: time between two readings."),
+        SettingInfo(DISCOVERY, duration(), "With `dns` and `file`: time between two look-ups."),
     ] = 5.0
 
     health_interval: Annotated[
         float, SettingInfo(HEALTH, duration(), "Time between two probes of a replica's `/health`.")
     ] = 1.0
     health_timeout: Annotated[
-        float, SettingInfo(HEALTH, duration(), "A probe without an answer by then has failed.")
+        float,
+        SettingInfo(
+            HEALTH,
+            duration(),
+            "A health probe that is not answered within this time has failed. SGLang gets a second "
+            "more, which its probe takes.",
+        ),
     ] = 2.0
     unhealthy_after: Annotated[
-        int, SettingInfo(HEALTH, whole(1, 1000), "Failed probes in a row that take a replica out.")
+        int,
+        SettingInfo(
+            HEALTH, whole(1, 1000), "Failed probes in a row after which a replica gets no requests."
+        ),
     ] = 2
     breaker_failures: Annotated[
         int,
         SettingInfo(
             HEALTH,
             whole(1, 1000),
-            "Failed requests in a row that open a replica's circuit breaker.",
+            "Failed requests in a row after which a replica's circuit breaker opens.",
         ),
     ] = 3
     breaker_cooldown: Annotated[
         float,
         SettingInfo(
-            HEALTH, duration(0), "How long an open breaker waits before it lets one request try."
+            HEALTH,
+            duration(0),
+            "Time after which an open circuit breaker lets one request try the replica again.",
         ),
     ] = 2.0
     slow_start: Annotated[
         float,
         SettingInfo(
-            HEALTH, duration(0), "Time in which a new or recovered replica grows to its full share."
+            HEALTH,
+            duration(0),
+            "Time in which the share of a new or recovered replica grows to its full size.",
         ),
     ] = 10.0
 
     metrics_interval: Annotated[
         float,
-        SettingInfo(ENGINE, duration(), "Time between two readings of a replica's `/metrics`."),
+        SettingInfo(ENGINE, duration(), "Time between two reads of a replica's `/metrics`."),
     ] = 1.0
     models_interval: Annotated[
         float,
-        SettingInfo(ENGINE, duration(), "Time between two readings of a replica's `/v1/models`."),
+        SettingInfo(ENGINE, duration(), "Time between two reads of a replica's `/v1/models`."),
     ] = 10.0
     kv_cache_tokens: Annotated[
         int,
         SettingInfo(
             ENGINE,
             _TOKENS,
-            "Tokens a replica's KV cache in GPU memory holds, that of each data-parallel rank; "
-            "0 reads it from the engine's metrics.",
+            "Tokens that a replica's KV cache in GPU memory holds, for each data-parallel rank. "
+            "0: read it from the engine's metrics.",
         ),
     ] = 0
     kv_offload_tokens: Annotated[
@@ -296,8 +365,8 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             ENGINE,
             _TOKENS,
-            "Tokens that a tier behind it (CPU memory, disk, LMCache, Mooncake) holds; 0 reads "
-            "it from the engine's metrics (`kv_offloading_size`).",
+            "Tokens that a cache tier behind the GPU (CPU memory, disk, LMCache, Mooncake) holds. "
+            "0: read it from the engine's metrics (`kv_offloading_size`).",
         ),
     ] = 0
     kv_cache_guess: Annotated[
@@ -305,11 +374,17 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             ENGINE,
             whole(1, 1_000_000_000),
-            "Tokens assumed while the cache's size is unknown; err high.",
+            "Tokens to assume while the size of a replica's KV cache is not known. If in doubt, "
+            "choose a high number.",
         ),
     ] = 2_000_000
     prefill_rate: Annotated[
-        int, SettingInfo(ENGINE, _TOKENS, "Prefill tokens a second of one replica; 0 learns it.")
+        int,
+        SettingInfo(
+            ENGINE,
+            _TOKENS,
+            "Prompt tokens that one replica prefills in a second. 0: learn it from answers.",
+        ),
     ] = 0
 
     state: Annotated[
@@ -317,9 +392,9 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             STATE,
             StateUrl(),
-            "The Redis or Valkey that routers share what they know through; none: each router for "
-            "itself. Also through Sentinels, `redis+sentinel://a:26379,b:26379/mymaster`, and any "
-            "nodes of a cluster, `redis://a:6379,b:6379`.",
+            "URL of the Redis or Valkey through which routers share what they know. With "
+            "Sentinel: `redis+sentinel://a:26379,b:26379/mymaster`; with a cluster any of its "
+            "nodes: `redis://a:6379,b:6379`. Empty: this router shares nothing.",
         ),
     ] = ""
     state_password: Annotated[
@@ -327,8 +402,8 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             STATE,
             Secret(),
-            "Its password. The user, if there is one, belongs into the URL. No flag: environment "
-            "or file only.",
+            "Password for `state`. The user name, if any, belongs in the URL. No flag: "
+            "environment or file only.",
         ),
     ] = Masked("")
     state_ca: Annotated[
@@ -342,7 +417,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             STATE,
             Text("letters, digits, and . _ - : within 100 characters", r"[A-Za-z0-9._:-]{1,100}"),
-            "What the names of all keys begin with: routers with the same one share.",
+            "Prefix of all keys in Redis. Routers with the same prefix share their state.",
         ),
     ] = "warmroute"
     workers: Annotated[
@@ -350,7 +425,7 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             STATE,
             whole(1, 256),
-            "Processes that serve the same port, and share what they know; about one for a core.",
+            "Processes that serve the same port and share what they know. About one for each core.",
         ),
     ] = 1
 
@@ -359,9 +434,9 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             EXACT,
             Switch(),
-            "Go by what the engines tell of their KV caches, and tokenise prompts as they do. "
-            "Needs `pip install '.[exact]'` in the source folder and KV events on in the engines; "
-            "a replica or model for which it cannot be used is routed as ever.",
+            "Follow the engines' KV events and tokenise prompts as the engines do. Needs `pip "
+            "install '.[exact]'` in the source folder and KV events on in the engines. Replicas "
+            "and models for which it does not work are routed by the byte blocks.",
         ),
     ] = False
     exact_events: Annotated[
@@ -369,21 +444,23 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             EXACT,
             Text(_ENDPOINT, _ENDPOINT_FORM),
-            "Where KV events are, as a ZMQ endpoint in which `{host}` stands for the replica's "
-            "host, for engines that do not tell (`GET /kv_event_sources`). Without `{host}` it is "
-            "an address to bind, for engines that connect.",
+            "Where to receive KV events, as a ZMQ endpoint in which `{host}` stands for the "
+            "replica's host. Needed for engines that do not answer `GET /kv_event_sources`. "
+            "Without `{host}`: an address to bind, for engines that connect.",
         ),
     ] = ""
     exact_replay: Annotated[
         str,
         SettingInfo(
-            EXACT, Text(_ENDPOINT, _ENDPOINT_FORM), "The same for lost events: their replay."
+            EXACT,
+            Text(_ENDPOINT, _ENDPOINT_FORM),
+            "Where to ask for lost KV events again, in the form of `exact_events`.",
         ),
     ] = ""
     exact_topic: Annotated[
         str,
         SettingInfo(
-            EXACT, Text("a topic", r"\S*"), "The topic of KV events; empty takes every one."
+            EXACT, Text("a topic", r"\S*"), "The ZMQ topic of KV events. Empty: all topics."
         ),
     ] = ""
     exact_ranks: Annotated[
@@ -391,7 +468,8 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             EXACT,
             whole(1, 1024),
-            "Data-parallel ranks of a replica, each on the next port, with `exact_events`.",
+            "Data-parallel ranks of a replica, with `exact_events`. Each rank has the port after "
+            "the one before.",
         ),
     ] = 1
     exact_tokenizer: Annotated[
@@ -399,8 +477,8 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             EXACT,
             Text("a folder, a hub name, or model=place,...", r"[^\x00]*"),
-            "Where the models' tokenizers are, as folders or hub names: one for all models, or "
-            "`model=place` for some, separated by commas. Empty takes what the engines say.",
+            "Where the tokenizers of the models are, as folders or hub names: one for all models, "
+            "or `model=place` for some, separated by commas. Empty: where the engines say.",
         ),
     ] = ""
     exact_chat_template: Annotated[
@@ -408,13 +486,15 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             EXACT,
             File(),
-            "The chat template the engines are given with `--chat-template`, if they are.",
+            "The chat template file that the engines get with `--chat-template`, if they get one.",
         ),
     ] = ""
     exact_download: Annotated[
         bool,
         SettingInfo(
-            EXACT, Switch(), "Fetch tokenizers from the hub; off uses only those there are."
+            EXACT,
+            Switch(),
+            "Download tokenizers from the hub. Off: use only those on this machine.",
         ),
     ] = True
     exact_budget: Annotated[
@@ -422,7 +502,8 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             EXACT,
             duration(),
-            "A prompt that would take longer to tokenise is routed by what was sent before.",
+            "Longest time to tokenise a prompt. A prompt that would take longer is routed by the "
+            "byte blocks.",
         ),
     ] = 0.1
     exact_deadline: Annotated[
@@ -430,64 +511,35 @@ class Settings(ServingSettings, frozen=True, kw_only=True):
         SettingInfo(
             EXACT,
             duration(),
-            "How long a prompt on its way to a replica counts as held there, unless the engine "
-            "tells of it before.",
+            "Time after which a prompt sent to a replica no longer counts as cached there, if the "
+            "engine has sent no event for it.",
         ),
     ] = 60.0
     exact_memory: Annotated[
         int,
-        SettingInfo(EXACT, size(1 * MIB, 64 * GIB), "Memory for tokens of texts seen before."),
+        SettingInfo(
+            EXACT, size(1 * MIB, 64 * GIB), "Memory for the tokens of texts that were seen before."
+        ),
     ] = 256 * MIB
     exact_max_body: Annotated[
         int,
         SettingInfo(
             EXACT,
             size(1 * KIB, 64 * MIB),
-            "Larger bodies are not tokenised: reading one would hold up the others.",
+            "Largest body that is tokenised. Reading a larger one would delay other requests.",
         ),
     ] = 512 * KIB
     exact_threads: Annotated[
         int, SettingInfo(EXACT, whole(1, 64), "Threads that tokenise long prompts.")
     ] = 2
 
-    explain_headers: Annotated[
-        bool,
-        SettingInfo(
-            INSIGHT,
-            Switch(),
-            "Let a request with `x-warmroute-explain: 1` have response headers that name the "
-            "replica and the tokens predicted.",
-            live=True,
-        ),
-    ] = False
-    explain_requests: Annotated[
-        int, SettingInfo(INSIGHT, whole(0, 1_000_000), "Latest requests kept for `/explain`.")
-    ] = 1000
-    access_log: Annotated[
-        float,
-        SettingInfo(INSIGHT, share(), "Share of the requests logged; 0 logs none.", live=True),
-    ] = 1.0
-    access_log_blocks: Annotated[
-        bool,
-        SettingInfo(
-            INSIGHT, Switch(), "Put the prompt's block hashes into the access log, for replay."
-        ),
-    ] = False
-    log_level: Annotated[
-        str,
-        SettingInfo(
-            INSIGHT,
-            Word(("debug", "info", "warning", "error")),
-            "Least severe messages logged.",
-            live=True,
-        ),
-    ] = "info"
-    log_format: Annotated[
-        str,
-        SettingInfo(
-            INSIGHT,
-            Word(("auto", "json", "text")),
-            "How both logs are written: `text` for people, `json`, or `auto`, which is text at a "
-            "terminal and JSON elsewhere.",
-        ),
-    ] = "auto"
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The URLs in `replicas`, then those that are only in `prefill`."""
+        return self.replicas + tuple(url for url in self.prefill if url not in self.replicas)
+
+    def role_of(self, url: str) -> Role:
+        """What the engine at this URL is for, by `replicas` and `prefill`."""
+        if url not in self.prefill:
+            return "decode"
+        return "both" if url in self.replicas else "prefill"

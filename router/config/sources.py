@@ -98,9 +98,9 @@ class _Found:
         fix = (
             f"did you mean {like}?"
             if like
-            else "take it out; docs/reference/configuration.md has the names"
+            else "remove it; docs/reference/configuration.md lists the settings"
         )
-        self.problems.append(Problem(name, source, "there is no such setting", fix))
+        self.problems.append(Problem(name, source, "no setting has this name", fix))
         if like:
             self.doubtful.add(names[like])
 
@@ -168,13 +168,13 @@ def _read_mapping(path: str, root: yaml.MappingNode, found: _Found) -> None:
     for key, node in root.value:
         place = f"{path}:{key.start_mark.line + 1}"
         if not isinstance(key, yaml.ScalarNode):
-            found.problem("config", place, "a name is not text", "write `name: value`")
+            found.problem("config", place, "a setting's name is not text", "write `name: value`")
             continue
         name = key.value
         if name not in TABLE:
             found.unknown(name, place, names)
         elif name in seen:
-            found.problem(name, place, f"is already set at {seen[name]}", "keep one")
+            found.problem(name, place, f"is already set at {seen[name]}", "keep one of the two")
         elif node.tag != _NULL or TABLE[name].kind.secret:
             kind = TABLE[name].kind
             wants_list = isinstance(kind, Names | Replicas)
@@ -206,4 +206,4 @@ def _not_yaml(path: str, error: yaml.YAMLError) -> tuple[str, str, str]:
             place = f"{path}:{mark.line + 1}:{mark.column + 1}"
         if error.problem:
             said = re.sub(r"(['\"])(?!<)[^'\"]{2,}\1", "something", error.problem)
-    return place, f"is not YAML: {said}", "mend the line, or put its value into quotes"
+    return place, f"is not YAML: {said}", "correct the line, or put its value into quotes"

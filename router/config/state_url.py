@@ -34,17 +34,17 @@ def parse(url: str) -> StateURL:
     scheme, separator, rest = url.strip().partition("://")
     scheme = scheme.lower()
     if not separator or scheme not in SCHEMES:
-        raise ValueError("has none of the schemes known", f"give {FORM}")
+        raise ValueError("has an unknown scheme", f"give {FORM}")
     if re.search(r"[?#]", rest):
-        raise ValueError("has a query or fragment", "leave out what follows ? or #")
+        raise ValueError("has a query or fragment", "remove everything from ? or # on")
     user, at, hosts = rest.rpartition("@")
     if ":" in user or "/" in user:
         raise ValueError(
             "has a password (not shown)",
-            "take it out; it belongs in WARMROUTE_STATE_PASSWORD, or state_password in the file",
+            "remove it and set WARMROUTE_STATE_PASSWORD, or state_password in the file",
         )
     if at and not user:
-        raise ValueError("has an empty user name", "leave out the @")
+        raise ValueError("has an empty user name", "remove the @, or write a user name before it")
     if scheme == "unix":
         if not hosts.startswith("/"):
             raise ValueError("has no absolute path", "write three slashes: unix:///run/redis.sock")
@@ -57,13 +57,11 @@ def parse(url: str) -> StateURL:
         service, _, path = path.partition("/")
         if not service:
             raise ValueError(
-                "does not name the primary's service",
-                "put it after the Sentinels: redis+sentinel://host:26379/mymaster",
+                "does not name the Sentinel service",
+                "write it after the Sentinels: redis+sentinel://host:26379/mymaster",
             )
     if path and not re.fullmatch(r"[0-9]{1,5}", path):
-        raise ValueError(
-            f"has {path!r} for a database", "give its number, such as /0, or leave it out"
-        )
+        raise ValueError(f"has {path!r} as its database", "give a number, such as /0, or remove it")
     return StateURL(
         servers,
         tls=scheme.startswith("rediss"),

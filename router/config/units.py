@@ -36,6 +36,19 @@ _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
 
 
+def parse_number(text: str) -> float:
+    """A plain number: "2.5", "1e3"."""
+    text = text.strip()
+    if not _PLAIN.fullmatch(text):
+        raise ValueError("not a number")
+    return float(text)
+
+
+def format_number(value: float) -> str:
+    """The shortest way to write it that reads back to the same value."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+
+
 def parse_duration(text: str) -> float:
     """Seconds in "2s", "500ms", "1m30s", "1.5h", or a plain number of seconds."""
     text = text.strip()

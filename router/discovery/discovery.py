@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from router.config import Settings
 from router.discovery.membership import Membership
@@ -27,10 +27,12 @@ class Discovery:
         self.kind = settings.discovery
         polled = self.kind in ("dns", "file")
         linger = MAX_MISSED_READINGS * settings.discovery_interval if polled else 0.0
-        self._members = Membership(fleet, linger)
+        self._members = Membership(fleet, linger, self.note, self._settled)
         self._source = _source(settings, self)
         self._first = asyncio.Event()
         self._problem = ""
+        self.on_objectives: Callable[[Mapping[str, int]], None] = lambda _: None
+        """Called with the names of objectives and their priority: higher goes first."""
         self._noted: set[str] = set()
 
     @property
@@ -67,8 +69,14 @@ class Discovery:
 
     def found(self, targets: Sequence[Target]) -> None:
         """All there are, now."""
-        for problem in self._members.apply(targets):
-            self.note(problem)
+        self._members.apply(targets)
+
+    def objectives(self, priorities: Mapping[str, int]) -> None:
+        """What requests may name, as it is now."""
+        self.on_objectives(priorities)
+
+    def _settled(self) -> None:
+        """The fleet is as the source has it."""
         if not self._first.is_set():
             self._first.set()
             log.info("discovery by %s found %d replicas", self.kind, len(self._members))
@@ -78,7 +86,7 @@ class Discovery:
         if problem == self._problem:
             return
         if problem:
-            kept = f"; the {len(self._members)} replicas known stay" if len(self._members) else ""
+            kept = f"; the {len(self._members)} known replicas stay" if len(self._members) else ""
             log.error("discovery: %s%s", problem, kept)
         else:
             log.info("discovery by %s works again", self.kind)
@@ -105,4 +113,4 @@ def _source(settings: Settings, audience: Discovery) -> Source:
         from router.discovery.file import FileSource
 
         return FileSource(settings.discovery_file, settings.discovery_interval, audience)
-    raise ValueError(f"there is no discovery by {settings.discovery!r}")
+    raise ValueError(f"discovery cannot be {settings.discovery!r}")

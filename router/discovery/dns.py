@@ -14,8 +14,8 @@ import logging
 import socket
 from collections.abc import Sequence
 
+from router.config.address import Address, parse_address
 from router.discovery.target import Audience, Target
-from router.fleet.replica import Address, parse_address
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +31,11 @@ class DnsSource:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to ask."""
+        """Start the task that looks the names up."""
         self._task = asyncio.create_task(self._ask_forever(), name="discovery by dns")
 
     async def stop(self) -> None:
-        """Ask no more."""
+        """Cancel the task and wait for its end."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -47,14 +47,15 @@ class DnsSource:
             await asyncio.sleep(self._interval)
 
     async def ask(self) -> None:
-        """One round."""
+        """Look all names up once, and report what was found."""
         answers = await asyncio.gather(
             *(self._resolve(name) for name in self._names), return_exceptions=True
         )
         problems = []
         for name, answer in zip(self._names, answers, strict=True):
             if isinstance(answer, OSError):
-                problems.append(f"{name.host} does not resolve: {answer.strerror or answer}")
+                why = answer.strerror or answer
+                problems.append(f"discovery_dns: {name.host} does not resolve: {why}")
             elif isinstance(answer, BaseException):
                 raise answer
             else:

@@ -6,18 +6,27 @@ core/v1 Pod of the Kubernetes API reference. Go writes empty lists as null, henc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
 from router.discovery.target import Target
+from router.types import Role
 
 SERVICE_LABEL = "kubernetes.io/service-name"
 """On every EndpointSlice that belongs to a Service."""
+ROLE_LABELS = ("warmroute/role", "llm-d.ai/role")
+"""Which say what a pod is for, the first one that is there. The second is llm-d's convention."""
+_ROLES: Mapping[str, Role] = {
+    "decode": "decode",
+    "prefill": "prefill",
+    "both": "both",
+    "prefill-decode": "both",
+}
 
 
 class Metadata(msgspec.Struct, rename="camel"):
-    """Of any object."""
+    """The metadata that any Kubernetes object has."""
 
     name: str = ""
     namespace: str = ""
@@ -81,13 +90,13 @@ class Container(msgspec.Struct):
 
 
 class PodSpec(msgspec.Struct):
-    """Its containers."""
+    """The part of a pod's spec that names its containers."""
 
     containers: list[Container] | None = None
 
 
 class PodCondition(msgspec.Struct):
-    """Such as Ready."""
+    """One condition of a pod, such as Ready."""
 
     type: str
     status: str
@@ -102,7 +111,7 @@ class PodStatus(msgspec.Struct, rename="camel"):
 
 
 class Pod(msgspec.Struct):
-    """One pod."""
+    """One pod, with the fields that discovery reads."""
 
     metadata: Metadata
     spec: PodSpec = msgspec.field(default_factory=PodSpec)
@@ -121,9 +130,11 @@ class Reading(msgspec.Struct, frozen=True):
     model: str = ""
     """label:KEY, annotation:KEY, or empty to leave it to /v1/models."""
     scheme: str = "http"
+    ports: tuple[int, ...] = ()
+    """Ports of every pod, given by who selects the pods; they win over `port`."""
 
     def url(self, address: str, port: int) -> str:
-        """A replica's URL."""
+        """The URL of the replica at this address and port."""
         host = f"[{address}]" if ":" in address else address
         return f"{self.scheme}://{host}:{port}"
 
@@ -147,7 +158,7 @@ def slice_targets(slices: Iterable[EndpointSlice], how: Reading, note: Note) -> 
         except NoPortError as error:
             note(str(error))
             continue
-        models = how.models(each.metadata)
+        models, role = how.models(each.metadata), _role(_service(each), each.metadata, note)
         for endpoint in each.endpoints or ():
             if not endpoint.addresses:
                 continue
@@ -157,6 +168,7 @@ def slice_targets(slices: Iterable[EndpointSlice], how: Reading, note: Note) -> 
                 how.url(endpoint.addresses[0], port),
                 identity,
                 models,
+                role,
                 ready=conditions.ready is not False,
                 leaving=conditions.terminating is True,
             )
@@ -172,19 +184,22 @@ def pod_targets(pods: Iterable[Pod], how: Reading, note: Note) -> list[Target]:
         if not status.pod_ip or status.phase in ("Succeeded", "Failed"):
             continue
         try:
-            port = _pod_port(pod, how)
+            ports = how.ports or (_pod_port(pod, how),)
         except NoPortError as error:
             note(str(error))
             continue
+        role = _role(_pod(pod), metadata, note)
         ready = any(c.type == "Ready" and c.status == "True" for c in status.conditions or ())
-        target = Target(
-            how.url(status.pod_ip, port),
-            metadata.uid,
-            how.models(metadata),
-            ready=ready,
-            leaving=metadata.deletion_timestamp is not None,
-        )
-        _put(found, target.url, target)
+        for port in ports:
+            target = Target(
+                how.url(status.pod_ip, port),
+                metadata.uid,
+                how.models(metadata),
+                role,
+                ready=ready,
+                leaving=metadata.deletion_timestamp is not None,
+            )
+            _put(found, target.url, target)
     return list(found.values())
 
 
@@ -209,24 +224,50 @@ def _marked(metadata: Metadata, where: str) -> str:
     return (marks or {}).get(key, "") if key else ""
 
 
+def _role(what: str, metadata: Metadata, note: Note) -> Role:
+    """By its labels. One that is not known answers clients, as one without a label does."""
+    for key in ROLE_LABELS:
+        said = (metadata.labels or {}).get(key)
+        if said is None:
+            continue
+        role = _ROLES.get(said)
+        if role is None:
+            note(
+                f"{what}: label {key} is {said!r}, so it answers clients; give one of: "
+                f"{', '.join(_ROLES)}"
+            )
+        return role or "decode"
+    return "decode"
+
+
+def _service(each: EndpointSlice) -> str:
+    """The Service of a slice, as messages name it."""
+    service = (each.metadata.labels or {}).get(SERVICE_LABEL, each.metadata.name)
+    return f"Service {each.metadata.namespace}/{service}"
+
+
+def _pod(pod: Pod) -> str:
+    """A pod, as messages name it."""
+    return f"pod {pod.metadata.namespace}/{pod.metadata.name}"
+
+
 def _slice_port(each: EndpointSlice, how: Reading) -> int:
     if how.port.isdecimal():
         return int(how.port)
     tcp = [p for p in each.ports or () if p.port is not None and p.protocol in (None, "", "TCP")]
     ports = [(p.name or "", p.port or 0) for p in tcp]
-    service = (each.metadata.labels or {}).get(SERVICE_LABEL, each.metadata.name)
-    return _pick(ports, how.port, f"Service {each.metadata.namespace}/{service}")
+    return _pick(ports, how.port, _service(each))
 
 
 def _pod_port(pod: Pod, how: Reading) -> int:
     if how.port.isdecimal():
         return int(how.port)
-    what = f"pod {pod.metadata.namespace}/{pod.metadata.name}"
+    what = _pod(pod)
     if how.port.startswith("annotation:"):
         text = _marked(pod.metadata, how.port)
         if not (text.isdecimal() and 1 <= int(text) <= 65_535):
             key = how.port.partition(":")[2]
-            raise NoPortError(f"{what}: its annotation {key} is {text!r} and not a port's number")
+            raise NoPortError(f"{what}: annotation {key} is {text!r}; give a port from 1 to 65535")
         return int(text)
     ports = [
         (port.name, port.container_port)
@@ -244,5 +285,5 @@ def _pick(ports: list[tuple[str, int]], name: str, what: str) -> int:
         return fitting[0]
     there = ", ".join(f"{each or 'unnamed'} ({number})" for each, number in ports) or "none"
     if name:
-        raise NoPortError(f"{what} has no port named {name!r}; it has: {there}")
-    raise NoPortError(f"{what} does not have one port but: {there}; say which in discovery_port")
+        raise NoPortError(f"{what} has no port {name!r}; set discovery_port to one of: {there}")
+    raise NoPortError(f"{what}: set discovery_port to choose one of its ports: {there}")

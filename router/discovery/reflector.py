@@ -114,7 +114,7 @@ class Reflector(Generic[T]):
         self._thread = threading.Thread(target=self._run, name=f"watch {name}", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread that lists and watches."""
         self._thread.start()
 
     def stop(self) -> None:

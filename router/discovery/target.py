@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
+
+from router.types import Role
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):
@@ -17,6 +19,7 @@ class Target(msgspec.Struct, frozen=True, gc=False):
     Empty when the source cannot tell."""
     models: tuple[str, ...] = ()
     """What it serves, when the source says so; empty leaves it to /v1/models."""
+    role: Role = "decode"
     ready: bool = True
     """Not ready: no new requests, but it may come back with its cache."""
     leaving: bool = False
@@ -28,6 +31,9 @@ class Audience(Protocol):
 
     def found(self, targets: Sequence[Target]) -> None:
         """All there are, now. What is not among them has left."""
+
+    def objectives(self, priorities: Mapping[str, int]) -> None:
+        """Objectives that requests may name, with their priority: higher goes first."""
 
     def trouble(self, problem: str) -> None:
         """What keeps the source from knowing; empty when it knows again."""

@@ -1,4 +1,5 @@
-"""What one engine is asked, and what it answered: the raw material of the findings."""
+"""The requests that the doctor sends to one engine, and their answers: the raw material of
+findings."""
 
 from __future__ import annotations
 
@@ -11,106 +12,84 @@ from typing import Any
 import httpx
 import msgspec
 
-from router.cli.check import NO_PATH, NOT_VLLM, is_vllm
-from router.fleet.engine_metrics import EngineMetrics, parse_metrics
+from router.doctor.identify import identify
+from router.fleet.engine_metrics import EngineMetrics
+from router.fleet.engines import UNKNOWN, EngineKind
 
 _LABELS = re.compile(rb'(\w+)="([^"\\]*)"')
 PROBE_WORDS = 600
-"""Words of a probe's prompt: several blocks of any usual size."""
+"""Words of a probe's prompt, enough for several blocks of any usual size."""
 
 
 class Usage(msgspec.Struct):
-    """What an answer told of its prompt."""
+    """What an answer reported of its prompt."""
 
     prompt_tokens: int = 0
     cached_tokens: int | None = None
-    """None: not told."""
+    """None when the engine did not report it."""
 
 
 class Engine(msgspec.Struct):
-    """What is known of one engine. Text in `trouble` says why nothing more is."""
+    """What the doctor knows of one engine. `trouble` says why it could not learn more."""
 
     url: str
+    kind: EngineKind = UNKNOWN
     trouble: str = ""
     trouble_fix: str = ""
     models: dict[str, str] = {}
-    """Base model's name -> where its files are, as the engine says."""
+    """Where each base model's files are, by the model's name, as the engine reports it."""
     metrics: EngineMetrics | None = None
     cache: dict[str, str] = {}
-    """Labels of vllm:cache_config_info."""
+    """The labels of vllm:cache_config_info."""
     first: Usage | None = None
-    """A prompt nobody had sent before."""
+    """The usage of a prompt that nobody had sent before."""
     again: Usage | None = None
-    """The same once more."""
+    """The usage of the same prompt, sent a second time."""
     salted: Usage | None = None
-    """The same with a salt nobody had used."""
+    """The usage of the same prompt with a new cache_salt."""
     refused: str = ""
-    """Why the probes were refused."""
+    """Why the engine refused the probes; empty if it did not."""
     clock: float = 0.0
-    """Seconds its clock is ahead, as far as one can tell to the second."""
+    """Seconds by which its clock is ahead. HTTP dates have whole seconds."""
 
 
 async def examine(client: httpx.AsyncClient, url: str) -> Engine:
-    """Ask an engine everything that HTTP tells."""
+    """Ask an engine over HTTP for everything but its KV events."""
     engine = Engine(url, models={}, cache={})
+    identity = await identify(client, url)
+    if identity.trouble:
+        engine.trouble, engine.trouble_fix = identity.trouble, identity.fix
+        return engine
+    engine.kind = identity.kind
+    engine.clock = _clock(identity.date)
+    engine.models = {
+        card["id"]: str(card.get("root") or "") for card in identity.cards if not card.get("parent")
+    }
     try:
-        health = await client.get(url + "/health")
-        if health.status_code in NO_PATH:
-            _is_another(engine, f"/health answers {health.status_code}")
-            return engine
-        if health.status_code != 200:
-            engine.trouble = f"/health answers {health.status_code}"
-            engine.trouble_fix = "look at the engine's log"
-            return engine
-        _read_clock(engine, health)
-        if not await _read_models(client, engine):
-            return engine
         await _read_metrics(client, engine)
         await _probe(client, engine)
     except httpx.HTTPError as error:
-        engine.trouble = f"it cannot be asked: {error or type(error).__name__}"
-        engine.trouble_fix = "start it, or mend the URL or the network"
+        engine.trouble = f"it stopped answering: {error or type(error).__name__}"
+        engine.trouble_fix = "read the engine's log"
     return engine
 
 
-def _is_another(engine: Engine, why: str) -> None:
-    engine.trouble = f"{NOT_VLLM}: {why}"
-    engine.trouble_fix = "give the URL of a vLLM server, without /v1"
-
-
-def _read_clock(engine: Engine, answer: httpx.Response) -> None:
-    told = answer.headers.get("date")
-    if told:
-        try:
-            ahead = parsedate_to_datetime(told).timestamp() + 0.5 - time()
-        except ValueError:
-            return
-        engine.clock = ahead if abs(ahead) > 1.0 else 0.0
-
-
-async def _read_models(client: httpx.AsyncClient, engine: Engine) -> bool:
-    answer = await client.get(engine.url + "/v1/models")
-    if answer.status_code in (401, 403):
-        engine.trouble = f"/v1/models answers {answer.status_code}"
-        engine.trouble_fix = "set replica_api_key (WARMROUTE_REPLICA_API_KEY)"
-        return False
+def _clock(date: str) -> float:
     try:
-        cards: list[dict[str, Any]] = msgspec.json.decode(answer.content)["data"]
-        engine.models = {
-            card["id"]: str(card.get("root") or "") for card in cards if not card.get("parent")
-        }
-        if not await is_vllm(client, engine.url, cards):
-            _is_another(engine, "its models say so, and its metrics are none of vLLM's")
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
-        _is_another(engine, "/v1/models answers something else than a list of models")
-    return not engine.trouble
+        ahead = parsedate_to_datetime(date).timestamp() + 0.5 - time()
+    except ValueError:
+        return 0.0
+    return ahead if abs(ahead) > 1.0 else 0.0
 
 
 async def _read_metrics(client: httpx.AsyncClient, engine: Engine) -> None:
-    answer = await client.get(engine.url + "/metrics", follow_redirects=True)
-    if answer.status_code != 200:
+    for path in engine.kind.metrics_paths:
+        answer = await client.get(engine.url + path, follow_redirects=True)
+        if answer.status_code == 200:
+            break
+    else:
         return
-    metrics = parse_metrics(answer.content)
+    metrics = engine.kind.parse_metrics(answer.content)
     if metrics.told_anything:
         engine.metrics = metrics
     for line in answer.content.split(b"\n"):
@@ -151,5 +130,5 @@ async def _complete(
         details = usage.get("prompt_tokens_details") or {}
         return Usage(usage["prompt_tokens"], details.get("cached_tokens"))
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-        engine.refused = "an answer without usage"
+        engine.refused = "the answer has no usage"
         return None

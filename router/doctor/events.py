@@ -1,4 +1,4 @@
-"""Whether an engine's KV events are on, can be heard, and can be replayed."""
+"""Whether an engine's KV events are on, arrive, and can be replayed."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import asyncio
 import secrets
 from time import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import httpx
 import msgspec
 
+from router.config import Settings
+from router.config.address import parse_address
 from router.doctor.finding import Finding, note, wrong
 from router.kv_events.decode import Batch, EngineHash, Stored, decode
 from router.kv_events.sequencer import REPLAY_END
 from router.kv_events.sources import Source, parse_sources, sources_of
-from router.kv_events.subscriptions import EventSettings
 
 if TYPE_CHECKING:
     import zmq.asyncio
 
 LISTEN_S = 5.0
 SUBSCRIBE_S = 0.5
-"""For a subscription to reach the engine."""
+"""Seconds that a subscription may take to reach the engine."""
 
 _ON = (
     '--kv-events-config \'{"enable_kv_cache_events":true,"publisher":"zmq",'
@@ -32,7 +32,7 @@ PROBE = "The doctor asks every replica the same. " * 40
 
 
 class Heard:
-    """What was heard of one engine."""
+    """What one engine's KV events showed."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
@@ -40,15 +40,19 @@ class Heard:
         """How the engine named the first blocks of the common probe."""
 
 
-async def listen(
-    client: httpx.AsyncClient, url: str, model: str, settings: EventSettings, asked_for: bool
-) -> Heard:
-    """Subscribe, send a prompt, and see that its blocks are told of. asked_for: exact mode is on,
-    so that it is wrong when they are not; without it, it is worth knowing."""
+async def listen(client: httpx.AsyncClient, url: str, model: str, settings: Settings) -> Heard:
+    """Subscribe, send a prompt, and see that its blocks are reported. What is amiss is wrong when
+    exact mode is on, and worth knowing when it is off."""
     heard = Heard()
-    host = urlsplit(url).hostname or ""
-    if settings.events:
-        sources = sources_of(settings.events, settings.replay, settings.topic, settings.ranks, host)
+    host = parse_address(url).host
+    if settings.exact_events:
+        sources = sources_of(
+            settings.exact_events,
+            settings.exact_replay,
+            settings.exact_topic,
+            settings.exact_ranks,
+            host,
+        )
     else:
         answer = await client.get(url + "/kv_event_sources")
         try:
@@ -57,13 +61,14 @@ async def listen(
             sources = parse_sources(answer.content, host)
         except ValueError as error:
             fix = "upgrade vLLM, or set exact_events and exact_replay"
-            heard.findings.append(note(url, f"where its KV events are is not told: {error}", fix))
+            what = f"it does not report where its KV events are: {error}"
+            heard.findings.append(note(url, what, fix))
             return heard
     if not sources:
-        heard.findings.append(wrong(url, "KV events are off: exact mode cannot be used", _ON))
+        heard.findings.append(wrong(url, "KV events are off, so exact mode cannot be used", _ON))
     else:
         await _hear(client, url, model, sources, heard)
-    if not asked_for:
+    if not settings.exact:
         heard.findings = [msgspec.structs.replace(one, wrong=False) for one in heard.findings]
     return heard
 
@@ -90,19 +95,20 @@ async def _hear(
         batch = await _first_batch(socket)
         if batch is None:
             where = ", ".join(source.endpoint for source in sources)
-            what = f"no KV event was heard from {where} within {LISTEN_S:g} s of a prompt"
+            what = f"no KV event arrived from {where} within {LISTEN_S:g} s of a prompt"
             fix = 'open the port, and bind it on every address: "endpoint":"tcp://*:PORT"'
             heard.findings.append(wrong(url, what, fix))
             return
         if abs(batch.time - time()) > LISTEN_S + 2.0:
-            what = f"its clock is {batch.time - time():+.0f} s off, as its events tell"
+            what = f"its clock is {batch.time - time():+.0f} s off, by the time in its events"
             heard.findings.append(wrong(url, what, "run NTP on both machines"))
         for source in sources:
             heard.findings += await _replays(context, url, source)
         heard.names = tuple(await _names(context, sources[0]))
     except zmq.ZMQError as error:
-        what = f"its KV events cannot be subscribed to: {error}"
-        heard.findings.append(wrong(url, what, "see exact_events, and what else uses the address"))
+        what = f"the doctor cannot subscribe to its KV events: {error}"
+        fix = "check exact_events, and whether another process uses the address"
+        heard.findings.append(wrong(url, what, fix))
     finally:
         context.destroy(linger=0)
 
@@ -117,7 +123,7 @@ async def _first_batch(socket: zmq.asyncio.Socket) -> Batch | None:
 
 
 async def _replay(context: zmq.asyncio.Context, source: Source) -> list[bytes] | None:
-    """All batches of a replay; None when there is no answer."""
+    """All batches of a replay; None when the engine does not answer."""
     import zmq
 
     socket = context.socket(zmq.DEALER)
@@ -140,11 +146,11 @@ async def _replay(context: zmq.asyncio.Context, source: Source) -> list[bytes] |
 
 async def _replays(context: zmq.asyncio.Context, url: str, source: Source) -> list[Finding]:
     if not source.replay:
-        what = "KV events that get lost cannot be replayed: what is held is then learned anew"
-        return [wrong(url, what, '"replay_endpoint":"tcp://*:5558" in --kv-events-config')]
+        what = "lost KV events cannot be replayed, so the router then learns its cache anew"
+        return [wrong(url, what, 'add "replay_endpoint":"tcp://*:5558" to --kv-events-config')]
     if await _replay(context, source) is None:
         what = f"its replay socket {source.replay} does not answer"
-        return [wrong(url, what, "open the port")]
+        return [wrong(url, what, "open its port in the firewall or NetworkPolicy")]
     return []
 
 

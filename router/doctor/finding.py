@@ -1,4 +1,4 @@
-"""What was found wrong, and what mends it."""
+"""A fault or remark that the doctor reports, and its fix."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import msgspec
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that is wrong, or could be better."""
+    """One fault, or one remark."""
 
     wrong: bool
-    """It costs hits or safety. Otherwise it is worth knowing."""
+    """True for a fault, which costs cache hits or safety. False for a remark."""
     where: str
     """The replica's URL, or "between replicas"."""
     what: str
@@ -17,10 +17,10 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def wrong(where: str, what: str, fix: str) -> Finding:
-    """Something that has to be mended."""
+    """A fault that needs to be fixed."""
     return Finding(True, where, what, fix)
 
 
 def note(where: str, what: str, fix: str) -> Finding:
-    """Something worth knowing."""
+    """A remark that needs no change."""
     return Finding(False, where, what, fix)

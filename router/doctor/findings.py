@@ -1,4 +1,4 @@
-"""From what engines answered to findings."""
+"""Turns the answers of engines into findings."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ MAX_CLOCK_SKEW_S = 2.0
 
 
 def of_engine(engine: Engine) -> list[Finding]:
-    """What one engine's answers show."""
+    """The findings that one engine's answers show."""
     url = engine.url
     if engine.trouble:
         return [wrong(url, engine.trouble, engine.trouble_fix)]
     found = []
-    metrics = engine.metrics
+    metrics, kind = engine.metrics, engine.kind
     if metrics is None:
         found.append(
             wrong(
                 url,
-                "/metrics has none of vLLM's metrics: the size of its KV cache is not known",
-                "take out --disable-log-stats, let /metrics through the proxy before it, or set "
-                "kv_cache_tokens",
+                f"{kind.metrics_paths[-1]} has none of {kind.title}'s metrics, so the KV cache's "
+                "size is unknown",
+                kind.metrics_fix,
             )
         )
     elif metrics.kv_tokens is None:
-        what = "/metrics does not tell the size of the KV cache: it is not known"
+        what = "its metrics do not report the size of the KV cache"
         found.append(note(url, what, "set kv_cache_tokens"))
     off = (metrics is not None and metrics.prefix_caching is False) or _never_hits(engine)
     if off:
         found.append(
             wrong(
                 url,
-                "prefix caching is off: nothing is ever reused",
-                "--enable-prefix-caching (and take out --no-enable-prefix-caching)",
+                "prefix caching is off, so nothing is ever reused",
+                kind.caching_fix,
             )
         )
     if engine.first is not None and engine.first.cached_tokens is None:
         found.append(
             wrong(
                 url,
-                "answers do not tell cached_tokens: what was reused cannot be seen",
-                "--enable-prompt-tokens-details",
+                "answers do not report cached_tokens, so reuse cannot be measured",
+                kind.usage_fix,
             )
         )
     salted = engine.salted
@@ -53,7 +53,7 @@ def of_engine(engine: Engine) -> list[Finding]:
             wrong(
                 url,
                 "cache_salt does not isolate: a salted prompt reused blocks of an unsalted one",
-                "upgrade vLLM to 0.9 or later",
+                kind.salt_fix,
             )
         )
     if engine.refused:
@@ -61,7 +61,16 @@ def of_engine(engine: Engine) -> list[Finding]:
             note(
                 url,
                 f"a probe (POST /v1/completions) was refused: {engine.refused}",
-                "set replica_api_key, or mind only what else is told here",
+                "set replica_api_key; without it, the other findings are all that can be checked",
+            )
+        )
+    if not kind.exact:
+        found.append(
+            note(
+                url,
+                f"it is {kind.title}: what its cache holds is estimated from what it was sent, "
+                "also in exact mode",
+                "nothing to mend",
             )
         )
     if abs(engine.clock) > MAX_CLOCK_SKEW_S:
@@ -77,22 +86,27 @@ def of_engine(engine: Engine) -> list[Finding]:
 
 
 def _never_hits(engine: Engine) -> bool:
-    """A long prompt, sent twice, was computed twice."""
+    """Whether the engine computed a long prompt twice that was sent twice."""
     again = engine.again
     return again is not None and again.cached_tokens == 0 and again.prompt_tokens > 300
 
 
 def between(engines: Sequence[Engine]) -> list[Finding]:
-    """What engines of one fleet must have in common."""
+    """Findings where engines of one fleet differ that must be alike."""
     found = []
     asked = [engine for engine in engines if not engine.trouble]
     for name in sorted({name for engine in asked for name in engine.models}):
-        places = {engine.models[name] for engine in asked if name in engine.models}
+        # vLLM tells a folder, SGLang the name again, TensorRT-LLM nothing.
+        by_kind: dict[str, set[str]] = {}
+        for engine in asked:
+            if name in engine.models:
+                by_kind.setdefault(engine.kind.name, set()).add(engine.models[name])
+        places = max(by_kind.values(), key=len)
         if len(places) > 1:
             found.append(
                 wrong(
                     BETWEEN,
-                    f"model {name} is another one on another replica: {', '.join(sorted(places))}",
+                    f"different models have the name {name}: {', '.join(sorted(places))}",
                     "give different models different names: --served-model-name",
                 )
             )

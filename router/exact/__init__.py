@@ -1,1 +1,1 @@
-"""Exact mode: the index holds what the engines say, for prompts tokenised as they do."""
+"""Exact mode: the index holds what the engines report, for prompts tokenised as they do it."""

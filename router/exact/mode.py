@@ -1,4 +1,4 @@
-"""Exact mode: what the engines hold, for prompts tokenised as they do.
+"""Exact mode: knows what the engines hold, for prompts tokenised as the engines do it.
 
 A replica is exact for a request while its events are heard without a gap and its engine was seen to
 tokenise the model's prompts as is done here. All other replicas, and all requests that cannot be
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from array import array
 from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -22,17 +21,18 @@ from router.fleet.listener import FleetListener
 from router.fleet.models import ModelCard
 from router.fleet.replica import Replica
 from router.kv_events.sequencer import EventSequencer
-from router.kv_events.subscriptions import EventSettings, EventSubscriptions
+from router.kv_events.subscriptions import EventSubscriptions
 from router.kv_events.token_chain import seed
 from router.kv_events.token_index import PendingPrompt, TokenIndex
 from router.prompt.prompt import Prompt
+from router.render import arguments
 from router.render.errors import UnrenderedError
-from router.render.loading import ExactModel, ExactModels, ModelSettings
+from router.render.loading import ExactModel, ExactModels
 from router.render.memory import TokenMemory, key_of
 from router.render.model import Text
 from router.render.pool import Missing, TokenPool
 from router.render.tokens import ChainMemory, TokenPrompt
-from router.types import slots
+from router.types import PromptTokens, slots
 
 if TYPE_CHECKING:
     from router.fleet.fleet import Fleet
@@ -47,48 +47,30 @@ SETTLE_S = 1.0
 """Seconds after an answer's end in which its blocks' events come."""
 
 
-class ExactSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Times in seconds, sizes in bytes."""
+class SentPrompt(msgspec.Struct, frozen=True):
+    """A prompt on its way to a replica that is exact for it."""
 
-    listen: EventSettings = EventSettings()
-    models: ModelSettings = ModelSettings()
-    budget: float = 0.1
-    """A prompt that takes longer to tokenise is routed by the byte-block index."""
-    deadline: float = 60.0
-    """A prompt on its way counts as held so long, unless the engine tells of it before."""
-    memory: int = 256 << 20
-    """For the token ids remembered."""
-    largest: int = 512 << 10
-    """Bodies beyond are routed by the byte-block index."""
-    threads: int = 2
+    exact: ExactMode
+    tokens: PromptTokens
+    pending: PendingPrompt
 
+    def finished(self, predicted: float, cached: int, now: float) -> None:
+        """Compare what was predicted with what the engine reports: see PendingReport."""
+        self.exact.finished(self.tokens, self.pending, predicted, cached, now)
 
-class ExactPrompt(TokenPrompt):
-    """A tokenised prompt and its model."""
-
-    __slots__ = ("model",)
-
-    def __init__(
-        self, tokens: bytes, seed: int, salted: bool, memory: ChainMemory, model: ExactModel
-    ) -> None:
-        super().__init__(tokens, seed, salted, memory)
-        self.model = model
-
-
-class TokenisedChain(array):  # type: ignore[type-arg]  # array[int] is no class to derive from
-    """A prompt's byte-block chain that carries its tokens along, to where both are looked up."""
-
-    __slots__ = ("prompt",)
-    prompt: ExactPrompt
+    def failed(self) -> None:
+        """Stop waiting for its blocks: see PendingReport."""
+        self.exact.failed(self.pending)
 
 
 class ExactMode(FleetListener):
-    """The mutable state beside its parts': `current`, and the prompts on their way."""
+    """Besides its parts, the mutable state is `current` and the prompts that were sent and not
+    reported yet."""
 
-    def __init__(self, settings: ExactSettings, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet) -> None:
         import zmq
 
-        self.settings = settings
+        self.settings = settings = fleet.settings
         self.index = TokenIndex()
         self.current = 0
         """Mask of the replicas whose events are heard without a gap."""
@@ -98,10 +80,10 @@ class ExactMode(FleetListener):
         """By slot; the ranks of an endpoint have one."""
         self.prompts: dict[str, int] = {}
         """Why prompts were not tokenised here -> how many; "exact" for those that were."""
-        self.models = ExactModels(settings.models, lambda: None)
-        self.memory = TokenMemory(settings.memory * 7 // 8)
-        self.chains = ChainMemory(settings.memory // 8)
-        self.pool = TokenPool(self.memory, settings.threads)
+        self.models = ExactModels(settings, lambda: None)
+        self.memory = TokenMemory(settings.exact_memory * 7 // 8)
+        self.chains = ChainMemory(settings.exact_memory // 8)
+        self.pool = TokenPool(self.memory, settings.exact_threads)
         self._fleet = fleet
         self._cards: dict[int, tuple[ModelCard, ...]] = {}
         """What each replica's models were when last looked at."""
@@ -115,18 +97,18 @@ class ExactMode(FleetListener):
     # The fleet changes
 
     def on_added(self, replica: Replica) -> None:
-        """Nothing is known of it."""
+        """Start to listen to a new replica's events."""
         self.index.add_replica(replica.slot)
         if not replica.rank:
             self.listeners[replica.slot] = EventSubscriptions(
-                replica, self.index, self.settings.listen, self._context, self._refresh
+                replica, self.index, self.settings, self._context, self._refresh
             )
             return
         self.listeners[replica.slot] = listener = self.listeners[replica.ranks[0].slot]
         self._other_ranks(listener)
 
     def on_removed(self, replica: Replica) -> None:
-        """What it held is gone."""
+        """Forget a replica that has left."""
         slot = replica.slot
         listener = self.listeners.pop(slot)
         if replica.rank:
@@ -147,7 +129,7 @@ class ExactMode(FleetListener):
             model.forget(listener.replica.slot)
 
     def on_emptied(self, replica: Replica) -> None:
-        """It restarted: what it told does not hold, and it may be another engine."""
+        """It restarted: its events so far do not hold any more, and it may be another engine."""
         for model in self.models.bases.values():
             model.forget(replica.slot)
         sequencer = self._sequencer(replica.slot)
@@ -155,7 +137,7 @@ class ExactMode(FleetListener):
             sequencer.restarted()
 
     def emptied(self, replica: Replica) -> None:
-        """Its cache was emptied on demand; engines tell of that with the next block only."""
+        """Its cache was emptied on demand. Engines report that only with the next block."""
         self.index.empty(replica.slot, complete=True)
 
     def _sequencer(self, slot: int) -> EventSequencer | None:
@@ -178,9 +160,9 @@ class ExactMode(FleetListener):
     # Running
 
     def start(self) -> None:
-        """Begin to listen and to check."""
-        settings = self._fleet.settings
-        headers = {"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+        """Begin to listen to events and to compare engines."""
+        key = self.settings.replica_api_key
+        headers = {"authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.AsyncClient(
             headers=headers, verify=self._fleet.tls, timeout=10.0, trust_env=False
         )
@@ -218,13 +200,13 @@ class ExactMode(FleetListener):
             await asyncio.sleep(TICK_INTERVAL_S)
 
     def tick(self, now: float) -> None:
-        """Look for what is new and for what is over."""
+        """Update models and replicas, and give up prompts whose deadline has passed."""
         fleet = self._fleet
         self.models.update(fleet.all_models())
         for replica in fleet.members():
             self._look_at(replica)
         for replica in fleet.endpoints():
-            self.listeners[replica.slot].tick(fleet.settings.api_key, fleet.tls)
+            self.listeners[replica.slot].tick(fleet.tls)
             if replica.health.state is not HealthState.READY:
                 continue
             for model in self.models.bases.values():
@@ -236,7 +218,7 @@ class ExactMode(FleetListener):
             self.index.give_up(pending)
 
     def _look_at(self, replica: Replica) -> None:
-        """What its metrics and its list of models tell."""
+        """Take up what a replica's metrics and its list of models say."""
         slot, engine = replica.slot, replica.engine
         if engine is not None and engine.block_tokens:
             self.index.sized(slot, engine.block_tokens)
@@ -258,15 +240,15 @@ class ExactMode(FleetListener):
     # A request comes
 
     def prepare(self, api: str, prompt: Prompt, body: bytes, ready: Callable[[], None]) -> bool:
-        """Tokenise a prompt, and leave the result in its chain. True: it takes a while, and `ready`
-        is called once, when it is done or its time is over."""
+        """Tokenise a prompt, and leave the result in `prompt.tokens`. True: it takes a while, and
+        `ready` is called once, when it is done or its time is over."""
         found = self.models.find(prompt.model)
         if found is None or found[0].render is None:
             return self._fall_back("model")
         base, adapter = found
         if not base.mask & self.current:
             return self._fall_back("replicas")
-        if len(body) > self.settings.largest:
+        if len(body) > self.settings.exact_max_body:
             return self._fall_back("large")
         try:
             assert base.render is not None
@@ -279,7 +261,7 @@ class ExactMode(FleetListener):
         if size > MAX_INLINE_CHARACTERS:
             seconds = self.pool.seconds(size)
             work = self._tokenise(base, parts, missing)
-            if seconds > self.settings.budget:
+            if seconds > self.settings.exact_budget:
                 self._spawn(work)  # for the next step of the same conversation
                 return self._fall_back("budget")
             self._spawn(self._deliver(base, adapter, text, work, prompt, ready))
@@ -333,7 +315,7 @@ class ExactMode(FleetListener):
         ready: Callable[[], None],
     ) -> None:
         try:
-            async with asyncio.timeout(self.settings.budget):
+            async with asyncio.timeout(self.settings.exact_budget):
                 self._attach_tokens(model, adapter, text, await work, prompt)
         except TimeoutError:
             self._fall_back("budget")
@@ -347,15 +329,13 @@ class ExactMode(FleetListener):
     ) -> bool:
         self.prompts["exact"] = self.prompts.get("exact", 0) + 1
         assert model.render is not None
-        chain = TokenisedChain("Q", prompt.chain)
-        chain.prompt = ExactPrompt(
+        prompt.tokens = TokenPrompt(
             model.render.wrap(text, tokens),
             seed(adapter, text.salt),
             bool(text.salt),
             self.chains,
             model,
         )
-        prompt.chain = chain
         return False
 
     def _fall_back(self, word: str) -> bool:
@@ -364,63 +344,68 @@ class ExactMode(FleetListener):
 
     # It is placed, and answered
 
-    def exact_replicas(self, prompt: ExactPrompt) -> int:
+    def exact_replicas(self, tokens: PromptTokens) -> int:
         """Mask of the replicas that are exact for a prompt."""
-        mask = prompt.model.mask & self.current
-        if prompt.salted:
+        mask = tokens.replicas & self.current
+        if tokens.salted:
             for slot in slots(mask):
                 if not self.index.salts_told(slot):
                     mask &= ~(1 << slot)
         return mask
 
     def held(
-        self, believed: list[tuple[float, int]], prompt: ExactPrompt
+        self, believed: list[tuple[float, int]], tokens: PromptTokens
     ) -> list[tuple[float, int]]:
-        """(leading tokens held, mask of holders), deepest first: as told, and as believed of the
-        replicas that are not exact for this prompt. Of a tier that no event tells of, what is
-        believed is all there is."""
-        exact_replicas = self.exact_replicas(prompt)
-        found = [(tokens, left) for tokens, mask in believed if (left := mask & ~exact_replicas)]
+        """(leading tokens held, mask of holders), deepest first: as reported, and as believed of
+        the replicas that are not exact for this prompt. For a tier that no event reports, both
+        count."""
+        exact_replicas = self.exact_replicas(tokens)
+        found = [(depth, left) for depth, mask in believed if (left := mask & ~exact_replicas)]
         index = self.index
         for block, mask in index.sizes.items():
             if mask & exact_replicas:
-                found += index.match(prompt.chain(block), block, mask & exact_replicas)
+                found += index.match(tokens.chain(block), block, mask & exact_replicas)
         behind = exact_replicas & self.behind
         if behind:
             either = found + believed
-            found = [(tokens, left) for tokens, mask in found if (left := mask & ~behind)]
+            found = [(depth, left) for depth, mask in found if (left := mask & ~behind)]
             for slot in slots(behind):
-                most = max((tokens for tokens, mask in either if mask >> slot & 1), default=0.0)
+                most = max((depth for depth, mask in either if mask >> slot & 1), default=0.0)
                 if most:
                     found.append((most, 1 << slot))
         found.sort(reverse=True)
         return found
 
-    def sent(self, prompt: ExactPrompt, slot: int, now: float) -> PendingPrompt | None:
-        """It goes to a replica; None where that one is not exact for it."""
+    def sent(self, tokens: PromptTokens, slot: int, now: float) -> SentPrompt | None:
+        """The prompt goes to a replica. None where that one is not exact for it."""
         block = self.index.block(slot)
-        if not block or not self.exact_replicas(prompt) >> slot & 1:
+        if not block or not self.exact_replicas(tokens) >> slot & 1:
             return None
-        pending = self.index.expect(slot, prompt.chain(block))
-        pending.deadline = now + self.settings.deadline
+        pending = self.index.expect(slot, tokens.chain(block))
+        pending.deadline = now + self.settings.exact_deadline
         self._pending.add(pending)
-        return pending
+        return SentPrompt(self, tokens, pending)
 
     def finished(
-        self, prompt: ExactPrompt, pending: PendingPrompt, predicted: float, cached: int, now: float
+        self,
+        tokens: PromptTokens,
+        pending: PendingPrompt,
+        predicted: float,
+        cached: int,
+        now: float,
     ) -> None:
-        """Its answer has ended. predicted: tokens thought to be held; cached: what the engine says,
-        -1 when it does not."""
+        """Its answer has ended. predicted: tokens thought to be held; cached: what the engine
+        says, -1 when it does not."""
         if pending not in self._pending:
             return
         pending.deadline = min(pending.deadline, now + SETTLE_S)
         slot = pending.slot
-        if cached >= 0 and self.exact_replicas(prompt) >> slot & 1:
-            most = min(int(predicted), prompt.count - 1)
-            self.index.answered(slot, prompt.chain(self.index.block(slot)), most, cached)
+        if cached >= 0 and self.exact_replicas(tokens) >> slot & 1:
+            most = min(int(predicted), tokens.count - 1)
+            self.index.answered(slot, tokens.chain(self.index.block(slot)), most, cached)
 
     def failed(self, pending: PendingPrompt) -> None:
-        """It was not answered."""
+        """The prompt was not answered."""
         self._pending.discard(pending)
         self.index.give_up(pending)
 
@@ -443,7 +428,7 @@ class ExactMode(FleetListener):
         return sequencer.next if sequencer is not None else None
 
     def event_counts(self, slot: int) -> dict[str, int]:
-        """What went wrong with a replica's events, and how often."""
+        """How often each kind of fault happened to a replica's events."""
         sequencer = self._sequencer(slot)
         return {
             "gap": sequencer.gaps if sequencer is not None else 0,
@@ -455,8 +440,8 @@ class ExactMode(FleetListener):
 
     @property
     def memory_bytes(self) -> int:
-        """What texts' tokens and prompts' hashes take, estimated."""
-        return self.memory.nbytes + self.chains.nbytes
+        """What texts' tokens, prompts' hashes and tool calls' arguments take, estimated."""
+        return self.memory.nbytes + self.chains.nbytes + arguments.MEMORY.nbytes
 
     @property
     def memory_tokens(self) -> int:

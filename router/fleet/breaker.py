@@ -12,7 +12,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 ERROR_WINDOW_S = 10.0
-"""Seconds over which the error rate is taken, and after which failures are forgotten."""
+"""The error rate covers so many seconds, after which failures are forgotten."""
 ERROR_RATE = 0.5
 """Share of requests failing in a window that opens the breaker though some succeed in between."""
 MAX_COOLDOWN_S = 30.0
@@ -54,7 +54,7 @@ class Breaker:
         self.reset()
 
     def reset(self) -> None:
-        """Close it and forget every failure: the replica is another process now."""
+        """Close the breaker and forget every failure: the replica is another process now."""
         self.state = BreakerState.CLOSED
         self.troubled = False
         """Whether anything needs to be counted; while False, successes need not be reported."""
@@ -107,15 +107,16 @@ class Breaker:
         return False
 
     def admit(self, now: float) -> None:
-        """A trial is on its way. Only half open, and only one at a time."""
+        """A trial request was sent. Call this only while half open, for one request at a time."""
         self.trial_since = now
 
     def withdraw(self) -> None:
-        """The trial ended and proved nothing, its client having left: the next one may go."""
+        """The trial ended without proving anything, such as when its client left. The next request
+        may be sent."""
         self.trial_since = 0.0
 
     def tick(self, now: float) -> bool:
-        """Let time pass. True if the state or the trial changed."""
+        """Apply what changes with time alone. True if the state or the trial changed."""
         if self.state is BreakerState.OPEN and now - self.opened >= self.cooldown:
             self.state = BreakerState.HALF_OPEN
             self.trial_since = 0.0
@@ -131,7 +132,7 @@ class Breaker:
 
     @property
     def passes(self) -> bool:
-        """Whether a request may be sent now."""
+        """Whether the breaker lets a request through now."""
         return self.state is BreakerState.CLOSED or (
             self.state is BreakerState.HALF_OPEN and not self.trial_since
         )

@@ -1,4 +1,4 @@
-"""A place to wait for the fleet to change."""
+"""Lets tasks wait until the fleet changes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class ChangeNotifier:
-    """Everyone who waits is woken by the next change, whatever it is."""
+    """The next change, whatever it is, wakes everyone who waits."""
 
     __slots__ = ("_waiters",)
 
@@ -15,7 +15,7 @@ class ChangeNotifier:
         self._waiters: set[asyncio.Future[None]] = set()
 
     def notify(self) -> None:
-        """Something changed."""
+        """Wake everyone who waits for a change."""
         if self._waiters:
             waiters, self._waiters = self._waiters, set()
             for waiter in waiters:

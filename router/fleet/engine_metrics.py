@@ -1,8 +1,9 @@
 """The few numbers the gateway wants from an engine's /metrics.
 
-The text is vLLM's, in the Prometheus exposition format, and mostly histogram buckets: 50 KB for one
-model, several hundred for more. Only the wanted lines are looked at: the first of each name is
-searched for, and the lines of a name stand together.
+The text is in the Prometheus exposition format, and mostly histogram buckets: 50 KB for one model
+of vLLM, several hundred for more. Only the wanted lines are looked at: the first of each name is
+searched for, and the lines of a name stand together. Other engines' metrics are read in the files
+of router/fleet/engines.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from math import isfinite
 import msgspec
 
 MAX_METRICS_BYTES = 4 * 1024 * 1024
-"""Bytes of an answer to /metrics that are read."""
+"""The most bytes of an answer to /metrics that are read."""
 MAX_SERIES = 4096
 """Lines of one name that are read: one for each data-parallel rank and model."""
 MAX_LINE_BYTES = 64 * 1024
 MAX_RANKS = 256
-"""Data-parallel ranks behind one port that are told apart."""
+"""The most data-parallel ranks behind one port that are told apart."""
 OFFLOAD_TOKEN_BYTES = 64 * 1024
 """What a token takes in a tier behind the GPU, where the engine does not tell what it takes in GPU
 memory: that of a small model, since a tier thought too large costs little."""
@@ -47,6 +48,7 @@ _LABELS = {
         b"engine",
         b"enable_prefix_caching",
         b"sleep_state",
+        b"dp_rank",
     )
 }
 
@@ -62,17 +64,17 @@ class EngineMetrics(msgspec.Struct, frozen=True, gc=False):
     queries: float | None = None
     """Prompt tokens looked up in the prefix cache since the engine started."""
     hits: float | None = None
-    """Those of them found."""
+    """Prompt tokens that the prefix cache had, of `queries`."""
     prompts: float | None = None
     """Requests finished since the engine started."""
     prompt_tokens: float | None = None
-    """Their prompt tokens."""
+    """Prompt tokens of the requests in `prompts`."""
     loaded: float | None = None
     """Prompt tokens that came from a tier behind the GPU, or from another engine."""
     started: float | None = None
     """When the process started, Unix seconds; several API servers in one engine do not tell it."""
     kv_tokens: int | None = None
-    """Tokens the KV cache in GPU memory has room for."""
+    """Tokens that fit in the KV cache in GPU memory."""
     offload_tokens: int | None = None
     """Tokens a tier behind it (CPU memory, disk) has room for."""
     block_tokens: int | None = None
@@ -84,7 +86,7 @@ class EngineMetrics(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def told_anything(self) -> bool:
-        """Whether the text was an engine's at all."""
+        """Whether the text had any metric of an engine."""
         return self.running is not None or self.queries is not None or self.kv_tokens is not None
 
     @property
@@ -103,7 +105,7 @@ class EngineMetrics(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Cache(msgspec.Struct, frozen=True, gc=False):
-    """What vllm:cache_config_info tells of one engine; 0: not told."""
+    """What vllm:cache_config_info reports of one engine; 0 where it does not."""
 
     tokens: int
     summed: int
@@ -114,25 +116,25 @@ class _Cache(msgspec.Struct, frozen=True, gc=False):
     prefix_caching: bool | None
 
 
-_Told = dict[bytes, list[float]]
-"""The values of one name, by the engine they are of."""
+MetricValues = dict[bytes, list[float]]
+"""The values of one metric, by engine."""
 
 
 def parse_metrics(text: bytes) -> EngineMetrics:
-    """Read what is there. A line that is not understood counts as not told; nothing raises."""
+    """Read vLLM's metrics. A line that is not understood counts as not told; nothing raises."""
     text = b"\n" + text
     told = {
-        "running": _values(text, _RUNNING),
-        "waiting": _values(text, _WAITING),
-        "kv_usage": _values(text, _USAGE),
-        "queries": _values(text, _QUERIES),
-        "hits": _values(text, _HITS),
-        "prompts": _values(text, _PROMPTS),
-        "prompt_tokens": _values(text, _PROMPT_TOKENS),
-        "loaded": _values(text, _LOADED),
+        "running": metric_values(text, _RUNNING),
+        "waiting": metric_values(text, _WAITING),
+        "kv_usage": metric_values(text, _USAGE),
+        "queries": metric_values(text, _QUERIES),
+        "hits": metric_values(text, _HITS),
+        "prompts": metric_values(text, _PROMPTS),
+        "prompt_tokens": metric_values(text, _PROMPT_TOKENS),
+        "loaded": metric_values(text, _LOADED),
     }
     caches = _caches(text)
-    started = _sum(_values(text, _STARTED), None)
+    started = total(metric_values(text, _STARTED))
     names = set(caches).union(told["running"])
     ranks: tuple[EngineMetrics, ...] = ()
     # A rank is asked for by its place among those of its port, not by its name.
@@ -145,7 +147,7 @@ def parse_metrics(text: bytes) -> EngineMetrics:
 
 
 def _reading(
-    told: dict[str, _Told],
+    told: dict[str, MetricValues],
     caches: dict[bytes, _Cache],
     started: float | None,
     engines: list[bytes] | None,
@@ -156,17 +158,17 @@ def _reading(
     tokens = sum(cache.tokens for cache in found)
     summed = max((cache.summed for cache in found), default=0) // among
     usage = told["kv_usage"]
-    total = _sum(usage, engines)
+    used = total(usage, engines)
     series = sum(len(usage.get(each, ())) for each in (usage if engines is None else engines))
     return EngineMetrics(
-        running=_sum(told["running"], engines),
-        waiting=_sum(told["waiting"], engines),
-        kv_usage=None if total is None else total / series,
-        queries=_sum(told["queries"], engines),
-        hits=_sum(told["hits"], engines),
-        prompts=_sum(told["prompts"], engines),
-        prompt_tokens=_sum(told["prompt_tokens"], engines),
-        loaded=_sum(told["loaded"], engines),
+        running=total(told["running"], engines),
+        waiting=total(told["waiting"], engines),
+        kv_usage=None if used is None else used / series,
+        queries=total(told["queries"], engines),
+        hits=total(told["hits"], engines),
+        prompts=total(told["prompts"], engines),
+        prompt_tokens=total(told["prompt_tokens"], engines),
+        loaded=total(told["loaded"], engines),
         started=started,
         kv_tokens=tokens or summed or None,
         offload_tokens=sum(cache.offload for cache in found) or None,
@@ -197,13 +199,16 @@ def _lines(text: bytes, start: bytes) -> list[bytes]:
     return found
 
 
-def _values(text: bytes, names: tuple[bytes, ...]) -> _Told:
-    """The values of the first name that is there; none when one of them makes no sense."""
+def metric_values(
+    text: bytes, names: tuple[bytes, ...], rank_label: bytes = b"engine"
+) -> MetricValues:
+    """The values of the first name that is there; none when one of them makes no sense. names: each
+    with the newline before it, which the text begins with too."""
     for name in names:
         lines = _lines(text, name)
         if not lines:
             continue
-        found: _Told = {}
+        found: MetricValues = {}
         for line in lines:
             value = line[line.rfind(b"}") + 1 :].split()
             try:
@@ -212,17 +217,23 @@ def _values(text: bytes, names: tuple[bytes, ...]) -> _Told:
                 return {}
             if not isfinite(number) or number < 0.0:
                 return {}
-            found.setdefault(_label(line, b"engine"), []).append(number)
+            found.setdefault(_label(line, rank_label), []).append(number)
         return found
     return {}
 
 
-def _sum(told: _Told, engines: list[bytes] | None) -> float | None:
+def total(told: MetricValues, engines: list[bytes] | None = None) -> float | None:
     """Over these engines, or over all; None when none of them told."""
     values = [
         value for each in (told if engines is None else engines) for value in told.get(each, ())
     ]
     return sum(values) if values else None
+
+
+def largest(told: MetricValues, ranks: list[bytes] | None) -> list[float]:
+    """The largest value of each of these ranks that tells, or of each of all: for engines in which
+    several series of a rank count the same things."""
+    return [max(told[each]) for each in (told if ranks is None else ranks) if told.get(each)]
 
 
 def _caches(text: bytes) -> dict[bytes, _Cache]:

@@ -1,4 +1,4 @@
-"""Load the gateway did not send: what an engine reports beyond the books.
+"""Load that the gateway did not send: what an engine reports beyond the requests of the routers.
 
 Other clients' requests take a replica's time too. What the engine counts beyond our own requests is
 added to the replica's Load, and kept here as well, so that it can be taken out again: the books go
@@ -19,10 +19,10 @@ class ExternalLoad:
     requests: int = 0
     tokens: float = 0.0
     _previous: int = 0
-    """What the last reading showed, believed or not."""
+    """The load that the last reading showed, whether it was believed or not."""
 
     def own(self, load: Load) -> int:
-        """Requests in flight by the books alone."""
+        """Requests in flight that this router and its peers know of."""
         return load.in_flight - self.requests
 
     def observe(
@@ -44,7 +44,7 @@ class ExternalLoad:
         self._put(load, requests, float(round(queued * tokens_each)))
 
     def withdraw(self, load: Load) -> None:
-        """Nothing is known any more: take all of it out."""
+        """Nothing is known of it any more: take all of it out of the load."""
         self._previous = 0
         self._put(load, 0, 0.0)
 

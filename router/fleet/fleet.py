@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from router.config import Settings
+from router.config.address import parse_address
 from router.fleet.breaker import Breaker, BreakerState
 from router.fleet.change_notifier import ChangeNotifier
 from router.fleet.health import Health, HealthState
@@ -25,12 +27,12 @@ from router.fleet.models import Catalog, Levels, ModelCard, named_card
 from router.fleet.poll_rate import PollRate
 from router.fleet.polling import ReplicaPoller
 from router.fleet.reader import Failure, Reader, ReadError, tls_context
-from router.fleet.replica import Replica, parse_address
+from router.fleet.replica import Replica
 from router.fleet.replica_updater import ReplicaUpdater
-from router.fleet.settings import FleetSettings
+from router.fleet.roles import Roles
 from router.fleet.slow_start import SlowStart
 from router.fleet.templates import Templates
-from router.types import Load, slots
+from router.types import PREFILL_RATE_GUESS, Load, Role, slots
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +51,7 @@ class Fleet:
     Raises ValueError for a URL or a CA file it cannot use, with its name and the reason.
     """
 
-    def __init__(
-        self, settings: FleetSettings, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
         self.replicas: list[Replica | None] = []
         self.loads: list[Load] = []
@@ -62,6 +62,10 @@ class Fleet:
         """Those of them whose breaker admits one trial: call admitted() when one is chosen."""
         self._clock = clock
         self._catalog = Catalog()
+        self.serving = self._catalog.serving
+        """Mask of the replicas that serve a model to clients, usable or not; 0 when nobody does.
+        "", the model of a request that names none, is served by every one."""
+        self._roles = Roles()
         self.lengths: Mapping[str, Levels] = self._catalog.lengths
         """Of the models whose replicas differ in max_model_len: see fitting."""
         self.templates = Templates()
@@ -71,7 +75,7 @@ class Fleet:
         self.tls = tls_context(settings)
         """What https replicas are connected to with."""
         self.poll_rate = PollRate()
-        """How often it is read."""
+        """How often each replica is read."""
         self._slow_start = SlowStart(settings.slow_start)
         self._updater = ReplicaUpdater(
             settings,
@@ -87,30 +91,38 @@ class Fleet:
         self._look = ModelRefresh(
             self._read_models, lambda: self.poll_rate.stretch(REFRESH_INTERVAL_S)
         )
+        self._endpoints: dict[str, Replica] = {}
+        """By name."""
+        self._by_engine: dict[str, int] | None = None
+        """Mask of the replicas of each engine, "" for those not known; None: to be made anew."""
+        self._vacant: set[int] = set()
+        """Slots of replicas that left."""
         self._watches: dict[int, ReplicaPoller] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._ticking: asyncio.Task[None] | None = None
-        for url in settings.replicas:
+        for url in settings.engines:
             self.add(url)
 
     # Membership
 
-    def add(self, url: str, models: Sequence[str] = ()) -> Replica:
+    def add(self, url: str, models: Sequence[str] = (), role: Role | None = None) -> Replica:
         """Let a replica in; it is watched at once when the fleet runs.
 
         models: what it serves, where that is known; otherwise its /v1/models is asked.
+        role: as the settings list it where none is given.
         Raises ValueError when the URL is unusable or its replica is in the fleet already.
         """
         settings = self.settings
         address = parse_address(url)
-        for other in self.endpoints():
-            if other.name == address.name:
-                raise ValueError(f"replica {url!r} is in the fleet already, as {other.url!r}")
+        other = self._endpoints.get(address.name)
+        if other is not None:
+            raise ValueError(f"replica {url!r} is in the fleet already, as {other.url!r}")
         replica = Replica(
             slot=self._free_slot(),
             address=address,
             load=Load(
-                prefill_rate=settings.prefill_rate, kv_capacity=float(settings.kv_cache_tokens)
+                prefill_rate=float(settings.prefill_rate) or PREFILL_RATE_GUESS,
+                kv_capacity=float(settings.kv_cache_tokens),
             ),
             breaker=Breaker(settings.breaker_failures, settings.breaker_cooldown),
             health=Health(settings.health_interval, settings.unhealthy_after, self._clock()),
@@ -118,6 +130,8 @@ class Fleet:
             kv_tokens_known=settings.kv_cache_tokens > 0,
             offload_tokens=settings.kv_offload_tokens,
         )
+        replica.role = role or settings.role_of(replica.url)
+        self._endpoints[replica.name] = replica
         self._catalog.join(replica.slot)
         self.poll_rate.size += 1
         self._join(replica)
@@ -134,6 +148,7 @@ class Fleet:
         Raises KeyError if it is not in the fleet.
         """
         replica = self.find(url)
+        del self._endpoints[replica.name]
         self._updater.untried &= ~replica.bit
         self.poll_rate.size -= 1
         watch = self._watches.pop(replica.slot, None)
@@ -156,21 +171,28 @@ class Fleet:
         else:
             self.replicas[slot] = replica
             self.loads[slot] = replica.load
+            self._vacant.discard(slot)
+        self._roles.set(replica, replica.role)
+        self._tell_serving()
         for listener in self._listeners:
             listener.on_added(replica)
 
     def _leave(self, replica: Replica) -> None:
+        self._by_engine = None
         self.usable &= ~replica.bit
         self.half_open &= ~replica.bit
+        self._roles.drop(replica)
         self._catalog.leave(replica.slot)
         self._slow_start.drop(replica)
         replica.external.withdraw(replica.load)
+        replica.load.left = True
         self.replicas[replica.slot] = None
+        self._vacant.add(replica.slot)
         for listener in self._listeners:
             listener.on_removed(replica)
 
     def _set_ranks(self, first: Replica, count: int) -> None:
-        """So many engines are behind a replica's port, as its metrics tell."""
+        """Have one replica for each of the `count` engines that metrics show behind one port."""
         ranks = first.ranks
         if len(ranks) == count:
             return
@@ -202,6 +224,8 @@ class Fleet:
                 asleep=first.asleep,
                 paused=first.paused,
                 by_discovery=first.by_discovery,
+                kind=first.kind,
+                role=first.role,
                 tried=first.tried,
             )
             ranks.append(new)
@@ -238,10 +262,27 @@ class Fleet:
         self._refresh(replica)
 
     def set_models(self, replica: Replica, models: Sequence[str]) -> None:
-        """These are what it serves: its /v1/models is not asked any more."""
+        """Set what a replica serves. Its /v1/models is not read any more."""
         for rank in replica.ranks:
             rank.models_given = True
         self._updater.models_told(replica, tuple(map(named_card, models)))
+
+    def set_role(self, replica: Replica, role: Role) -> None:
+        """Set what a replica is for. Requests that are there already run to their end."""
+        if replica.role == role:
+            return
+        log.info("replica %s: its role is now %s", replica.name, role)
+        for rank in replica.ranks:
+            self._roles.set(rank, role)
+        self._tell_serving()
+        for listener in self._listeners:
+            for rank in replica.ranks:
+                listener.on_role(rank)
+        self._notifier.notify()
+
+    def _tell_serving(self) -> None:
+        """Requests ask the catalog itself while no replica is for prefill alone."""
+        self.serving = self._decoding if self._roles.prefill_only else self._catalog.serving
 
     def reread_models(self, replica: Replica) -> None:
         """An adapter was loaded or unloaded there: read its models now rather than in a while."""
@@ -257,11 +298,10 @@ class Fleet:
 
     def find(self, url: str) -> Replica:
         """The member at this URL, however it is spelled. Raises KeyError if there is none."""
-        name = parse_address(url).name
-        for replica in self.endpoints():
-            if replica.name == name:
-                return replica
-        raise KeyError(f"no replica {url!r} in the fleet")
+        replica = self._endpoints.get(parse_address(url).name)
+        if replica is None:
+            raise KeyError(f"no replica {url!r} in the fleet")
+        return replica
 
     def members(self) -> list[Replica]:
         """The replicas there are, by slot: of an endpoint with several ranks, each."""
@@ -272,7 +312,7 @@ class Fleet:
         return [replica for replica in self.members() if not replica.rank]
 
     def names(self) -> dict[int, str]:
-        """Slot -> stable name, as a policy's members() wants it."""
+        """The stable name of each slot, in the form that a policy's members() takes."""
         return {replica.slot: replica.name for replica in self.members()}
 
     def listen(self, listener: FleetListener) -> None:
@@ -286,19 +326,10 @@ class Fleet:
 
         The books of a replica that left may still be open: their Load must not become another's.
         """
-        for slot, replica in enumerate(self.replicas):
-            if replica is None and self.loads[slot].in_flight <= 0:
-                return slot
-        return len(self.replicas)
+        free = (slot for slot in self._vacant if self.loads[slot].in_flight <= 0)
+        return min(free, default=len(self.replicas))
 
     # What the hot path asks
-
-    def serving(self, model: str) -> int:
-        """Mask of the replicas that serve a model, usable or not; 0 when nobody does.
-
-        "", the model of a request that names none, is served by every one.
-        """
-        return self._catalog.serving(model)
 
     def last_resort(self, model: str) -> int:
         """Whom to try when none of a model's replicas is usable, sooner than to answer 503.
@@ -310,7 +341,7 @@ class Fleet:
         connections, answers that it is unwell, was never ready, is draining, sleeps or is paused.
         """
         open_breakers = slow = 0
-        for slot in slots(self._catalog.serving(model)):
+        for slot in slots(self.serving(model)):
             replica = self.replicas[slot]
             if replica is None or replica.draining or replica.resting:
                 continue
@@ -321,21 +352,21 @@ class Fleet:
         return open_breakers or slow
 
     def admitted(self, slot: int) -> None:
-        """A request goes to a half-open replica: no other one may until its outcome is told."""
+        """A request goes to a half-open replica. No other one may go there until it has ended."""
         replica = self.replicas[slot]
         if replica is not None and replica.breaker.state is BreakerState.HALF_OPEN:
             replica.breaker.admit(self._clock())
             self._refresh(replica)
 
     def withdrawn(self, slot: int) -> None:
-        """A request admitted ended without proving anything: its client left."""
+        """An admitted request ended without proving anything, such as when its client left."""
         replica = self.replicas[slot]
         if replica is not None and replica.breaker.state is BreakerState.HALF_OPEN:
             replica.breaker.withdraw()
             self._refresh(replica)
 
     def succeeded(self, slot: int, now: float) -> None:
-        """A replica answered as it should. Nearly free unless it failed lately."""
+        """A replica answered as it should. This costs next to nothing unless it failed lately."""
         replica = self.replicas[slot]
         if replica is not None and replica.breaker.troubled and replica.breaker.succeeded(now):
             log.info("replica %s: breaker closed, a trial succeeded", replica.name)
@@ -359,7 +390,7 @@ class Fleet:
                 self._hurry(slot)
             return
         if reason == "silent" and replica.health.well:
-            # Slow is not dead, and what is dead the next probe will show.
+            # A slow replica is not dead. The next probe finds out whether it is.
             self._hurry(slot)
             self.withdrawn(slot)
             return
@@ -395,6 +426,13 @@ class Fleet:
 
     # Models
 
+    def _decoding(self, model: str) -> int:
+        return self._catalog.serving(model) & ~self._roles.prefill_only
+
+    def may_prefill(self, model: str) -> int:
+        """Mask of the replicas that may prefill a prompt for others now."""
+        return self._catalog.serving(model) & self._roles.prefilling & self.usable
+
     def may_come(self, model: str) -> bool:
         """Whether a model nobody serves just now may be served in a while: it is expected, its last
         replica left, or a replica has yet to tell what it serves."""
@@ -403,7 +441,7 @@ class Fleet:
     def expects(self, model: str) -> bool:
         """Whether it is expected by the settings, or its last replica left. An adapter whose base
         model is served is not: its engines would have it."""
-        return model in self.settings.models or (
+        return model in self.settings.expected_models or (
             self._catalog.away(model) and not self.hosts(model)
         )
 
@@ -421,7 +459,7 @@ class Fleet:
     def hosts(self, model: str) -> int:
         """Mask of the replicas of a LoRA adapter's base model; 0 for what was no adapter."""
         parent = self._catalog.parent(model)
-        return self._catalog.serving(parent) if parent else 0
+        return self.serving(parent) if parent else 0
 
     def alike(self, mask: int) -> int:
         """Mask of the replicas that serve the same base models as some of these."""
@@ -436,6 +474,18 @@ class Fleet:
                 if tokens <= length:
                     break
         return best
+
+    def of_engine(self, engine: str, eligible: int) -> int:
+        """Those of the eligible replicas that are this engine, or may be; all of them where the
+        fleet has none of it, so that they say themselves that they do not have a path."""
+        masks = self._by_engine
+        if masks is None:
+            masks = self._by_engine = {}
+            for replica in self.members():
+                name = replica.kind.name
+                masks[name] = masks.get(name, 0) | replica.bit
+        own = masks.get(engine, 0)
+        return eligible & (own | masks.get("", 0)) if own else eligible
 
     def longer(self, model: str, slot: int) -> int:
         """Mask of the replicas of a model that take more tokens than this one."""
@@ -468,7 +518,7 @@ class Fleet:
     @property
     def guarded(self) -> bool:
         """Whether engines ask for a key before they tell their models."""
-        return bool(self.settings.api_key or self._catalog.untold)
+        return bool(self.settings.replica_api_key or self._catalog.untold)
 
     @property
     def models_known(self) -> bool:
@@ -480,7 +530,7 @@ class Fleet:
         return self._catalog.union
 
     def model_names(self) -> str:
-        """Their names, for people."""
+        """The names of the models served, for messages."""
         return ", ".join(card.id for card in self._catalog.union) or "none"
 
     @property
@@ -489,18 +539,21 @@ class Fleet:
         return self._catalog.mixed
 
     def cards(self, slot: int) -> tuple[ModelCard, ...]:
-        """What one replica serves, as it told."""
+        """What one replica serves, by its own /v1/models."""
         return self._catalog.cards(slot)
 
     def models_body(self) -> bytes:
-        """The same as an OpenAI list object in JSON."""
+        """The models served, as an OpenAI list object in JSON."""
         cards = b",".join(card.raw for card in self._catalog.union)
         return b'{"object":"list","data":[' + cards + b"]}"
 
     # Running
 
     async def start(self) -> None:
-        """Begin to watch. Returns before anything is known: see wait_first_round."""
+        """Start the tasks that watch replicas.
+
+        Returns before any has answered: see wait_first_round.
+        """
         if self._ticking is not None:
             raise RuntimeError("the fleet runs already")
         self._ticking = asyncio.create_task(self._tick_forever(), name="fleet tick")
@@ -510,7 +563,7 @@ class Fleet:
             self._watch(replica, self.poll_rate.offset(place))
 
     async def stop(self) -> None:
-        """End every task and close every connection."""
+        """Cancel every task and close every connection."""
         self._look.cancel()
         watches, self._watches = list(self._watches.values()), {}
         if self._ticking is not None:
@@ -534,7 +587,8 @@ class Fleet:
         await self._notifier.changed()
 
     def tick(self, now: float) -> None:
-        """Let time pass. The running fleet calls this itself; a simulation may in its own time."""
+        """Apply what only time changes. The running fleet calls this itself; a simulation calls it
+        in its own time."""
         stale = STALE_AFTER_INTERVALS * self.poll_rate.stretch(self.settings.metrics_interval)
         for replica in self.replicas:
             if replica is None:
@@ -556,7 +610,7 @@ class Fleet:
             self.tick(self._clock())
 
     def _watch(self, replica: Replica, delay: float) -> None:
-        reader = Reader(replica.url, self.settings.api_key, self.tls)
+        reader = Reader(replica.url, self.settings.replica_api_key, self.tls)
         watch = ReplicaPoller(
             replica, reader, self._updater, self.templates, self.poll_rate, self.settings
         )
@@ -564,14 +618,15 @@ class Fleet:
         watch.start(delay)
 
     def _hurry(self, slot: int) -> None:
-        """Have its health looked at soon."""
+        """Probe a replica's health soon, out of turn."""
         replica = self.replicas[slot]
         watch = self._watches.get(replica.ranks[0].slot) if replica is not None else None
         if watch is not None:
             watch.hurry()
 
     def _refresh(self, replica: Replica) -> None:
-        """Put the bits of a replica, and of its other ranks, where its state says."""
+        """Set the mask bits of a replica and of its other ranks by its state."""
+        self._by_engine = None
         bits = replica.bits
         breaker = replica.breaker
         usable = (

@@ -1,4 +1,4 @@
-"""Active health: GET /health now and then, and what the answers make of a replica."""
+"""Active health: what the answers to GET /health say of a replica."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_PROBE_INTERVAL_S = 3.0
 FLAP_MEMORY_S = 30.0
 """Seconds ready after which a replica's earlier outages no longer slow down its way back."""
 HURRIED_PROBE_S = 0.2
-"""Seconds until a probe that live traffic asks for."""
+"""Seconds until the probe that a failure of live traffic asks for."""
 MAX_HURRIED_PROBES = 3
 """Probes after an outage that live traffic may hasten; a flapping replica gets no more of them."""
 LOOP_STATUS = 508
@@ -28,7 +28,8 @@ class HealthState(StrEnum):
 
 
 class Health:
-    """One replica's health, pure: told what happened and when, in monotonic seconds."""
+    """One replica's health, without I/O or a clock: it is called with what happened and when, in
+    monotonic seconds."""
 
     __slots__ = (
         "_after",
@@ -49,7 +50,7 @@ class Health:
         self._retries = 0
         self.state = HealthState.STARTING
         self.since = now
-        """When it got into this state."""
+        """Monotonic seconds at which it got into this state."""
         self.was_ready = False
         """It was ready at least once."""
         self.reason = ""
@@ -64,7 +65,7 @@ class Health:
 
     @property
     def well(self) -> bool:
-        """Ready, and the last probe was answered well."""
+        """Whether it is ready and its last probe succeeded."""
         return self.state is HealthState.READY and not self._failed
 
     @property
@@ -92,7 +93,8 @@ class Health:
         return True
 
     def settled(self) -> None:
-        """Whether it restarted while it was away is known by now: do not conclude it once more."""
+        """Note that it is known whether the replica restarted while it was away, so that this is
+        not concluded a second time."""
         if self.failure is Failure.REFUSED:
             self.failure = Failure.BAD
 
@@ -136,11 +138,15 @@ class Health:
         return wait * random.uniform(0.9, 1.1)
 
 
+class OwnFleetError(ReadError):
+    """The replica is this router itself, or leads to it."""
+
+
 async def probe(reader: Reader, within: float) -> None:
     """Ask a replica for its health. Raises ReadError with the reason when it is not well."""
     answer = await reader.get("/health", MAX_HEALTH_BYTES, within)
     if answer.status == LOOP_STATUS:
-        raise ReadError(
+        raise OwnFleetError(
             "it leads back to this router itself: take it out of replicas, or out of what "
             "discovery finds"
         )

@@ -35,14 +35,14 @@ class Holders(FleetListener):
         return len(self._held)
 
     def on_added(self, replica: Replica) -> None:
-        """What it held before it left may be there still."""
+        """Find what it held before it left: the engine may have kept it."""
         name = xxhash.xxh3_64_intdigest(replica.name.encode())
         self._bits[name] = replica.bit
         self._names += [0] * (replica.slot + 1 - len(self._names))
         self._names[replica.slot] = name
 
     def on_removed(self, replica: Replica) -> None:
-        """What it held cannot be had."""
+        """Nothing can be had from a replica that has left."""
         self._bits.pop(self._names[replica.slot], None)
 
     def find(self, key: int) -> int:
@@ -51,14 +51,14 @@ class Holders(FleetListener):
         return 0 if name is None else self._bits.get(name, 0)
 
     def remember(self, key: int, slot: int) -> None:
-        """This replica has it, as its answer told."""
+        """Note that this replica keeps it, as its answer said."""
         new = self._held.get(key) != self._names[slot]
         self.heard(key, slot)
         if new and self.tell is not None:
             self.tell(slot, key)
 
     def heard(self, key: int, slot: int) -> None:
-        """This replica has it, as another router told."""
+        """Note that this replica keeps it, as another router reported."""
         held = self._held
         held.pop(key, None)
         held[key] = self._names[slot]
@@ -66,7 +66,11 @@ class Holders(FleetListener):
             del held[next(iter(held))]
 
 
-def key_of(name: str) -> int:
-    """What stands for the id of a response or a conversation. The same in every router."""
-    made: int = xxhash.xxh3_64_intdigest(name.encode("utf-8", "surrogatepass"))
+def key_of(name: str, tenant: str = "") -> int:
+    """What stands for the id of a response or a conversation. The same in every router.
+
+    tenant: whose it is, which no other tenant's key finds; empty without tenants.
+    """
+    whole = f"{tenant}\0{name}" if tenant else name
+    made: int = xxhash.xxh3_64_intdigest(whole.encode("utf-8", "surrogatepass"))
     return made

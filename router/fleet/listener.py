@@ -1,4 +1,4 @@
-"""Who wants to know when the fleet changes."""
+"""The interface of those that follow changes of the fleet."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ class FleetListener:
         one that is here may be usable already."""
 
     def on_removed(self, replica: Replica) -> None:
-        """It left; its slot will be given to another."""
+        """The replica left. Its slot will be given to another one."""
 
     def on_emptied(self, replica: Replica) -> None:
-        """It restarted: its KV cache is empty."""
+        """The replica restarted: its KV cache is empty."""
+
+    def on_role(self, replica: Replica) -> None:
+        """The replica's role is another one."""
 
     def on_resized(self, replica: Replica) -> None:
-        """kv_tokens or offload_tokens turned out to be others."""
+        """The replica's kv_tokens or offload_tokens changed."""

@@ -12,7 +12,8 @@ REFRESH_INTERVAL_S: Final = 1.0
 
 
 class ModelRefresh:
-    """Looks that all who wait share. What one finds is as new as the last who waits for it."""
+    """Asks the engines once for all requests that wait. An answer is never older than the newest
+    request that waits for it."""
 
     __slots__ = ("_began", "_every", "_next", "_read", "_running")
 
@@ -26,13 +27,13 @@ class ModelRefresh:
         self._began = -REFRESH_INTERVAL_S * 1000
 
     def join(self) -> asyncio.Task[None]:
-        """A look that begins from now on."""
+        """Wait for a look that begins now or later."""
         if self._next is None:
             self._next = asyncio.create_task(self._look(), name="fresh look at the models")
         return self._next
 
     def cancel(self) -> None:
-        """End: nobody is asked any more."""
+        """Cancel the look in progress."""
         for task in (self._next, self._running):
             if task is not None:
                 task.cancel()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -10,13 +10,13 @@ import msgspec
 from router.types import slots
 
 MAX_MODELS_BYTES = 1024 * 1024
-"""Bytes of an answer to /v1/models that are read."""
+"""The most bytes of an answer to /v1/models that are read."""
 NO_MODEL = ""
 """The model of a request that names none: every replica takes it for its own."""
 MAX_ABSENT_MODELS: Final = 1024
-"""Names remembered of models whose last replica left."""
+"""The most names of models without a replica that are remembered."""
 UNBOUNDED: Final = 1 << 62
-"""The max_model_len of a replica that does not tell it."""
+"""The max_model_len of a replica that does not report one."""
 
 Levels = tuple[tuple[int, int], ...]
 """(max_model_len, mask of the replicas that take so much or more), ascending."""
@@ -27,20 +27,20 @@ class ModelCard(msgspec.Struct, frozen=True, gc=False):
 
     id: str
     raw: bytes
-    """The entry as the engine wrote it: one JSON object."""
+    """The entry as the engine wrote it, one JSON object."""
     parent: str = ""
     """The base model, where this is a LoRA adapter: one of its names, or its root."""
     length: int = UNBOUNDED
-    """max_model_len: tokens of prompt and answer together."""
+    """max_model_len, the most tokens of prompt and answer together."""
     root: str = ""
     """Where the engine has it from; all names of one model have the same. Empty when it does not
     say."""
     owned_by: str = ""
-    """"vllm" where the engine is vLLM."""
+    """The entry's owner; "vllm" if the engine is vLLM."""
 
     @property
     def told(self) -> tuple[str, str, int, str]:
-        """What routing reads. The rest changes with every answer, such as `created`."""
+        """The fields that routing reads. Others, such as `created`, change with every answer."""
         return self.id, self.parent, self.length, self.root
 
 
@@ -61,7 +61,7 @@ _card_decoder = msgspec.json.Decoder(_Card)
 
 
 def named_card(name: str) -> ModelCard:
-    """The entry of a model of which nothing but the name is known."""
+    """The entry of a model of which only the name is known."""
     entry = {"id": name, "object": "model", "created": 0, "owned_by": "vllm"}
     return ModelCard(name, msgspec.json.encode(entry))
 
@@ -93,6 +93,17 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
+class Masks(dict[str, int]):
+    """Model -> mask of the replicas that serve it."""
+
+    untold = 0
+    """Mask of the replicas taken to serve every model: a part of every mask here, and the mask of
+    each model that is not here."""
+
+    def __missing__(self, model: str) -> int:
+        return self.untold
+
+
 class Catalog:
     """Model name -> mask of the replicas that serve it.
 
@@ -102,9 +113,10 @@ class Catalog:
 
     def __init__(self) -> None:
         self._cards: dict[int, tuple[ModelCard, ...]] = {}
-        self._any = 0
-        """Mask of the replicas taken to serve every model: a part of every mask below."""
-        self._masks: dict[str, int] = {NO_MODEL: 0}
+        self._masks = Masks({NO_MODEL: 0})
+        self.serving: Callable[[str], int] = self._masks.__getitem__
+        """The mask of the replicas that serve a model; 0 when nobody does. It is a dict's own, as
+        it is asked for each request."""
         self._parents: dict[str, str] = {}
         """LoRA adapter -> its base model."""
         self._union: tuple[ModelCard, ...] | None = ()
@@ -114,17 +126,13 @@ class Catalog:
         self.lengths: dict[str, Levels] = {}
         """Of the models whose replicas have more than one max_model_len; most fleets have none."""
 
-    def serving(self, model: str) -> int:
-        """The mask of the replicas that serve it; 0 when nobody does."""
-        return self._masks.get(model, self._any)
-
     def parent(self, model: str) -> str:
         """The base model of a LoRA adapter that a replica has or had when it left; empty for all
         else."""
         return self._parents.get(model) or self._away.get(model, "")
 
     def away(self, model: str) -> bool:
-        """Whether its last replica left the fleet, rather than stopped serving it."""
+        """Whether its last replica left the fleet, as opposed to no longer serving it."""
         return model in self._away
 
     def alike(self, mask: int) -> int:
@@ -136,20 +144,24 @@ class Catalog:
         return frozenset(card.id for card in self._cards.get(slot, ()) if not card.parent)
 
     def told(self, slot: int) -> tuple[tuple[str, str, int, str], ...] | None:
-        """What routing reads of a replica's cards; None before it told them."""
+        """The fields that routing reads of a replica's cards; None before the replica listed its
+        models."""
         cards = self._cards.get(slot)
         return None if cards is None else tuple(card.told for card in cards)
 
     @property
     def known(self) -> bool:
-        """Whether any replica's models are known: without, "no such model" cannot be said."""
-        return bool(self._any or self._cards)
+        """Whether any replica has listed its models.
+
+        Before that, no model can be called unknown.
+        """
+        return bool(self._masks.untold or self._cards)
 
     @property
     def mixed(self) -> bool:
-        """Whether there is no model that all replicas serve which have told theirs."""
+        """Whether no model is served by all replicas that have listed theirs."""
         if self._mixed is None:
-            told = self._any
+            told = self._masks.untold
             for slot in self._cards:
                 told |= 1 << slot
             self._mixed = bool(self._cards) and not any(
@@ -159,8 +171,8 @@ class Catalog:
 
     @property
     def untold(self) -> int:
-        """Mask of the replicas that would not tell their models."""
-        return self._any
+        """The mask of the replicas that refuse to list their models."""
+        return self._masks.untold
 
     @property
     def union(self) -> tuple[ModelCard, ...]:
@@ -177,35 +189,35 @@ class Catalog:
         return self._union
 
     def cards(self, slot: int) -> tuple[ModelCard, ...]:
-        """What a replica told; empty when it did not, or serves any model."""
+        """The models that a replica listed; empty when it did not, or serves any model."""
         return self._cards.get(slot, ())
 
     def join(self, slot: int) -> None:
-        """A replica whose models are not known yet."""
+        """Add a replica whose models are not known yet."""
         self._masks[NO_MODEL] |= 1 << slot
 
     def join_as(self, slot: int, other: int) -> None:
-        """A rank of a replica that is here already: it serves what that one does."""
+        """Add a further rank of a replica. It serves the same models."""
         self.join(slot)
-        if self._any >> other & 1:
+        if self._masks.untold >> other & 1:
             self.tell_any(slot)
         elif other in self._cards:
             self.tell(slot, self._cards[other])
 
     def tell(self, slot: int, cards: Iterable[ModelCard]) -> None:
-        """A replica's models are these."""
+        """Set the models that a replica listed."""
         self._forget(slot)
         self._mixed = None
         self._cards[slot] = told = tuple(cards)
         for card in told:
-            self._masks[card.id] = self._masks.get(card.id, self._any) | 1 << slot
+            self._masks[card.id] |= 1 << slot
             self._away.pop(card.id, None)
         self._derive()
 
     def tell_any(self, slot: int) -> None:
-        """A replica would not tell: take it to serve every model."""
+        """Take a replica that does not list its models to serve every model."""
         self._forget(slot)
-        self._any |= 1 << slot
+        self._masks.untold |= 1 << slot
         for name in self._masks:
             self._masks[name] |= 1 << slot
         self._derive()
@@ -228,19 +240,19 @@ class Catalog:
         forgotten = self._cards.pop(slot, ())
         for card in forgotten:
             mask = self._masks[card.id] & others
-            if mask & ~self._any:
+            if mask & ~self._masks.untold:
                 self._masks[card.id] = mask
             else:
                 del self._masks[card.id]
-        if self._any & ~others:
-            self._any &= others
+        if self._masks.untold & ~others:
+            self._masks.untold &= others
             for name in self._masks:
                 if name != NO_MODEL:
                     self._masks[name] &= others
         return forgotten
 
     def _derive(self) -> None:
-        """What follows from the cards of all replicas."""
+        """Recompute everything that follows from the cards of all replicas."""
         self._union = None
         self._parents = {}
         lengths: dict[str, dict[int, int]] = {}
@@ -252,7 +264,9 @@ class Catalog:
                 masks[card.length] = masks.get(card.length, 0) | 1 << slot
         self.lengths.clear()
         self.lengths.update(
-            (name, _levels(masks, self._any)) for name, masks in lengths.items() if len(masks) > 1
+            (name, _levels(masks, self._masks.untold))
+            for name, masks in lengths.items()
+            if len(masks) > 1
         )
 
 

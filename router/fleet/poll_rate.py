@@ -10,16 +10,16 @@ MAX_INTERVAL_STRETCH = 4.0
 
 
 class PollRate:
-    """Intervals for a fleet of a size."""
+    """Intervals between reads, by the size of the fleet."""
 
     __slots__ = ("size",)
 
     def __init__(self) -> None:
         self.size = 0
-        """Replicas there are."""
+        """Number of replicas."""
 
     def stretch(self, interval: float) -> float:
-        """The interval between two reads of one replica, in seconds."""
+        """Seconds between two reads of one replica. They grow with the fleet."""
         return min(max(interval, self.size / READS_A_SECOND), interval * MAX_INTERVAL_STRETCH)
 
     def offset(self, place: int) -> float:

@@ -14,14 +14,15 @@ from typing import Protocol
 
 import msgspec
 
+from router.config import Settings
 from router.fleet import engine_metrics, models
-from router.fleet.engine_metrics import EngineMetrics, parse_metrics
+from router.fleet.engine_metrics import EngineMetrics
+from router.fleet.engines import EngineKind, kind_by_metrics
 from router.fleet.health import HealthState, probe
 from router.fleet.models import ModelCard, parse_models
 from router.fleet.poll_rate import PollRate
 from router.fleet.reader import Answer, Failure, Reader, ReadError
 from router.fleet.replica import Replica
-from router.fleet.settings import FleetSettings
 from router.fleet.templates import Templates
 
 log = logging.getLogger(__name__)
@@ -31,23 +32,26 @@ ABSENT_STATUSES = (404, 405, 501)
 IS_PAUSED = "/is_paused"
 IS_SLEEPING = "/is_sleeping"
 MAX_REST_BYTES = 4096
-"""Bytes of an answer to one of these that are read."""
+"""The most bytes of an answer of /is_sleeping or /is_paused that are read."""
 
 
 class ReadingHandler(Protocol):
-    """Who is told what was read. All methods return at once."""
+    """Receives what was read from a replica. All methods return at once."""
 
     def probed(self, replica: Replica) -> None:
-        """Its health is good, and what else could be read has been told."""
+        """The health probe succeeded, and the first reads of everything else are over."""
 
     def probe_failed(self, replica: Replica, failure: ReadError) -> None:
-        """Its health could not be read, or is bad."""
+        """The health probe failed: no usable answer, or a bad status."""
+
+    def kind_told(self, replica: Replica, kind: EngineKind) -> None:
+        """Its metrics are those of this engine."""
 
     def models_told(self, replica: Replica, cards: tuple[ModelCard, ...]) -> None:
-        """The models it serves."""
+        """The replica listed its models."""
 
     def models_untold(self, replica: Replica, status: int) -> None:
-        """It will not tell its models, now or later."""
+        """The replica refuses to list its models, and will not be asked again."""
 
     def metrics_told(
         self, replica: Replica, metrics: EngineMetrics, most_own: Sequence[int]
@@ -56,10 +60,10 @@ class ReadingHandler(Protocol):
         while it was taken."""
 
     def metrics_missing(self, replica: Replica, why: str) -> None:
-        """It has no metrics, and will have none later."""
+        """The replica has no metrics, and will not be asked again."""
 
     def rest_told(self, replica: Replica, asleep: bool | None, paused: bool | None) -> None:
-        """Whether it sleeps and whether it is paused; None: as it was."""
+        """Whether it sleeps and whether it is paused; None leaves the value as it was."""
 
 
 class ReplicaPoller:
@@ -72,7 +76,7 @@ class ReplicaPoller:
         handler: ReadingHandler,
         templates: Templates,
         poll_rate: PollRate,
-        settings: FleetSettings,
+        settings: Settings,
     ) -> None:
         self._replica = replica
         self._reader = reader
@@ -103,11 +107,12 @@ class ReplicaPoller:
         ]
 
     def hurry(self) -> None:
-        """Something is wrong, as live traffic has it: do not wait for the next turn."""
+        """Probe at once instead of at the next turn, because live traffic failed."""
         self._hurry.set()
 
     def reread_models(self) -> None:
-        """Its models have changed, as the admin port knows: do not wait for the next turn."""
+        """Its models were changed through the admin port: read them without waiting for the next
+        turn."""
         self._at_once(self.read_models)
 
     def reread_rest(self) -> None:
@@ -121,7 +126,7 @@ class ReplicaPoller:
         task.add_done_callback(self._tasks.remove)
 
     def cancel(self) -> None:
-        """End the tasks: nothing more is told from here on. Then await closed()."""
+        """Cancel the tasks; the handler is not called any more. Then await closed()."""
         for task in self._tasks:
             task.cancel()
 
@@ -133,7 +138,7 @@ class ReplicaPoller:
     async def _watch_health(self, delay: float) -> None:
         await asyncio.sleep(delay)
         await self._guarded(self._probe)
-        # probes that began together part company here
+        # Spreads probes that began together.
         await self._sleep(self._settings.health_interval * random.random())
         while True:
             await self._guarded(self._probe)
@@ -156,14 +161,18 @@ class ReplicaPoller:
     async def _probe(self) -> None:
         health = self._replica.health
         try:
-            await probe(self._reader, health.patience(self._settings.health_timeout))
+            kind = self._replica.kind
+            patience = health.patience(self._settings.health_timeout) + kind.health_seconds
+            await probe(self._reader, patience)
         except ReadError as failure:
             self._handler.probe_failed(self._replica, failure)
             return
         if health.state is not HealthState.READY:
             # known before the first request is sent there: what it serves, whether it restarted
             self._rest_paths = {IS_PAUSED: False, IS_SLEEPING: False}
-            await asyncio.gather(self.read_models(), self.read_metrics(), self.read_rest())
+            # The models say which engine it is, and so where its metrics are.
+            await self.read_models()
+            await asyncio.gather(self.read_metrics(), self.read_rest())
         self._handler.probed(self._replica)
 
     async def _repeat(self, read: Callable[[], Awaitable[None]], interval: float) -> None:
@@ -179,7 +188,7 @@ class ReplicaPoller:
             log.exception("reading replica %s went wrong; going on", self._replica.name)
 
     async def read_models(self) -> None:
-        """Read /v1/models and tell the handler; a read that fails leaves what was known."""
+        """Read /v1/models and tell the handler. A read that fails changes nothing."""
         replica = self._replica
         if replica.models_given:
             return
@@ -204,28 +213,43 @@ class ReplicaPoller:
         """Read /metrics and tell the handler; a read that fails lets the last one grow stale."""
         replica = self._replica
         before = [each.external.own(each.load) for each in replica.ranks]
-        try:
-            answer = await self._reader.get(
-                "/metrics", engine_metrics.MAX_METRICS_BYTES, self._settings.health_timeout
-            )
-        except ReadError as error:
-            log.debug("replica %s: its metrics cannot be read: %s", replica.name, error)
-            return
+        for path in replica.kind.metrics_paths:
+            try:
+                answer = await self._reader.get(
+                    path,
+                    engine_metrics.MAX_METRICS_BYTES,
+                    self._settings.health_timeout + replica.kind.metrics_seconds,
+                )
+            except ReadError as error:
+                log.debug("replica %s: its metrics cannot be read: %s", replica.name, error)
+                return
+            if answer.status not in ABSENT_STATUSES:
+                break
         if answer.status in REFUSED_STATUSES or answer.status in ABSENT_STATUSES:
-            self._handler.metrics_missing(replica, f"/metrics answered {answer.status}")
+            self._handler.metrics_missing(replica, f"{path} answered {answer.status}")
             return
         if answer.status != 200:
-            log.debug("replica %s: /metrics answered %d", replica.name, answer.status)
+            log.debug("replica %s: %s answered %d", replica.name, path, answer.status)
             return
-        metrics = parse_metrics(answer.body)
+        metrics = self._parse_metrics(answer.body)
         if not metrics.told_anything:
-            self._handler.metrics_missing(replica, "/metrics has none of vLLM's names")
+            why = f"{path} has none of {replica.kind.title}'s names"
+            self._handler.metrics_missing(replica, why)
             return
         after = [each.external.own(each.load) for each in replica.ranks]
         self._handler.metrics_told(replica, metrics, list(map(max, before, after)))
         if metrics.asleep is not None:
             self._rest_paths.pop(IS_SLEEPING, None)
             self._handler.rest_told(replica, metrics.asleep, None)
+
+    def _parse_metrics(self, text: bytes) -> EngineMetrics:
+        """Read it as the engine's own. An engine that its models do not name shows itself here."""
+        replica = self._replica
+        if not replica.kind.name:
+            kind = kind_by_metrics(text)
+            if kind is not None:
+                self._handler.kind_told(replica, kind)
+        return replica.kind.parse_metrics(text)
 
     async def read_rest(self) -> None:
         """Ask whether it rests, where its metrics do not tell. Engines have these paths in their

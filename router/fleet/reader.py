@@ -15,38 +15,38 @@ import ssl
 from enum import IntEnum
 from time import monotonic
 from typing import cast
-from urllib.parse import urlsplit
 
 import httptools
 import msgspec
 
+from router.config import Settings
+from router.config.address import parse_address
 from router.descriptors import is_local
-from router.fleet.settings import FleetSettings
 from router.identity import VIA
 
 IDLE_CONNECTIONS = 4
-"""Health, models, metrics and rest at once."""
+"""Enough to read health, models, metrics and rest at the same time."""
 MAX_IDLE_S = 4.0
 """vLLM closes idle connections after 5; closing first avoids writing into one just closed."""
 MAX_HEAD_BYTES = 64 * 1024
-"""Bytes an answer may have besides its body."""
+"""The most bytes of an answer besides its body."""
 
 
 class Failure(IntEnum):
-    """Ways a read can fail, the more telling ones greater."""
+    """Ways in which a read can fail. A greater one says more about the replica."""
 
     LOCAL = 0
     """The router could not ask, for a lack of its own: it says nothing about the replica."""
     SLOW = 1
     """No answer in time: frozen, cut off, or with too much to do."""
     BAD = 2
-    """An answer that will not do."""
+    """An answer that cannot be used."""
     REFUSED = 3
     """No connection: nobody listens, no route, no such name, no trust."""
 
 
 class ReadError(Exception):
-    """A read gave nothing usable; its text says why."""
+    """A read that gave no usable answer; its text says why."""
 
     def __init__(self, reason: str, failure: Failure = Failure.BAD) -> None:
         super().__init__(reason)
@@ -54,23 +54,25 @@ class ReadError(Exception):
 
 
 class _BrokenError(Exception):
-    """An answer that cannot be read; its text says why."""
+    """An answer that is not valid HTTP or too large; its text says why."""
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
-    """A whole answer, of any status."""
+    """A complete answer, of any status."""
 
     status: int
     body: bytes
 
 
-def tls_context(settings: FleetSettings) -> ssl.SSLContext:
+def tls_context(settings: Settings) -> ssl.SSLContext:
     """The TLS settings for replicas. Raises ValueError when the CA file cannot be used."""
     try:
-        context = ssl.create_default_context(cafile=settings.ca or None)
+        context = ssl.create_default_context(cafile=settings.replica_ca or None)
     except (OSError, ssl.SSLError) as error:
-        raise ValueError(f"CA file {settings.ca!r} cannot be read as PEM: {error}") from error
-    if not settings.verify:
+        raise ValueError(
+            f"CA file {settings.replica_ca!r} cannot be read as PEM: {error}"
+        ) from error
+    if not settings.replica_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
@@ -126,7 +128,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def untouched(self) -> bool:
-        """Nothing of an answer has come."""
+        """Whether nothing of an answer has come yet."""
         return not self._total
 
     @property
@@ -135,7 +137,7 @@ class _Connection(asyncio.Protocol):
         return not self._transport.is_closing()
 
     def close(self) -> None:
-        """At once."""
+        """Close the connection at once."""
         self._transport.abort()
 
     # -- transport
@@ -207,18 +209,17 @@ class _Connection(asyncio.Protocol):
 
 
 class Reader:
-    """GETs from one replica, and POSTs that change nothing there."""
+    """Sends one replica GETs, and POSTs that change nothing there."""
 
     def __init__(self, url: str, api_key: str, tls: ssl.SSLContext) -> None:
-        """url: as `router.fleet.replica.Address` has it."""
-        parts = urlsplit(url)
-        secure = parts.scheme == "https"
-        self._host = parts.hostname or ""
-        self._port = parts.port or (443 if secure else 80)
-        self._tls = tls if secure else None
-        self._prefix = parts.path
+        """`url` is the replica's base URL. Raises AddressError if it is not a valid one."""
+        address = parse_address(url)
+        self._host = address.host
+        self._port = address.port
+        self._tls = tls if address.tls else None
+        self._prefix = address.prefix
         self._head = (
-            f" HTTP/1.1\r\nhost: {parts.netloc}\r\naccept: */*\r\n"
+            f" HTTP/1.1\r\nhost: {address.authority}\r\naccept: */*\r\n"
             f"accept-encoding: identity\r\nuser-agent: warmroute\r\nvia: {VIA}\r\n"
         )
         if api_key:
@@ -238,7 +239,7 @@ class Reader:
         return await self._answer(path, request, limit, within)
 
     async def post(self, path: str, body: bytes, limit: int, within: float) -> Answer:
-        """POST some JSON. Otherwise as get."""
+        """POST a JSON body. Otherwise the same as get."""
         head = (
             f"POST {self._prefix}{path}{self._head}content-type: application/json\r\n"
             f"content-length: {len(body)}\r\n\r\n"
@@ -304,14 +305,14 @@ class Reader:
         return connection
 
     async def close(self) -> None:
-        """Close its connections."""
+        """Close the idle connections."""
         for connection in self._idle:
             connection.close()
         self._idle.clear()
 
 
 def _cause(error: BaseException) -> str:
-    """What the system said, if it did."""
+    """The operating system's error behind an exception, if there is one."""
     if isinstance(error, ssl.SSLError | socket.gaierror):
         return error.strerror or str(error)
     if isinstance(error, OSError) and error.errno:

@@ -9,69 +9,14 @@ that is watched, and goes by the port's name.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
+from router.config.address import Address
 from router.fleet.breaker import Breaker
 from router.fleet.engine_metrics import EngineMetrics
+from router.fleet.engines import UNKNOWN, EngineKind
 from router.fleet.external_load import ExternalLoad
 from router.fleet.health import Health, HealthState
-from router.types import Load
-
-
-@dataclass(slots=True, frozen=True)
-class Address:
-    """A replica's URL, taken apart once."""
-
-    url: str
-    host: str
-    """To connect to: no brackets around an IPv6 address."""
-    port: int
-    tls: bool
-    prefix: str
-    """Path put before every request's own; empty or "/x", never with a slash at its end."""
-    authority: str
-    """For the Host header: the port only when it is not the scheme's own."""
-
-    @property
-    def name(self) -> str:
-        """Stable and unique: host, port, and prefix when there is one."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}{self.prefix}"
-
-
-def parse_address(url: str) -> Address:
-    """Take a replica's base URL apart. Raises ValueError that names the URL and what to change."""
-    if not url.isascii() or " " in url or not url.isprintable():
-        raise ValueError(f"replica {url!r}: only printable ASCII characters without spaces")
-    try:
-        parts = urlsplit(url)
-        host, given_port = parts.hostname, parts.port
-    except ValueError as error:
-        raise ValueError(f"replica {url!r}: {error}") from None
-    if parts.scheme not in ("http", "https"):
-        raise ValueError(f"replica {url!r}: write it with http:// or https:// in front")
-    if not host:
-        raise ValueError(f"replica {url!r}: no host; write it like http://10.0.0.1:8000")
-    if "@" in parts.netloc:
-        raise ValueError(f"replica {url!r}: credentials belong in replica_api_key, not in the URL")
-    if parts.query or parts.fragment:
-        raise ValueError(f"replica {url!r}: take away the part after the path")
-    tls = parts.scheme == "https"
-    usual = 443 if tls else 80
-    port = usual if given_port is None else given_port
-    if port == 0:
-        raise ValueError(f"replica {url!r}: port 0 cannot be connected to")
-    shown = f"[{host}]" if ":" in host else host
-    authority = shown if port == usual else f"{shown}:{port}"
-    prefix = parts.path.rstrip("/")
-    return Address(
-        url=f"{parts.scheme}://{authority}{prefix}",
-        host=host,
-        port=port,
-        tls=tls,
-        prefix=prefix,
-        authority=authority,
-    )
+from router.types import Load, Role
 
 
 @dataclass(slots=True)
@@ -79,17 +24,17 @@ class Faults:
     """Requests that failed on a replica, by reason."""
 
     connect: int = 0
-    """No connection: refused, unreachable, name unknown."""
+    """No connection could be made: refused, unreachable, or its name is unknown."""
     timeout: int = 0
-    """No connection in time."""
+    """No connection was made in time."""
     silent: int = 0
-    """Connected, and then nothing for too long."""
+    """Connected, but nothing came for too long."""
     died: int = 0
     """The connection broke before the answer was complete."""
     status: int = 0
-    """5xx, and errors that came as events."""
+    """A 5xx status, or an error event in a stream."""
     engine: int = 0
-    """Its server said that the engine behind it is dead."""
+    """The server reported that the engine behind it is dead."""
 
 
 @dataclass(slots=True, eq=False)
@@ -118,28 +63,34 @@ class Replica:
     host_header: bytes = b""
     bit: int = 0
     ranks: list[Replica] = field(default_factory=list)
-    """All of its endpoint, in order, itself among them: one list, shared by them."""
+    """All ranks of its endpoint, in order and itself included; they share this one list."""
     rank: int = 0
-    """Its place among them."""
+    """Its position in `ranks`."""
     rank_header: bytes = b""
     """What tells the endpoint which of several engines a request is for: a whole line."""
     bits: int = 0
-    """Those of all of them."""
+    """The slot bits of all ranks of its endpoint."""
     models: tuple[str, ...] = ()
-    """Names served, adapters included; see models_read and any_model."""
+    """The names it serves, adapters included; see models_read and any_model."""
     models_read: bool = False
     models_given: bool = False
-    """Whoever found it said what it serves: /v1/models is not asked."""
+    """Discovery or a file said what it serves, so /v1/models is not asked."""
     any_model: bool = False
-    """It would not tell its models, so it is taken to serve every one."""
+    """It refused to list its models, so it is taken to serve every model."""
     draining: bool = False
     asleep: bool = False
-    """The engine sleeps, as its metrics or /is_sleeping tell."""
+    """The engine sleeps, by its metrics or /is_sleeping."""
     paused: bool = False
-    """The engine's scheduler is paused, as /is_paused tells."""
+    """The engine's scheduler is paused, by /is_paused."""
     by_discovery: bool = False
-    """Discovery let it in, and lets it go again."""
+    """Discovery added it and will remove it."""
+    role: Role = "decode"
+    """Set by the fleet's set_role."""
     faults: Faults = field(default_factory=Faults)
+    kind: EngineKind = UNKNOWN
+    """Which engine it is, by its models or its metrics."""
+    reports_cached: bool = False
+    """Its answers tell cached tokens: one has."""
     engine: EngineMetrics | None = None
     """The last metrics read, None before the first and after a restart; see engine_at."""
     engine_at: float = 0.0
@@ -147,9 +98,9 @@ class Replica:
     """Why there are no engine metrics; empty when there are, or when it was not tried yet."""
     external: ExternalLoad = field(default_factory=ExternalLoad)
     restarts: int = 0
-    """Restarts seen: its cache was taken to be empty."""
+    """The number of restarts seen. After each, its cache was taken to be empty."""
     tried: bool = False
-    """Whether its first round of reads is over, well or not."""
+    """Whether its first round of reads is over, successful or not."""
 
     def __post_init__(self) -> None:
         address = self.address
@@ -168,7 +119,7 @@ class Replica:
 
     @property
     def remembered_tokens(self) -> int:
-        """Tokens of prompts that it can still have, in GPU memory or behind it."""
+        """Tokens of prompts that it may still have, in GPU memory or in a tier behind it."""
         return self.kv_tokens + self.offload_tokens
 
     @property
@@ -182,5 +133,5 @@ class Replica:
 
     @property
     def resting(self) -> bool:
-        """It is well, but keeps requests without an answer until it wakes or resumes."""
+        """Whether it holds requests back, well but asleep or paused."""
         return self.asleep or self.paused

@@ -1,4 +1,4 @@
-"""What the watches find out, and what it means for a replica. Beside the hot path."""
+"""Applies what the pollers read to a replica's state. It runs beside the hot path."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ import logging
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
+from router.config import Settings
 from router.fleet.change_notifier import ChangeNotifier
 from router.fleet.engine_metrics import EngineMetrics
-from router.fleet.health import HealthState
+from router.fleet.engines import EngineKind, kind_by_owners
+from router.fleet.health import HealthState, OwnFleetError
 from router.fleet.listener import FleetListener
 from router.fleet.models import Catalog, ModelCard
 from router.fleet.reader import Failure, ReadError
 from router.fleet.replica import Replica
 from router.fleet.restarts import restarted
-from router.fleet.settings import FleetSettings
 from router.fleet.slow_start import SlowStart
 from router.fleet.templates import Templates
 
 log = logging.getLogger(__name__)
 
 SHORTAGE_LOG_INTERVAL_S = 10.0
-"""Seconds between two log lines about a lack of the router's own."""
+"""Seconds between two log lines about a resource that the router itself lacks."""
 
 
 class ReplicaUpdater:
-    """Turns readings into health, models, sizes and foreign load. It is the pollers'
-    ReadingHandler."""
+    """The pollers' ReadingHandler: turns readings into health, models, cache sizes and external
+    load."""
 
     def __init__(
         self,
-        settings: FleetSettings,
+        settings: Settings,
         clock: Callable[[], float],
         catalog: Catalog,
         templates: Templates,
@@ -58,14 +59,14 @@ class ReplicaUpdater:
     # Health
 
     def probed(self, replica: Replica) -> None:
-        """It is well."""
+        """A good probe: mark the replica ready, and start it slowly if it was not."""
         now = self._clock()
         health = replica.health
         if health.state is HealthState.READY:
             health.good(now)
             return
         if health.was_refused:
-            # no metrics came with it that could have told better
+            # No metrics came with it, which would show a restart better.
             self._emptied(replica, "it refused connections")
         health.good(now)
         replica.breaker.reset()
@@ -77,7 +78,7 @@ class ReplicaUpdater:
         self._was_tried(replica)
 
     def probe_failed(self, replica: Replica, failure: ReadError) -> None:
-        """It is unwell, or cannot be asked."""
+        """Note a probe that failed or found bad health."""
         if failure.failure is Failure.LOCAL:
             self._lacks(failure)
             return
@@ -85,9 +86,13 @@ class ReplicaUpdater:
         self._was_tried(replica)
 
     def bad(self, replica: Replica, why: ReadError, now: float, at_once: bool = False) -> bool:
-        """Count a failure. True if it made the replica unhealthy."""
+        """Count a failed probe. True if it made the replica unhealthy."""
         health = replica.health
+        before = health.reason
         if not health.bad(why, now, at_once):
+            # It was away before this router listened itself, and told so: this says what to do.
+            if isinstance(why, OwnFleetError) and health.reason != before:
+                log.warning("replica %s: %s", replica.name, why)
             return False
         if health.was_ready:
             log.warning("replica %s: unhealthy: %s", replica.name, why)
@@ -100,7 +105,7 @@ class ReplicaUpdater:
         return True
 
     def _lacks(self, failure: ReadError) -> None:
-        """The router could not ask: every replica stays what it was."""
+        """Log that the router itself could not ask, so that every replica stays as it was."""
         now = self._clock()
         if now - self._told_lack >= SHORTAGE_LOG_INTERVAL_S:
             self._told_lack = now
@@ -113,10 +118,23 @@ class ReplicaUpdater:
             self.untried &= ~replica.bit
             self._notifier.notify()
 
-    # Models
+    # Engine and models
+
+    def kind_told(self, replica: Replica, kind: EngineKind) -> None:
+        """Its models or its metrics are those of this engine."""
+        if replica.kind is kind:
+            return
+        log.info("replica %s: is %s", replica.name, kind.title)
+        for rank in replica.ranks:
+            rank.kind = kind
+            rank.reports_cached = False
+        self._refresh(replica)
 
     def models_told(self, replica: Replica, cards: tuple[ModelCard, ...]) -> None:
-        """The models it serves, now."""
+        """Take over the list of models that the replica serves now."""
+        kind = kind_by_owners(card.owned_by for card in cards)
+        if kind is not None:
+            self.kind_told(replica, kind)
         names = tuple(card.id for card in cards)
         known = (
             replica.models_read
@@ -136,7 +154,7 @@ class ReplicaUpdater:
         self._notifier.notify()
 
     def models_untold(self, replica: Replica, status: int) -> None:
-        """Its models cannot be known: it is taken to serve every one."""
+        """Take the replica to serve every model, because it refuses to list them."""
         if replica.any_model:
             return
         for rank in replica.ranks:
@@ -147,7 +165,7 @@ class ReplicaUpdater:
         self._say_once(
             f"models {status}",
             f"replica {replica.name}: /v1/models answered {status}; such a replica is taken to "
-            "serve any model. If it wants a key, set replica_api_key",
+            "serve any model. If it requires a key, set replica_api_key",
         )
         self._notifier.notify()
 
@@ -170,7 +188,7 @@ class ReplicaUpdater:
             self._say_once(
                 f"caching {replica.name}",
                 f"replica {replica.name}: prefix caching is off in this engine; routing by prefix "
-                "gains nothing there (--enable-prefix-caching)",
+                f"gains nothing there: {replica.kind.caching_fix}",
             )
         self._set_ranks(replica, len(readings))
         now = self._clock()
@@ -191,23 +209,23 @@ class ReplicaUpdater:
             )
 
     def metrics_missing(self, replica: Replica, why: str) -> None:
-        """It has no metrics."""
+        """Route without metrics to a replica that has none."""
         if replica.engine_missing == why:
             return
         for rank in replica.ranks:
             rank.engine_missing = why
             rank.external.withdraw(rank.load)
         self._say_once(
-            f"metrics {why}",
-            f"replica {replica.name}: {why}; without metrics the size of its KV cache is not known "
-            "(set kv_cache_tokens) and other clients' load is not seen",
+            f"metrics {why} {replica.kind.name}",
+            f"replica {replica.name}: {why}; without metrics the size of its KV cache is not "
+            f"known, and other clients' load is not seen: {replica.kind.metrics_fix}",
         )
         self._notifier.notify()
 
-    # Rest
+    # Sleeping and paused
 
     def rest_told(self, replica: Replica, asleep: bool | None, paused: bool | None) -> None:
-        """Whether it sleeps and whether it is paused; None: as it was."""
+        """Set whether it sleeps and whether it is paused; None leaves the value as it was."""
         rested = replica.resting
         for rank in replica.ranks:
             if asleep is not None:
@@ -215,6 +233,8 @@ class ReplicaUpdater:
             if paused is not None:
                 rank.paused = paused
         if replica.resting == rested:
+            if rested:
+                self._notifier.notify()  # asleep now, and paused before, or the other way about
             return
         if not rested:
             word = "sleeps" if replica.asleep else "is paused"

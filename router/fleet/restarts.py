@@ -1,15 +1,15 @@
-"""Did the engine restart since the last reading? Then its KV cache is empty."""
+"""Tells whether an engine restarted since its last reading, which means an empty KV cache."""
 
 from __future__ import annotations
 
 from router.fleet.engine_metrics import EngineMetrics
 
 SAME_START_S = 1.0
-"""Seconds two readings of one start time may differ by: some exporters round it."""
+"""Seconds by which two readings of one start time may differ: some exporters round it."""
 
 
 def restarted(before: EngineMetrics | None, after: EngineMetrics | None, was_refused: bool) -> str:
-    """Why it must have restarted; empty when it has not.
+    """The reason to believe that it restarted; empty when it has not.
 
     Two start times settle it; without them, counters that went down do. With neither, was_refused
     (nothing accepted connections in between) has to do.

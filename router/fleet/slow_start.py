@@ -1,4 +1,4 @@
-"""Slow start: a replica that is new or back gets its share of the load by and by.
+"""Slow start: a replica that is new or back gets its full share of the load only after a while.
 
 Its cache is empty and, after a restart, its kernels are cold: an idle newcomer would look like the
 best choice to every request at once.
@@ -20,7 +20,7 @@ def weight_after(elapsed: float, duration: float) -> float:
 
 
 class SlowStart:
-    """The replicas that have not their full share yet. A duration of 0 seconds turns it off."""
+    """The replicas that do not have their full share yet. A duration of 0 seconds turns it off."""
 
     __slots__ = ("_duration", "_warming")
 
@@ -29,16 +29,16 @@ class SlowStart:
         self._warming: dict[Replica, float] = {}
 
     def begin(self, replica: Replica, now: float) -> None:
-        """It is ready from now on, and to be slow about it."""
+        """A replica has become ready and gets a small share at first."""
         replica.load.weight = weight_after(0.0, self._duration)
         self._warming[replica] = now
 
     def drop(self, replica: Replica) -> None:
-        """It is out again: its weight stays where it is until it is back."""
+        """A replica went out of service. Its weight stays until it returns."""
         self._warming.pop(replica, None)
 
     def tick(self, now: float) -> bool:
-        """Let weights grow. True if one got to its full share."""
+        """Raise the weights. True if one reached its full share."""
         done = []
         for replica, since in self._warming.items():
             weight = replica.load.weight = weight_after(now - since, self._duration)

@@ -34,11 +34,11 @@ USUAL_ARGUMENTS: Final = (
         for value in (b"true", b"false")
     ),
 )
-"""Arguments that clients send, as router.prompt spells them."""
+"""Template arguments that clients usually send, as router.prompt spells them."""
 
 
 class UnansweredError(Exception):
-    """The engine does not tokenise chats, or not for us."""
+    """The engine does not tokenise chats, or refuses the router."""
 
 
 def _text(field: str, changed: str) -> str:
@@ -62,7 +62,7 @@ def _tools(changed: str) -> list[dict[str, Any]]:
 
 
 def _ordered(changed: str = "", *, system: bool = True, tools: bool = True) -> dict[str, Any]:
-    """Two turns, with all that stands at the front."""
+    """Two turns that have everything that can stand at the front."""
     messages = [
         _message("user", "question", changed),
         _message("assistant", "answer", changed),
@@ -74,14 +74,14 @@ def _ordered(changed: str = "", *, system: bool = True, tools: bool = True) -> d
 
 
 def _interrupted(role: str, changed: str = "") -> dict[str, Any]:
-    """Two turns, and an instruction between them."""
+    """Two turns with an instruction between them."""
     body = _ordered(changed, tools=False)
     body["messages"].insert(-1, _message(role, "inline", changed))
     return body
 
 
 def _called(changed: str, *behind: str) -> dict[str, Any]:
-    """Reasoning with a tool call, its result, and messages of these roles behind."""
+    """Reasoning with a tool call, its result, and messages of these roles after it."""
     reasoning = _text("reasoning", changed)
     call = {
         "id": "call00001",
@@ -104,7 +104,7 @@ def _called(changed: str, *behind: str) -> dict[str, Any]:
 
 
 def _answered(changed: str) -> dict[str, Any]:
-    """Reasoning with an answer, and the next question."""
+    """Reasoning with an answer, then the next question."""
     reasoning = _text("reasoning", changed)
     answer = _message("assistant", "answer", "")
     answer["reasoning"] = answer["reasoning_content"] = reasoning
@@ -113,7 +113,7 @@ def _answered(changed: str) -> dict[str, Any]:
 
 
 def _parting(one: Tokens, other: Tokens) -> int:
-    """How many leading tokens are the same."""
+    """The number of leading tokens that two prompts have in common."""
     least = min(len(one), len(other))
     return next((at for at in range(least) if one[at] != other[at]), least)
 
@@ -128,7 +128,7 @@ class TemplateProbe:
         self._ordered: dict[str, Any] = {}
         """The fullest prompt that the template takes."""
         self._base: Tokens = ()
-        """Its tokens."""
+        """The token ids of that prompt."""
         self._turn: tuple[dict[str, Any], Tokens | None] = ({}, None)
         """A prompt with earlier reasoning, and its tokens."""
         self._last_user = 0
@@ -136,12 +136,12 @@ class TemplateProbe:
         self._by_argument: dict[bytes, Tokens | None] = {}
 
     def asks(self, ask: Ask, count: Count) -> None:
-        """Ask by these from now on."""
+        """Ask the engine with these two functions from now on."""
         self._ask = ask
         self._count = count
 
     async def order(self) -> None:
-        """Find out all but what arguments do. Raises UnansweredError."""
+        """Find out everything except what template arguments do. Raises UnansweredError."""
         system, tools = await self._fullest()
         at: dict[str, int | None] = {}
         for field in ("system", "tool", "question", "another"):
@@ -224,7 +224,7 @@ class TemplateProbe:
         return None if one is None or other is None else one != other
 
     async def again(self) -> None:
-        """To be called before arguments are tried later: some templates tell the day."""
+        """Call this before trying arguments later, since some templates print the date."""
         self._by_argument.clear()
         self._base = await self._ask(self._ordered) or self._base
         self._turn = await self._reasoned()
@@ -300,13 +300,13 @@ def _tools_place(at: Mapping[str, int | None]) -> ToolsPlace:
 
 
 def _as_messages() -> dict[str, Any]:
-    """_interrupted, as the messages API has it."""
+    """`_interrupted` in the form of the messages API."""
     system, *messages = _interrupted("system")["messages"]
     return {"system": system["content"], "messages": messages, "max_tokens": 1}
 
 
 def _merged() -> dict[str, Any]:
-    """What that becomes where inline system messages are merged into the system prompt."""
+    """`_as_messages` with its inline system messages merged into the system prompt."""
     system, question, answer, inline, another = _interrupted("system")["messages"]
     both = {"role": "system", "content": system["content"] + inline["content"]}
     return {"messages": [both, question, answer, another]}

@@ -26,16 +26,16 @@ from router.types import DEFAULT_TRAITS, TemplateTraits
 log = logging.getLogger(__name__)
 
 ENGINE: Final = "vllm"
-"""What owns the models of an engine that can be asked."""
+"""The owner of models whose engine has /tokenize."""
 MAX_PROBE_BYTES: Final = 256 * 1024
-"""Bytes of an answer to a probe that are read."""
+"""The most bytes of an answer to a probe that are read."""
 MAX_ARGUMENTS: Final = 64
 """Template arguments that are tried for one model; those of hostile clients must end somewhere."""
 MAX_ARGUMENT_CHARACTERS: Final = 256
 MAX_ATTEMPTS: Final = 3
-"""Times that an engine is asked which does not answer in time."""
+"""How often an engine is asked that does not answer in time."""
 REFUSAL_STATUSES: Final = (400, 422, 500)
-"""Statuses with which an engine says that the template does not take a prompt."""
+"""Statuses with which an engine says that its template refuses a prompt."""
 
 
 class _Tokenised(msgspec.Struct):
@@ -54,16 +54,16 @@ class _Model(msgspec.Struct):
     """One model that an engine serves, under however many names."""
 
     asked: str
-    """The replica that is or was asked."""
+    """The replica that the questions go or went to."""
     probe: TemplateProbe | None = None
-    """None where the engine does not tell."""
+    """None if the engine does not answer the questions."""
     traits: TemplateTraits = DEFAULT_TRAITS
     busy: bool = False
     attempts: int = 0
     wanted: dict[bytes, None] = msgspec.field(
         default_factory=lambda: dict.fromkeys(USUAL_ARGUMENTS)
     )
-    """Arguments to try yet."""
+    """Template arguments that are still to be tried."""
 
 
 class Templates:
@@ -76,7 +76,7 @@ class Templates:
         self._cards: Sequence[ModelCard] = ()
 
     def served(self, cards: Iterable[ModelCard]) -> None:
-        """The fleet's models are these."""
+        """Take over the list of models that the fleet serves now."""
         self._cards = tuple(cards)
         names = {card.id for card in self._cards}
         self._found = {name: found for name, found in self._found.items() if name in names}
@@ -92,7 +92,7 @@ class Templates:
                 found.wanted = dict.fromkeys((*USUAL_ARGUMENTS, *found.traits.arguments))
 
     def unknown(self, model: str, arguments: Iterable[bytes]) -> None:
-        """Requests for a model gave it arguments that were not tried."""
+        """Note template arguments of a request that were not yet tried on its model."""
         found = self._found.get(model)
         if found is None:
             return
@@ -199,7 +199,7 @@ class Templates:
             del found.wanted[pair]
 
     def _publish(self) -> None:
-        """Tell the readers of prompts what is known now."""
+        """Give the parsers what is known now."""
         models: dict[str, TemplateTraits] = {}
         roots: dict[str, str] = {}
         for card in self._cards:

@@ -5,47 +5,52 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections.abc import Coroutine
 from time import monotonic, time
 from typing import TYPE_CHECKING
 
 from router import descriptors
 from router.config import Settings
+from router.disaggregation.disaggregation import Disaggregation
 from router.fleet.fleet import Fleet
 from router.fleet.holders import Holders
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
-from router.http.classify import Paths
-from router.http.heads import SPECIAL_HEADERS
-from router.http.local_reply import shown_path
-from router.http.retry_budget import RetryBudget
-from router.http.upstream import Pool
-from router.scheduling.placer import INDEX_ROOM, Placer
+from router.http.hold import Holding
+from router.http.queueing import RequestQueue
+from router.http.request import SPECIAL_HEADERS
+from router.http.routes import Paths
+from router.http.upstream import Failure, Pool, RetryBudget, UpstreamConnection
+from router.queue.classes import HEADERS
+from router.scheduling.placer import Placer
 from router.telemetry.access_log import AccessLog
 from router.telemetry.explain import Explain
-from router.telemetry.ledger import deliverable
 from router.telemetry.record import Finished, Outcome
 from router.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
+    from router.diagnosis import Diagnoser
     from router.exact.mode import ExactMode
-    from router.http.exchange import Exchange
-    from router.http.paths import PathRule
     from router.http.request import Request
-    from router.http.server import ClientConnection
+    from router.http.routes import PathRule
+    from router.overflow.overflow import Overflow
+    from router.tenants.tenants import Tenants
+    from router.tracing.tracer import Tracer
 
 log = logging.getLogger(__name__)
 
 # Seconds between two log lines about a lack of the router's own.
 _SHORTAGE_LOG_INTERVAL_S = 10.0
 
-# Modelled caches fuller than this evict, so that a missing block was probably evicted.
-_NEARLY_FULL_SHARE = 0.95
+# Turns of the event loop after which a connection that was closed has given up its file.
+_CLOSED_AFTER = 3
 
 # What a client that does not read may let wait in memory before its replica is not read any more.
 _WRITE_HIGH = 32 * 1024
 _WRITE_LOW = 8 * 1024
 
 _REFUSALS = {
+    401: Outcome.UNAUTHORIZED,
     408: Outcome.CLIENT_SLOW,
     413: Outcome.TOO_LARGE,
     431: Outcome.TOO_LARGE,
@@ -77,6 +82,18 @@ class Gateway(FleetListener):
         """For requests balanced by load."""
         self.exact: ExactMode | None = None
         """Tokenises prompts, when exact mode is on."""
+        self.disaggregation: Disaggregation | None = None
+        """Splits prefill and decode; None until a replica prefills for others."""
+        self.diagnoser: Diagnoser | None = None
+        """Finds out why prompts miss caches, where that is on."""
+        self.tracer: Tracer | None = None
+        """Traces requests, when tracing is on."""
+        self.tenants: Tenants | None = None
+        """Keys, limits and isolation, where they are set up."""
+        self.credential_headers: dict[bytes, str] = {}
+        """Header -> its field of a request's credentials; none without tenants."""
+        self.engine_authorization = b""
+        """With tenants: what engines get in place of the client's; empty for none."""
         self.telemetry = telemetry
         self.live = telemetry.live
         self.explain = explain
@@ -86,16 +103,23 @@ class Gateway(FleetListener):
         self.holders = holders
         """Which replica keeps which response."""
         self.session_header = settings.session_header.encode()
-        self.special_headers = SPECIAL_HEADERS | {self.session_header}
+        self.special_headers = SPECIAL_HEADERS | {self.session_header} | HEADERS.keys()
         self.retry_after = b"retry-after: %d\r\n" % max(1, round(settings.retry_after))
         origin = settings.allow_origin.encode()
         self.allow_origin = b"access-control-allow-origin: %b\r\n" % origin if origin else b""
         """The header line of answers of its own; empty where there is none."""
         self.asks_usage = settings.stream_usage
         self.retry_budget = RetryBudget(settings.retry_budget)
+        self.queue = RequestQueue(settings, fleet, placer, loop)
+        """Where requests that are routed by prefix wait."""
+        self.holding = Holding(settings, fleet, telemetry.live)
+        """Where requests wait while no replica of their model is usable."""
         self.replica_tls: ssl.SSLContext | None = None
-        self.clients: set[ClientConnection] = set()
-        self.exchanges: set[Exchange] = set()
+        self.overflow: Overflow | None = None
+        """Targets outside of the fleet, where there are any."""
+        self.overflow_pools: dict[str, Pool] = {}
+        """By target."""
+        self.overflow_tls: ssl.SSLContext | None = None
         self.tasks: set[asyncio.Task[None]] = set()
         self.pools: list[Pool] = []
         """By slot."""
@@ -110,17 +134,37 @@ class Gateway(FleetListener):
         self.write_high, self.write_low = _WRITE_HIGH, _WRITE_LOW
         fleet.listen(self)
 
+    def attach(self, tenants: Tenants) -> None:
+        """Serve these tenants only."""
+        self.tenants = tenants
+        self.credential_headers = tenants.headers
+        self.special_headers |= tenants.headers.keys()
+        key = self.settings.replica_api_key
+        self.engine_authorization = b"Bearer %b" % key.encode() if key else b""
+
+    def overflow_to(self, overflow: Overflow) -> None:
+        """Send these what the fleet cannot take."""
+        self.overflow = overflow
+        pools = {each.name: Pool(each.endpoint, self.loop) for each in overflow.targets}
+        self.overflow_pools = pools
+        if overflow.needs_tls:
+            # The system's authorities, as other clients of such APIs; SSL_CERT_FILE names others.
+            self.overflow_tls = ssl.create_default_context()
+            self.overflow_tls.set_alpn_protocols(["http/1.1"])
+
     def asks_engine(self, request: Request) -> bool:
         """Whether a request for the models is an engine's to answer first: where engines ask for a
         key, their names are for who has one."""
-        return request.method == b"GET" and self.fleet.guarded
+        # With tenants the keys are the router's own, and engines know none of them.
+        return request.method == b"GET" and self.fleet.guarded and self.tenants is None
 
     # -- the fleet changes
 
     def on_added(self, replica: Replica) -> None:
         """A replica came: give its slot a pool, the ranks of one endpoint the same."""
+        self.on_role(replica)
         self._divide_files()
-        pool = self.pools[replica.ranks[0].slot] if replica.rank else Pool(self, replica)
+        pool = self.pools[replica.ranks[0].slot] if replica.rank else Pool(replica, self.loop)
         if replica.slot == len(self.pools):
             self.pools.append(pool)
         else:
@@ -129,16 +173,27 @@ class Gateway(FleetListener):
     def on_removed(self, replica: Replica) -> None:
         """A replica left: its idle connections go; those in use end with their exchanges."""
         self._divide_files()
+        if self.disaggregation is not None:
+            self.disaggregation.pairs.forget(replica.slot)
         if not replica.rank:
             self.pools[replica.slot].retire()
+
+    def on_role(self, replica: Replica) -> None:
+        """A replica is for something else: the first that prefills has the legs counted."""
+        if replica.role != "decode" and self.disaggregation is None:
+            self.disaggregation = Disaggregation(self.placer.index)
+            self.telemetry.legs = self.disaggregation
 
     def on_emptied(self, replica: Replica) -> None:
         """A replica restarted: connections to what it was are dead."""
         self.pools[replica.slot].clear()
+        if self.disaggregation is not None:
+            self.disaggregation.pairs.forget(replica.slot)
 
     def adopt(self, settings: Settings) -> None:
         """Settings that may change while it serves are others now."""
-        self.settings = settings
+        self.settings = self.holding.settings = settings
+        self.queue.adopt(settings)
         self._divide_files()
 
     # -- room
@@ -154,9 +209,50 @@ class Gateway(FleetListener):
     def has_room(self, number: int) -> bool:
         """Whether one more client may be served; number: its descriptor, which the system makes the
         lowest that is free, so that it tells how many are not."""
-        return len(self.clients) < self.most_clients and number < self.files_for_clients
+        return self.live.connections < self.most_clients and number < self.files_for_clients
 
-    def lacks(self, error: OSError) -> None:
+    # -- connections to replicas
+
+    def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Have something waited for beside the event that began it."""
+        task = self.loop.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    async def connect(self, slot: int) -> UpstreamConnection | Failure:
+        """A new connection to a replica, or why there is none."""
+        return await self.connect_to(self.pools[slot], self.replica_tls)
+
+    async def connect_to(
+        self, pool: Pool, tls: ssl.SSLContext | None
+    ) -> UpstreamConnection | Failure:
+        """The same for whomever a pool is of."""
+        settings = self.settings
+        try:
+            try:
+                return await pool.connect(settings.connect_timeout, tls)
+            except OSError as exc:
+                if not descriptors.is_local(exc):
+                    raise
+            # Idle connections hold what is lacking: give them up, and try again once they are
+            # closed.
+            for other in self.pools:
+                other.clear()
+            for _ in range(_CLOSED_AFTER):
+                await asyncio.sleep(0)
+            return await pool.connect(settings.connect_timeout, tls)
+        except TimeoutError:
+            what = "did not accept a connection in time"
+            return Failure(504, Outcome.TIMEOUT_CONNECT, "timeout", what)
+        except OSError as exc:
+            what = f"could not be connected to ({exc})"
+            if descriptors.is_local(exc):
+                self._lacks(exc)
+                return Failure(503, Outcome.OVERLOADED, None, what)
+            return Failure(502, Outcome.CONNECT, "connect", what)
+
+    def _lacks(self, error: OSError) -> None:
         """A connection to a replica could not be made for a lack of the router's own."""
         now = monotonic()
         if now - self._told_lack >= _SHORTAGE_LOG_INTERVAL_S:
@@ -167,82 +263,7 @@ class Gateway(FleetListener):
                 error,
             )
 
-    # -- a request's end
-
-    def ended(self, exchange: Exchange, outcome: str) -> None:
-        """Count, log and remember a request. Called once for each."""
-        request, placement, replica = exchange.request, exchange.placement, exchange.replica
-        relay, prompt = exchange.relay, exchange.prompt
-        rule = request.rule
-        started = request.started
-        duration = monotonic() - started
-        done = Finished(
-            request.request_id.decode(),
-            rule.api,
-            request.method.decode(),
-            rule.path or shown_path(request.target),
-            exchange.model,
-        )
-        done.status = exchange.status
-        done.outcome = outcome
-        done.retries = exchange.retries
-        done.started = time() - duration
-        done.duration = duration
-        done.overhead = exchange.overhead
-        done.bytes_in = exchange.bytes_in
-        done.bytes_out = exchange.bytes_out if relay is None else relay.bytes_out
-        chain = None
-        if placement is not None and replica is not None:
-            done.slot = placement.slot
-            done.replica = replica.name
-            done.reason = placement.reason
-            if prompt is None:
-                done.policy = "balance"
-            else:
-                chain = placement.chain
-                load = placement.load
-                held = placement.held_tokens
-                done.policy = self.settings.policy
-                done.considered = placement.considered
-                done.key = exchange.key
-                done.uncached_tokens = placement.uncached
-                done.available = placement.available_tokens
-                done.chosen = held
-                done.cache_full = (
-                    load.cache_used * INDEX_ROOM >= load.cache_tokens * _NEARLY_FULL_SHARE
-                )
-                if prompt.stream:
-                    done.stream = True
-                    if relay is not None and relay.first_at:
-                        done.ttft = relay.first_at - started
-                usage = exchange.usage
-                if usage is None:
-                    done.predicted = held
-                else:
-                    done.prompt_tokens = usage.prompt_tokens
-                    done.output_tokens = usage.output_tokens
-                    done.delivered = usage.cached_tokens
-                    # The prompt's tokens are known now: its own bytes for a token are better than
-                    # what is usual for the model.
-                    exactly = usage.prompt_tokens / placement.tokens if usage.prompt_tokens else 1.0
-                    held *= exactly
-                    done.available *= exactly
-                    done.chosen = held
-                    done.predicted = deliverable(held, usage.prompt_tokens, replica.block_tokens)
-                    if prompt.several and usage.cached_tokens > done.predicted:
-                        # The other answers found what the first one computed: no surplus.
-                        done.delivered = int(done.predicted)
-                    doubts = prompt.doubts
-                    if doubts is not None and usage.prompt_tokens and usage.cached_tokens >= 0:
-                        size = prompt.size / usage.prompt_tokens
-                        done.rendered_differently = doubts.explain(
-                            held * size, usage.cached_tokens * size
-                        )
-                if prompt.doubts is not None and prompt.doubts.unknown:
-                    self.fleet.templates.unknown(exchange.model, prompt.doubts.unknown)
-        self.telemetry.observe(done)
-        self.explain.add(done)
-        self.access_log.add(done, chain, prompt.size if prompt is not None else 0)
+    # -- no request
 
     def bad_request(self, rule: PathRule, status: int, request_id: bytes) -> None:
         """Count a request that was refused before it was one."""

@@ -1,115 +1,121 @@
-"""What of a message's head belongs to one hop, and how answers of our own look."""
+"""What a request's head says, header by header, and when the next head says the same."""
 
 from __future__ import annotations
 
-from http import HTTPStatus
+import re
+from typing import TYPE_CHECKING
 
-# Headers that the two sides of a proxy must not share: RFC 9110, section 7.6.1.
-HOP_BY_HOP = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-connection",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-        b"http2-settings",
-    }
-)
+import msgspec
 
-# Headers that belong to the message itself. RFC 9110, 7.6.1, forbids to name them in Connection:
-# without them the other side could not read what it gets.
-END_TO_END = frozenset(
-    {
-        b"authorization",
-        b"cache-control",
-        b"content-encoding",
-        b"content-length",
-        b"content-range",
-        b"content-type",
-        b"host",
-        b"via",
-    }
-)
+from router.http.local_reply import BadRequest, gone_in_a_circle
+from router.http.request import Request
+from router.identity import PSEUDONYM
+from router.queue.classes import HEADERS, Hints
+from router.tenants.authenticator import Credentials
 
-# Headers of a request that are looked at, or not passed on as they are, since its head is rebuilt
-# from what was parsed; the session header comes to them.
-SPECIAL_HEADERS = HOP_BY_HOP | {
-    b"host",
-    b"content-length",
-    b"expect",
-    b"via",
-    b"x-request-id",
-    b"x-warmroute-explain",
-}
+if TYPE_CHECKING:
+    from router.http.gateway import Gateway
 
-_LINE = b"%b: %b\r\n"
-_LINES = [_LINE * count for count in range(48)]
+_NAME = PSEUDONYM.encode()
 
 
-def header_lines(headers: list[bytes]) -> bytes:
-    """name, value, name, value, ... as lines, each ended by CRLF; one formatting for all."""
-    count = len(headers) >> 1
-    form = _LINES[count] if count < len(_LINES) else _LINE * count
-    return form % tuple(headers)
+def take_special(gateway: Gateway, request: Request, low: bytes, name: bytes, value: bytes) -> None:
+    """A header that is looked at. low: its name in lower case. Raises BadRequest."""
+    if low == b"host":
+        if request.host is not None:
+            raise BadRequest(400, "more than one Host header")
+        request.host = value
+    elif low == b"content-length":
+        request.content_length = value
+    elif low == b"connection":
+        request.connection += b"," + value.lower()
+    elif low == b"x-request-id":
+        request.request_id = value.strip()
+    elif low == b"transfer-encoding":
+        request.transfer += b"," + value.lower()
+    elif low == b"expect":
+        if value.strip().lower() != b"100-continue":
+            raise BadRequest(417, "the only expectation the router knows is 100-continue")
+        request.expect = True
+    elif low == b"upgrade":
+        request.upgrade = value.strip()
+    elif low == b"x-warmroute-explain":
+        request.explain = gateway.settings.explain_headers
+    elif low == b"via":
+        if _NAME in value:
+            raise gone_in_a_circle()
+        request.headers += (name, value)
+    elif low in gateway.credential_headers:
+        if request.credentials is None:
+            request.credentials = Credentials()
+        if not request.credentials.take(gateway.credential_headers[low], value):
+            raise BadRequest(400, f"more than one {low.decode()} header")
+    elif low == gateway.session_header:
+        request.session = value
+        request.headers += (name, value)
+    elif low in HEADERS:
+        if request.hints is None:
+            request.hints = Hints()
+        setattr(request.hints, HEADERS[low], value)
+        request.headers += (name, value)
 
 
-def outward(headers: list[bytes], host: bytes, prefix: str) -> list[bytes]:
-    """A redirect's headers with a Location that the client can follow and that shows no inner
-    address: an engine makes it of the host and the path that it was asked at."""
-    found = list(headers)
-    for at in range(0, len(found), 2):
-        if found[at].lower() != b"location":
-            continue
-        where = found[at + 1]
-        scheme, slashes, rest = where.partition(b"//")
-        authority = rest[: len(host)].lower()
-        behind = rest[len(host) : len(host) + 1]
-        if slashes and scheme.lower() in (b"", b"http:", b"https:"):
-            if authority != host.lower() or behind not in (b"", b"/", b"?", b"#"):
-                continue
-            where = rest[len(host) :]
-            if behind != b"/":
-                where = b"/" + where
-        inner = prefix.encode()
-        if inner and where.startswith(inner + b"/"):
-            where = where[len(inner) :]
-        found[at + 1] = where
-    return found
+class KnownHead(msgspec.Struct, gc=False, frozen=True):
+    """The last head that a client sent. Clients send the same bytes with each request, but for the
+    body's length: what the parser made of them holds for the next one too."""
+
+    before: bytes
+    """Up to the first digit of Content-Length."""
+    after: bytes
+    """From behind its last digit to the end of the head."""
+    request: Request
+    """What such a head is parsed to: to be copied."""
+
+    def __repr__(self) -> str:
+        # A head may hold a key.
+        return "KnownHead()"
 
 
-REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=\r\n)", re.IGNORECASE)
+_STAYS = frozenset((b"", b",keep-alive"))
 
 
-def answer(
-    status: int,
-    body: bytes,
-    *,
-    request_id: bytes = b"",
-    close: bool = False,
-    is_http10: bool = False,
-    head_only: bool = False,
-    extra: bytes = b"",
-    content_type: bytes = b"application/json",
-) -> bytes:
-    """A whole answer made by the router itself.
+def known_head(request: Request, data: bytes, tenants: bool) -> KnownHead | None:
+    """What to know a request's head by. data: the one read that brought the request and no more.
 
-    old: the client speaks HTTP/1.0, where a connection that stays open must be announced.
-    extra: more header lines, each ended by CRLF.
+    tenants: who sends it is to be told by its credentials, with each request anew.
+
+    None where there is more to it than method, path and headers that are passed on: then the parser
+    reads the next one too.
     """
-    connection = (
-        b"connection: close\r\n" if close else b"connection: keep-alive\r\n" if is_http10 else b""
+    end = data.find(b"\r\n\r\n") + 4
+    length = _LENGTH.search(data, 0, end)
+    # The parser took all of `data` for one request: where the rest is as long as it says, the head
+    # ends where it seems to.
+    if length is None or int(length[1]) != len(data) - end or length[1] != request.content_length:
+        return None
+    plain = request.keep_alive and not request.is_http10 and request.connection in _STAYS
+    special = request.transfer or request.expect or request.upgrade or request.explain
+    if not plain or special or (request.credentials is not None) is not tenants:
+        return None
+    if b"x-request-id" in data[:end].lower():
+        # It names one request alone.
+        return None
+    like = Request(
+        method=request.method,
+        target=request.target,
+        rule=request.rule,
+        headers=_as_sent(request.headers) if tenants else [*request.headers],
+        host=request.host,
+        connection=request.connection,
+        session=request.session,
+        credentials=request.credentials,
+        hints=request.hints,
     )
-    about = b"content-type: %b\r\ncontent-length: %d\r\n" % (content_type, len(body))
-    head = b"HTTP/1.1 %d %b\r\n%b%b%b%b\r\n" % (
-        status,
-        REASONS.get(status, b"Error"),
-        about if status != 204 else b"",
-        b"x-request-id: %b\r\n" % request_id if request_id else b"",
-        connection,
-        extra,
-    )
-    return head if head_only else head + body
+    return KnownHead(data[: length.start(1)], data[length.end(1) : end], like)
+
+
+def _as_sent(headers: list[bytes]) -> list[bytes]:
+    """A copy without the engine's authorization. Of a client's, none is among these headers."""
+    pairs = zip(headers[::2], headers[1::2], strict=True)
+    return [part for pair in pairs if pair[0].lower() != b"authorization" for part in pair]

@@ -2,18 +2,56 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import re
+from hashlib import blake2b
 
 import msgspec
 
-from router.http.heads import END_TO_END, HOP_BY_HOP
-from router.http.paths import UNKNOWN, PathRule
+from router.http.routes import UNKNOWN, PathRule
+from router.queue.classes import Hints
+from router.tenants.authenticator import Credentials
+from router.tenants.identity import Identity
 
-_boot = os.urandom(5).hex().encode()
-_count = itertools.count(1)
-_good_id = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}\Z").match
+# Headers that the two sides of a proxy must not share: RFC 9110, section 7.6.1.
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    }
+)
+
+# Headers that belong to the message itself. RFC 9110, 7.6.1, forbids to name them in Connection:
+# without them the other side could not read what it gets.
+END_TO_END = frozenset(
+    {
+        b"authorization",
+        b"cache-control",
+        b"content-encoding",
+        b"content-length",
+        b"content-range",
+        b"content-type",
+        b"host",
+        b"via",
+    }
+)
+
+# Headers of a request that are looked at, or not passed on as they are, since its head is rebuilt
+# from what was parsed; the session header comes to them.
+SPECIAL_HEADERS = HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"expect",
+    b"via",
+    b"x-request-id",
+    b"x-warmroute-explain",
+}
 
 # Values of Connection that name no header.
 _PLAIN = frozenset((b",keep-alive", b",close", b",upgrade"))
@@ -21,11 +59,13 @@ _PLAIN = frozenset((b",keep-alive", b",close", b",upgrade"))
 _NOT_NAMES = HOP_BY_HOP | END_TO_END | {b"close", b"keep-alive", b"upgrade", b""}
 
 
-def request_id(given: bytes) -> bytes:
-    """The client's X-Request-Id where it is fit to be logged and sent on, else a new one."""
-    if given and _good_id(given):
-        return given
-    return b"wr-%b-%x" % (_boot, next(_count))
+MAX_KEY_CHARACTERS = 128
+"""Characters of a session's key that is kept as it is."""
+
+
+def short_key(key: str) -> str:
+    """What stands for a long key. Keys are remembered, and a client chooses them."""
+    return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 class Request(msgspec.Struct, gc=False):
@@ -51,6 +91,14 @@ class Request(msgspec.Struct, gc=False):
     request_id: bytes = b""
     session: bytes = b""
     """The session header's value, or empty."""
+    credentials: Credentials | None = None
+    """The headers that tell who sends it, where tenants are set up. They are not sent on."""
+    hints: Hints | None = None
+    """What its headers say of its class in the queue; None when they say nothing."""
+    identity: Identity | None = None
+    """Who sends it, as the head of a request with a body told."""
+    identified: float = 0.0
+    """Monotonic seconds when that was found out."""
     explain: bool = False
     """The client asks for response headers that explain the choice."""
     keep_alive: bool = True
@@ -65,6 +113,16 @@ class Request(msgspec.Struct, gc=False):
     def head_size(self) -> int:
         """Bytes of target and headers, without what was looked at and left out."""
         return len(self.target) + sum(map(len, self.headers)) + 2 * len(self.headers)
+
+    def take_header(self, name: bytes) -> bytes:
+        """Remove a header, given in lower case. Returns its first value; empty where there is
+        none."""
+        headers, found = self.headers, b""
+        for at in range(len(headers) - 2, -1, -2):
+            if len(headers[at]) == len(name) and headers[at].lower() == name:
+                found = headers[at + 1]
+                del headers[at : at + 2]
+        return found
 
     @property
     def connection_option(self) -> bytes:

@@ -1,9 +1,4 @@
-"""The client's side of the gateway: bytes of a connection -> requests, one exchange at a time.
-
-The mutable state on a connection is: the head and body being parsed, the requests parsed and
-waiting for their turn (pipelining), and the exchange in progress. Answers go out in the order of
-the requests.
-"""
+"""The front port: listening, and coming to rest."""
 
 from __future__ import annotations
 
@@ -11,502 +6,122 @@ import asyncio
 import contextlib
 import logging
 import socket
-import struct
-from time import monotonic
-from typing import TYPE_CHECKING, cast
+import ssl
+from typing import Any
 
-import httptools
-
-from router.http.classify import origin_form
-from router.http.exchange import Exchange
-from router.http.paths import UNKNOWN
-from router.http.refusal import (
-    BadRequest,
-    body_too_large,
-    gone_in_a_circle,
-    head_too_large,
-    linger,
-    malformed,
-    refusal,
-)
-from router.http.request import Request, request_id
-from router.http.upgrade import Early, without_upgrade
-from router.identity import PSEUDONYM
-
-if TYPE_CHECKING:
-    from router.http.gateway import Gateway
+from router.config import server_context
+from router.http.client_connection import ClientConnection
+from router.http.gateway import Gateway
+from router.http.timeouts import TimeoutSweep
+from router.http.upstream import keep_alive
 
 log = logging.getLogger(__name__)
 
-# Pipelined requests that may wait on one connection before it is not read any more, and those that
-# one read may hold beyond them.
-_PIPELINE = 16
-_PIPELINE_MAX = 1000
-
-# Pieces of a body that are smaller go into one buffer, which grows: as objects of their own they
-# would take many times what is counted.
-_LARGE = 4096
-
-# SO_LINGER: on, no time.
-_RESET = struct.pack("ii", 1, 0)
-
-# Connections beyond the limit that are told so before they are closed; further ones are not, since
-# each takes an open file until its client has read that.
-_TOLD = 16
-
-_TRAILERS: frozenset[bytes] = frozenset()
-_NAME = PSEUDONYM.encode()
+_BACKLOG = 4096
+_LOOK_AGAIN = 0.02
 
 
-class ClientConnection(asyncio.Protocol):
-    """One client's connection."""
-
-    __slots__ = (
-        "_body",
-        "_close_after",
-        "_downgrade",
-        "_feeding",
-        "_gateway",
-        "_head_size",
-        "_headers",
-        "_mark",
-        "_parser",
-        "_refusal",
-        "_request",
-        "_shed",
-        "_special",
-        "_waiting",
-        "exchange",
-        "idle_ticks",
-        "in_body",
-        "in_head",
-        "in_request",
-        "paused",
-        "request_ticks",
-        "transport",
-    )
+class Server:
+    """Listens for clients on the gateway's behalf: `start`, `settle`, `stop`."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._waiting: list[Request] = []
-        self._close_after = False
-        self._refusal = b""
-        self._special = gateway.special_headers
-        self._request = Request()
-        self._body: list[bytes | bytearray] = []
-        self._mark = 0
-        self._shed = False
-        self._downgrade = False
-        self._feeding = 0
-        self._head_size = 0
-        self.exchange: Exchange | None = None
-        self.in_head = False
-        """In a head, or between a chunk's size and its first byte, where trailers may be."""
-        self.in_request = False
-        self.in_body = False
-        """The request's head is whole, its body is not."""
-        self.paused = False
-        self.idle_ticks = 0
-        """Sweeps since a request was here, or the client took something."""
-        self.request_ticks = 0
-        """Sweeps since the current head began to arrive, or the body was last measured."""
-        self._parser = httptools.HttpRequestParser(self)
-
-    # -- transport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client has connected."""
-        # uvloop's transports are none of asyncio's classes.
-        self.transport = transport = cast(asyncio.Transport, transport)
-        gateway = self._gateway
-        transport.set_write_buffer_limits(gateway.write_high, gateway.write_low)
-        if not gateway.has_room(transport.get_extra_info("socket").fileno()):
-            self._turn_away()
-            return
-        gateway.clients.add(self)
-        gateway.live.connections += 1
-
-    def data_received(self, data: bytes) -> None:
-        """Bytes from the client."""
-        # More than once only where a request to switch protocols was an ordinary one after all.
-        while data and not self._close_after:
-            self._feeding = len(data)
-            try:
-                self._parser.feed_data(data)
-            except httptools.HttpParserUpgrade as exc:
-                data = self._upgraded(data[exc.args[0] :])
-            except httptools.HttpParserCallbackError as exc:
-                self._refuse(self._cause(exc))
-            except httptools.HttpParserError as exc:
-                self._refuse(malformed(str(exc)))
-            else:
-                if self.in_head:
-                    self._count_head(len(data))
-                return
-
-    def eof_received(self) -> bool:
-        """The client closed its side: nobody is there to read an answer."""
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """The client is gone: so is what it asked for."""
-        gateway = self._gateway
-        if self in gateway.clients:
-            gateway.clients.discard(self)
-            gateway.live.connections -= 1
-        elif self._shed:
-            gateway.shed -= 1
-        gateway.live.body_bytes -= sum(request.body_size for request in self._waiting)
-        if self.in_request:
-            gateway.live.body_bytes -= self._request.body_size
-            self.in_request = False
-        self._waiting.clear()
-        exchange, self.exchange = self.exchange, None
-        if exchange is not None:
-            exchange.client_gone()
-        # The parser knows this connection and this connection the parser: break the circle.
-        self._parser = None  # type: ignore[assignment]
-
-    def pause_writing(self) -> None:
-        """The client reads more slowly than its replica writes."""
-        self.paused = True
-        if self.exchange is not None:
-            self.exchange.pause()
-
-    def resume_writing(self) -> None:
-        """The client has caught up."""
-        self.paused = False
-        self.idle_ticks = 0
-        if self.exchange is not None:
-            self.exchange.resume()
-        elif self._waiting:
-            self._gateway.loop.call_soon(self._next)
-
-    # -- parser
-
-    def on_message_begin(self) -> None:
-        """A request line begins."""
-        self._request = Request()
-        self._head_size = 0
-        self.in_head = self.in_request = True
-        self.in_body = False
-        self.request_ticks = 0
-
-    def on_url(self, url: bytes) -> None:
-        """The request target, or a piece of it."""
-        self._request.target += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One whole header."""
-        low = name.lower()
-        if low not in self._special:
-            headers = self._request.headers
-            headers.append(name)
-            headers.append(value)
-        else:
-            self._special_header(low, name, value)
-
-    def _special_header(self, low: bytes, name: bytes, value: bytes) -> None:
-        request = self._request
-        if low == b"host":
-            if request.host is not None:
-                raise BadRequest(400, "more than one Host header")
-            request.host = value
-        elif low == b"content-length":
-            request.content_length = value
-        elif low == b"connection":
-            request.connection += b"," + value.lower()
-        elif low == b"x-request-id":
-            request.request_id = value.strip()
-        elif low == b"transfer-encoding":
-            request.transfer += b"," + value.lower()
-        elif low == b"expect":
-            if value.strip().lower() != b"100-continue":
-                raise BadRequest(417, "the only expectation the router knows is 100-continue")
-            request.expect = True
-        elif low == b"upgrade":
-            request.upgrade = value.strip()
-        elif low == b"x-warmroute-explain":
-            request.explain = self._gateway.settings.explain_headers
-        elif low == b"via":
-            if _NAME in value:
-                raise gone_in_a_circle()
-            request.headers += (name, value)
-        elif low == self._gateway.session_header:
-            request.session = value
-            request.headers += (name, value)
-
-    def on_headers_complete(self) -> None:
-        """The head is whole: refuse here what must not go further."""
-        self.in_head = False
-        self.in_body = True
-        self.request_ticks = self._mark = 0
-        request = self._request
-        settings = self._gateway.settings
-        if (
-            self._head_size + self._feeding > settings.max_head
-            and request.head_size > settings.max_head
-        ):
-            raise head_too_large(settings.max_head)
-        version = self._parser.get_http_version()
-        if version != "1.1":
-            if version != "1.0":
-                raise BadRequest(505, f"HTTP/{version} is not spoken here")
-            request.is_http10 = True
-        elif request.host is None:
-            raise BadRequest(400, "the Host header is missing")
-        if request.connection:
-            request.drop_nominated()
-        if request.upgrade:
-            self._check_upgrade(request)
-        if request.transfer:
-            if request.is_http10:
-                raise BadRequest(400, "HTTP/1.0 has no Transfer-Encoding")
-            if request.transfer.strip(b", ") != b"chunked":
-                raise BadRequest(501, "the only transfer coding the router knows is chunked")
-            if not self._downgrade:
-                # What else comes as a header is a trailer, which is dropped.
-                self._special = _TRAILERS
-                self._headers, request.headers = request.headers, []
-        elif request.content_length and int(request.content_length) > settings.max_body:
-            raise body_too_large(settings.max_body)
-        if request.expect and not self._downgrade:
-            self._continue()
-
-    def on_chunk_header(self) -> None:
-        """A chunk begins, or trailers do."""
-        self.in_head = True
-        self._head_size = 0
-
-    def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
-        self.in_head = False
-        size = len(body)
-        gateway = self._gateway
-        live = gateway.live
-        live.body_bytes += size
-        self._request.body_size = total = self._request.body_size + size
-        if total > gateway.settings.max_body:
-            raise body_too_large(gateway.settings.max_body)
-        if live.body_bytes > gateway.settings.body_memory:
-            why = "the router holds as many request bodies as body_memory allows"
-            raise BadRequest(503, why)
-        pieces = self._body
-        if not pieces or size >= _LARGE:
-            pieces.append(body)
-        elif type(pieces[-1]) is bytearray:
-            pieces[-1] += body
-        else:
-            pieces.append(bytearray(body))
-
-    def on_message_complete(self) -> None:
-        """A whole request has arrived."""
-        self.in_head = False
-        if self._downgrade:
-            return
-        parser = self._parser
-        request, body = self._request, self._body
-        request.method = method = parser.get_method()
-        if method == b"CONNECT":
-            raise BadRequest(405, "CONNECT is not served here")
-        target = request.target
-        if target[:1] != b"/":
-            try:
-                request.target = target = origin_form(target, method)
-            except ValueError:
-                raise BadRequest(400, "the request's target is no path and no http URL") from None
-        request.rule = self._gateway.paths.rule(target)
-        if body:
-            request.body = b"".join(body) if len(body) > 1 else bytes(body[0])
-            self._body = []
-        if request.transfer:
-            request.headers = self._headers
-            self._special = self._gateway.special_headers
-        request.request_id = request_id(request.request_id)
-        request.keep_alive = parser.should_keep_alive() and not request.upgrade
-        request.started = monotonic()
-        self.in_request = False
-        if self.exchange is None and not self._waiting and not self.paused:
-            self._begin(request)
-        else:
-            self._wait(request)
-
-    # -- turns
-
-    def _begin(self, request: Request) -> None:
-        self.exchange = exchange = Exchange(self._gateway, self, request)
-        try:
-            exchange.start()
-        except Exception as exc:  # a policy may be anybody's code
-            exchange.crashed(exc)
-
-    def _wait(self, request: Request) -> None:
-        waiting = self._waiting
-        if len(waiting) == _PIPELINE_MAX:
-            self._gateway.live.body_bytes -= request.body_size
-            raise BadRequest(400, f"more than {_PIPELINE_MAX} requests sent without an answer read")
-        waiting.append(request)
-        if len(waiting) >= _PIPELINE:
-            self.transport.pause_reading()
-
-    def _next(self) -> None:
-        if (
-            self.exchange is None
-            and self._waiting
-            and not self.paused
-            and not self.transport.is_closing()
-        ):
-            request = self._waiting.pop(0)
-            if len(self._waiting) == _PIPELINE - 1:
-                self.transport.resume_reading()
-            self._begin(request)
-
-    def exchange_ended(self, keep_alive: bool) -> None:
-        """The answer has been handed to the transport in full (or the connection is of no more
-        use)."""
-        self.exchange = None
-        if not keep_alive:
-            self.close()
-        elif self._waiting:
-            # Not at once: a long queue of local answers must not nest ever deeper.
-            self._gateway.loop.call_soon(self._next)
-        elif self._refusal:
-            self._send_refusal()
-        elif self.in_request and self._request.expect and not self.in_head:
-            self._continue()
-
-    def _continue(self) -> None:
-        """Tell a client that waits for it to send its body, when its turn has come."""
-        request = self._request
-        if self.exchange is None and not (self._waiting or request.body_size or request.is_http10):
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def close(self) -> None:
-        """Send what is still to be sent, then close."""
-        self._close_after = True
-        self.transport.close()
-
-    def reset(self) -> None:
-        """Close so that the client cannot take it for the end of an answer without a length."""
-        connection = self.transport.get_extra_info("socket")
-        with contextlib.suppress(OSError):
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self.transport.abort()
+        self.clients: set[ClientConnection] = set()
+        self._server: asyncio.Server | None = None
+        self._sweep: asyncio.Task[None] | None = None
+        self._tls: ssl.SSLContext | None = None
+        self.port = 0
+        """Listened on, once started."""
+        self.hurry = asyncio.Event()
+        """Set: what is in progress is not waited for any longer."""
 
     @property
-    def idle(self) -> bool:
-        """Nothing of a request has arrived and nothing is being answered."""
-        return (
-            self.exchange is None
-            and not self.in_request
-            and not self._waiting
-            and not self._close_after
-        )
+    def busy(self) -> bool:
+        """Whether a request is in progress."""
+        return any(client.exchange is not None for client in self.clients)
 
-    @property
-    def finished(self) -> bool:
-        """Closed, with nothing left to send."""
-        return self.transport.is_closing() and not self.transport.get_write_buffer_size()
-
-    # -- refusals and special cases
-
-    def _cause(self, error: Exception) -> BadRequest:
-        """What one of the parser's callbacks raised."""
-        cause = error.__context__
-        if isinstance(cause, BadRequest):
-            return cause
-        log.error("a request could not be read", exc_info=cause)
-        return BadRequest(500, "the router failed on this request")
-
-    def _refuse(self, why: BadRequest) -> None:
-        gateway, request = self._gateway, self._request
-        if self.in_request:
-            gateway.live.body_bytes -= request.body_size
-            self.in_request = False
-        self.in_head = False
-        self._body = []
-        rule = gateway.paths.rule(request.target) if request.target[:1] == b"/" else UNKNOWN
-        request.request_id = request_id(request.request_id)
-        gateway.bad_request(rule, why.status, request.request_id)
-        self._refusal = refusal(
-            why, rule, request.request_id, gateway.retry_after, gateway.allow_origin
-        )
-        self._close_after = True
-        if self.exchange is None and not self._waiting:
-            self._send_refusal()
-        else:
-            # Read on, to hear the client leave.
-            self.transport.resume_reading()
-
-    def _turn_away(self) -> None:
-        """There is no room for this client."""
+    async def start(self) -> None:
+        """Listen. Raises OSError when the port cannot be had."""
         gateway = self._gateway
-        if gateway.shed >= _TOLD:
-            self._close_after = True
-            gateway.bad_request(UNKNOWN, 503, request_id(b""))
-            self.transport.abort()
-            return
-        gateway.shed += 1
-        self._shed = True
-        why = "the router has as many connections as max_connections, or its open files, allow"
-        self._refuse(BadRequest(503, why))
-
-    @property
-    def held_back(self) -> bool:
-        """The request cannot arrive: the router does not read, or has not asked for it yet."""
-        waiting = len(self._waiting)
-        return waiting >= _PIPELINE or (
-            self._request.expect and (self.exchange is not None or waiting > 0)
+        settings = gateway.settings
+        options: dict[str, Any] = {"host": settings.host, "port": settings.port}
+        if settings.host == "::":
+            # By host, the event loop would leave IPv4 out.
+            options = {"sock": every_address(settings.port, settings.workers > 1)}
+        elif settings.workers > 1:
+            options["reuse_port"] = True
+        if settings.tls_cert:
+            self._tls = server_context(settings.tls_cert, settings.tls_key)
+            options["ssl"] = self._tls
+            options["ssl_handshake_timeout"] = settings.head_timeout
+        self._server = await gateway.loop.create_server(
+            lambda: ClientConnection(gateway, self.clients), backlog=_BACKLOG, **options
+        )
+        for listening in self._server.sockets:
+            keep_alive(listening)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._sweep = gateway.loop.create_task(
+            TimeoutSweep(gateway, self.clients).run(), name="sweep"
         )
 
-    def grew(self, least: int) -> bool:
-        """Whether the body has grown by this much since it was last asked, and by anything."""
-        before, self._mark = self._mark, self._request.body_size
-        return self._mark - before >= max(1, least)
+    def reload_certificate(self) -> None:
+        """Serve new connections with the certificate and key that the files hold now.
 
-    def refuse_slow(self) -> None:
-        """The request did not arrive in time."""
-        self._refuse(BadRequest(408, "the request did not arrive in time"))
+        Raises OSError, ssl.SSLError where they do not load.
+        """
+        if self._tls is not None:
+            settings = self._gateway.settings
+            # Tried first: a pair that does not belong together must not be loaded half.
+            server_context(settings.tls_cert, settings.tls_key)
+            self._tls.load_cert_chain(settings.tls_cert, settings.tls_key)
 
-    def _send_refusal(self) -> None:
-        self.transport.write(self._refusal)
-        self._refusal = b""
-        linger(self._gateway.loop, self.transport)
+    def settle(self) -> None:
+        """Go on serving, but let every answer from now on be its connection's last, so that
+        clients go elsewhere."""
+        self._gateway.closing = True
 
-    def _count_head(self, size: int) -> None:
-        """A read ended inside a head. Where in the read the head began is not known."""
-        if self._head_size:
-            self._head_size += size
-        else:
-            self._head_size = self._request.head_size + 1
-        if self._head_size > self._gateway.settings.max_head:
-            self._refuse(head_too_large(self._gateway.settings.max_head))
+    async def stop(self) -> None:
+        """Take no more, let what is in progress finish within drain_timeout, close everything."""
+        gateway = self._gateway
+        self.settle()
+        gateway.queue.drain()
+        gateway.holding.release()
+        if self._server is not None:
+            self._server.close()
+        # An answer that is complete may still be on its way to a slow client: it is the connections
+        # that are waited for, not the exchanges.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(gateway.settings.drain_timeout):
+                while self._unfinished() and not self.hurry.is_set():  # noqa: ASYNC110
+                    await asyncio.sleep(_LOOK_AGAIN)
+        cut = self._unfinished()
+        if cut:
+            log.warning("%d client connections were cut off", cut)
+        for client in list(self.clients):
+            client.transport.abort()
+        for task in list(gateway.tasks):
+            task.cancel()
+        for pool in (*gateway.pools, *gateway.overflow_pools.values()):
+            pool.retire()
+        if self._sweep is not None:
+            self._sweep.cancel()
+            await asyncio.gather(self._sweep, return_exceptions=True)
 
-    def _check_upgrade(self, request: Request) -> None:
-        parser = self._parser
-        if not parser.should_upgrade():
-            # Without "Connection: upgrade" the parser takes it for an ordinary request too.
-            request.upgrade = b""
-        elif request.upgrade.lower() != b"websocket" or request.is_http10:
-            request.upgrade = b""
-            self._downgrade = True
-        elif parser.get_method() != b"GET":
-            raise BadRequest(400, "a WebSocket begins with GET")
-        elif request.transfer or request.content_length.strip(b" 0"):
-            raise BadRequest(400, "a request to switch to WebSocket has no body")
+    def _unfinished(self) -> int:
+        """Close what is idle; how many connections are not."""
+        clients = self.clients
+        for client in clients:
+            if client.idle:
+                client.close()
+        return sum(1 for client in clients if not client.finished)
 
-    def _upgraded(self, rest: bytes) -> bytes:
-        """The parser has stopped at a request to switch protocols. Returns what to read on with."""
-        if not self._downgrade:
-            self._parser = Early(self.transport, rest)  # type: ignore[assignment]
-            return b""
-        self._downgrade = self.in_request = False
-        head = without_upgrade(self._request, self._parser.get_method())
-        self._parser = httptools.HttpRequestParser(self)
-        return head + rest
 
-    def early(self) -> bytes:
-        """What the client sent before its switch of protocols was confirmed."""
-        self.transport.resume_reading()
-        parser: object = self._parser
-        return parser.data if isinstance(parser, Early) else b""
+def every_address(port: int, shared: bool) -> socket.socket:
+    """A listening socket for IPv6 and IPv4; shared with other processes or not."""
+    return socket.create_server(
+        ("::", port),
+        family=socket.AF_INET6,
+        backlog=_BACKLOG,
+        reuse_port=shared,
+        dualstack_ipv6=True,
+    )

@@ -4,19 +4,19 @@ each."""
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Collection
 from time import monotonic
-from typing import TYPE_CHECKING
 
+from router.http.client_connection import ClientConnection
+from router.http.exchange import Exchange
 from router.http.gateway import Gateway
+from router.http.state import RELAYING, TUNNEL
 
-if TYPE_CHECKING:
-    from router.http.exchange import Exchange
-    from router.http.server import ClientConnection
+log = logging.getLogger(__name__)
 
 SWEEP_INTERVAL_S = 0.5
 """Seconds between two looks; timeouts are late by up to two."""
-# Looks after which the rest of a tunnel whose client has left is not waited for.
-_FLUSH_TICKS = 10
 # Looks after which a silent replica is given up whose health has been bad for as long.
 _AWAY_TICKS = 120
 # Looks after which a silent replica is given up though it says that it is at work: half an hour.
@@ -28,9 +28,10 @@ _STALLED_TICKS = 240
 class TimeoutSweep:
     """Counts the looks at which a connection had not moved, and ends those over their limit."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, clients: Collection[ClientConnection]) -> None:
         settings = gateway.settings
         self._gateway = gateway
+        self._clients = clients
         self._head = _ticks(settings.head_timeout)
         self._idle = _ticks(settings.idle_timeout)
         window = min(settings.head_timeout, settings.idle_timeout)
@@ -47,40 +48,51 @@ class TimeoutSweep:
         """Look, until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
-            self.check(monotonic())
+            now = monotonic()
+            for look in (self.check, self._gateway.queue.tick):
+                try:
+                    look(now)
+                except Exception:  # without further looks nothing would time out any more
+                    log.exception("a look at what waits has failed; the next one follows")
 
     def check(self, now: float) -> None:
         """One look at everything."""
         gateway = self._gateway
         streams = 0
-        for exchange in list(gateway.exchanges):
-            relay = exchange.relay
-            if relay is not None:
-                if exchange.prompt is not None and exchange.prompt.stream:
-                    streams += 1
-                if relay.active:
-                    relay.active = False
-                    exchange.idle_ticks = 0
-                    continue
-            self._look_at_exchange(exchange)
-        gateway.live.streams = streams
-        for client in list(gateway.clients):
+        for client in list(self._clients):
+            exchange = client.exchange
+            if exchange is not None:
+                streams += self._look_at_exchange(exchange)
             self._look_at_client(client)
+        gateway.live.streams = streams
         before = now - self._pool_idle
         for pool in gateway.pools:
             pool.sweep(before)
+        for pool in gateway.overflow_pools.values():
+            pool.sweep(before)
 
-    def _look_at_exchange(self, exchange: Exchange) -> None:
+    def _look_at_exchange(self, exchange: Exchange) -> bool:
+        """Whether it is a stream that is being answered."""
+        relay = exchange.relay
+        if relay is None:
+            self._look_at_idle(exchange)
+            return False
+        streams = exchange.prompt is not None and exchange.prompt.stream
+        if relay.active:
+            relay.active = False
+            exchange.idle_ticks = 0
+        else:
+            self._look_at_idle(exchange)
+        return streams
+
+    def _look_at_idle(self, exchange: Exchange) -> None:
         upstream = exchange.upstream
         if upstream is None:
             # It waits for a connection, which has its own timeout.
             return
         exchange.idle_ticks += 1
-        if exchange.tunnel:
-            if exchange.client.transport.is_closing():
-                if exchange.idle_ticks > _FLUSH_TICKS:
-                    upstream.transport.abort()
-            elif exchange.idle_ticks > self._tunnel_idle:
+        if exchange.state is TUNNEL:
+            if exchange.idle_ticks > self._tunnel_idle:
                 # Ends the tunnel; what the client has not taken by now it is not owed.
                 exchange.client.transport.abort()
                 upstream.transport.abort()
@@ -96,11 +108,13 @@ class TimeoutSweep:
 
     def _silent_for_too_long(self, exchange: Exchange) -> bool:
         """Slow is not dead: whether a replica is, its health and its engine's metrics tell."""
-        relay, placement, fleet = exchange.relay, exchange.placement, self._gateway.fleet
+        placement, fleet = exchange.placement, self._gateway.fleet
         ticks = exchange.idle_ticks
+        late = ticks > (self._silence if exchange.state is RELAYING else self._first)
+        if exchange.spill is not None:
+            return late  # nobody watches a target's health
         assert placement is not None
-        opening = relay is None or relay.opening
-        if ticks > (self._first if opening else self._silence):
+        if late:
             return ticks > self._longest or not fleet.works(placement.slot)
         return ticks > _AWAY_TICKS and fleet.away(placement.slot) > _AWAY_TICKS * SWEEP_INTERVAL_S
 

@@ -3,21 +3,82 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import httptools
+import msgspec
 
-from router.http.heads import HOP_BY_HOP
-from router.http.keepalive import keep_alive
-from router.http.request import without_nominated
+from router.http.request import HOP_BY_HOP, Request, without_nominated
+from router.identity import VIA
 
 if TYPE_CHECKING:
-    from router.fleet.replica import Replica
-    from router.http.exchange import Exchange
-    from router.http.gateway import Gateway
-    from router.http.relay import Relay
+    import ssl
+
+    from router.fleet.fleet import FaultReason
+
+_LINE = b"%b: %b\r\n"
+_LINES = [_LINE * count for count in range(48)]
+
+
+def header_lines(headers: list[bytes]) -> bytes:
+    """name, value, name, value, ... as lines, each ended by CRLF; one formatting for all."""
+    count = len(headers) >> 1
+    form = _LINES[count] if count < len(_LINES) else _LINE * count
+    return form % tuple(headers)
+
+
+_IDLE: Final = 60
+"""Seconds of silence after which the other side is asked whether it is there."""
+_EVERY: Final = 15
+_TIMES: Final = 4
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Have the kernel look after it. What a listening socket is told holds for its connections."""
+    # A side that is gone by now is found out by itself.
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _EVERY)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _TIMES)
+
+
+class RetryBudget:
+    """A token bucket: each request adds `share`, each retry takes one.
+
+    It begins with, and holds at most, `reserve` retries, so that little traffic can be retried too.
+    """
+
+    __slots__ = ("_left", "_reserve", "share")
+
+    def __init__(self, share: float, reserve: float = 10.0) -> None:
+        self.share = share
+        self._reserve = reserve if share else 0.0
+        self._left = self._reserve
+
+    def earn(self) -> None:
+        """A request has come."""
+        left = self._left + self.share
+        self._left = left if left < self._reserve else self._reserve
+
+    def take(self, *, free: bool = False) -> bool:
+        """Whether one more retry is allowed; takes it if so.
+
+        free: it counts towards nothing, since what made it cannot happen again. Where there is no
+        budget at all there are no such retries either.
+        """
+        if free and self._reserve:
+            return True
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
+
 
 # A response head larger than this is no answer of an engine.
 _HEAD_MAX = 64 * 1024
@@ -26,8 +87,76 @@ _LOOKED_AT = HOP_BY_HOP | {
     b"content-encoding",
     b"content-length",
     b"content-type",
+    b"x-accel-buffering",
     b"x-request-id",
 }
+
+
+RANK = b"x-data-parallel-rank"
+ASK_USAGE = b'"stream_options":{"include_usage":true},'
+_VIA = f"via: {VIA}\r\n".encode()
+# Bodies up to this size go out in one piece with their head: copying them costs less than a second
+# buffer.
+_ONE_PIECE = 16_384
+
+
+def _without_rank(headers: list[bytes]) -> list[bytes]:
+    """Without the rank a client asks for: where the router tells ranks apart, it names one."""
+    pairs = zip(headers[::2], headers[1::2], strict=True)
+    return [part for pair in pairs if pair[0].lower() != RANK for part in pair]
+
+
+class Endpoint(Protocol):
+    """Where requests are sent: a replica, or a target outside of the fleet."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def tls(self) -> bool: ...
+    @property
+    def prefix(self) -> str: ...
+    @property
+    def host_header(self) -> bytes: ...
+    @property
+    def rank_header(self) -> bytes:
+        """What tells it which of its engines is meant: a whole line; empty for none."""
+        ...
+
+
+class Failure(msgspec.Struct, gc=False, frozen=True):
+    """Why an attempt at a replica failed, and what the client is told if no other succeeds."""
+
+    status: int
+    outcome: str
+    reason: FaultReason | None
+    """None where the router is to blame, and no replica."""
+    what: str
+    """What the replica did, for a sentence that begins with its name."""
+
+
+class Asker(Protocol):
+    """Who sent a request over a connection, and is told what comes back."""
+
+    def respond(self, upstream: UpstreamConnection, body: bytes) -> None:
+        """The head of the answer has come, and this much of its body."""
+
+    def switched(self, rest: bytes) -> None:
+        """The replica has switched protocols, and sent this behind its head."""
+
+    def broken(self, why: str) -> None:
+        """What the replica sends is not HTTP."""
+
+    def upstream_lost(self, exc: Exception | None) -> None:
+        """The connection has closed."""
+
+
+class Sink(Protocol):
+    """Takes an answer's body."""
+
+    def feed(self, data: bytes) -> None:
+        """Body bytes as they were read."""
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -45,12 +174,13 @@ class UpstreamConnection(asyncio.Protocol):
         "_head_passed",
         "_interim",
         "_parser",
+        "asker",
         "chunked",
         "chunks",
         "complete",
         "encoding",
         "events",
-        "exchange",
+        "has_buffering",
         "has_request_id",
         "head_complete",
         "headers",
@@ -68,16 +198,27 @@ class UpstreamConnection(asyncio.Protocol):
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self.exchange: Exchange | None = None
-        self.relay: Relay | None = None
+        self.asker: Asker | None = None
+        self.relay: Sink | None = None
         """Where body bytes go, once the head has come."""
         self.reused = False
         self.idle_since = 0.0
         self._parser = httptools.HttpResponseParser(self)
 
-    def begin(self, exchange: Exchange) -> None:
-        """Serve this exchange next."""
-        self.exchange = exchange
+    def send(
+        self,
+        asker: Asker,
+        request: Request,
+        replica: Endpoint,
+        splice_at: int,
+        splice: bytes = ASK_USAGE,
+    ) -> None:
+        """Write a request, its head rebuilt and its body as it came; the answer is the asker's.
+
+        splice: more members for the body: the request for usage, or where to fetch KV blocks.
+        splice_at: where in the body they go; -1 for nowhere.
+        """
+        self.asker = asker
         self.relay = None
         self._head = b""
         self._interim = 0
@@ -87,6 +228,41 @@ class UpstreamConnection(asyncio.Protocol):
         self.complete = False
         self.in_chunk = False
         self.chunks = 0
+        # The body may grow by what is put in, so that its length is always told anew.
+        body = request.body
+        if splice_at >= 0:
+            length = b"content-length: %d\r\n" % (len(body) + len(splice))
+        elif body or request.method not in (b"GET", b"HEAD"):
+            length = b"content-length: %d\r\n" % len(body)
+        else:
+            length = b""
+        headers = request.headers
+        if replica.rank_header:
+            headers = _without_rank(headers)
+        head = b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%b%b%b%b%bx-request-id: %b\r\n\r\n" % (
+            request.method,
+            replica.prefix.encode(),
+            request.target,
+            replica.host_header,
+            header_lines(headers),
+            _VIA,
+            replica.rank_header,
+            length,
+            b"connection: upgrade\r\nupgrade: %b\r\n" % request.upgrade if request.upgrade else b"",
+            request.request_id,
+        )
+        transport = self.transport
+        if splice_at >= 0:
+            view = memoryview(body)
+            parts = (head, view[:splice_at], splice, view[splice_at:])
+            if len(body) < _ONE_PIECE:
+                transport.write(b"".join(parts))
+            else:
+                transport.writelines(parts)
+        elif len(body) < _ONE_PIECE:
+            transport.write(head + body if body else head)
+        else:
+            transport.writelines((head, body))
 
     # -- transport
 
@@ -98,30 +274,27 @@ class UpstreamConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the replica."""
-        exchange = self.exchange
-        if exchange is None:
+        asker = self.asker
+        if asker is None:
             # Nothing was asked: a closing notice, or a replica that is out of step.
             self.transport.abort()
             return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
-            if exchange.request.upgrade:
-                exchange.switched(data[exc.args[0] :])
-            else:
-                exchange.broken("switched protocols unasked")
+            asker.switched(data[exc.args[0] :])
             return
         except httptools.HttpParserError as exc:
-            exchange.broken(f"sent what is not HTTP: {exc.__context__ or exc}")
+            asker.broken(f"sent what is not HTTP: {exc.__context__ or exc}")
             return
         if self.relay is not None:
             self.relay.feed(data)
         elif self.head_complete:
-            exchange.respond(self, data if self._head_passed else self._body_of(data))
+            asker.respond(self, data if self._head_passed else self._body_of(data))
         else:
             self._head += data
             if len(self._head) > _HEAD_MAX:
-                exchange.broken("sent a head that is too large")
+                asker.broken("sent a head that is too large")
 
     def _body_of(self, data: bytes) -> bytes:
         """What of the bytes read up to now is body: the rest behind the final head."""
@@ -143,11 +316,11 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
-        exchange, self.exchange = self.exchange, None
+        asker, self.asker = self.asker, None
         # The parser knows this connection and this connection the parser: break the circle.
         self._parser = None  # type: ignore[assignment]
-        if exchange is not None:
-            exchange.upstream_lost(exc)
+        if asker is not None:
+            asker.upstream_lost(exc)
 
     def never_was(self) -> None:
         """Connecting has failed or was given up, at whatever stage: break all circles."""
@@ -173,6 +346,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.length = -1
         self.chunked = False
         self.has_request_id = False
+        self.has_buffering = False
         self.encoding = b""
         """Content-Encoding, lower case."""
         self.events = False
@@ -200,6 +374,8 @@ class UpstreamConnection(asyncio.Protocol):
                 self.encoding += value.strip().lower()
             elif low == b"x-request-id":
                 self.has_request_id = True
+            elif low == b"x-accel-buffering":
+                self.has_buffering = True
             else:
                 if low == b"connection":
                     self._connection += b"," + value.lower()
@@ -261,7 +437,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def release(self) -> None:
         """The exchange is over; keep the connection if its next user can trust it."""
-        self.exchange = self.relay = None
+        self.asker = self.relay = None
         if self.complete and self.keep_alive and not self.transport.is_closing():
             self.pool.give(self)
         else:
@@ -269,17 +445,17 @@ class UpstreamConnection(asyncio.Protocol):
 
     def drop(self) -> None:
         """Close at once, so that the engine stops working on what was asked."""
-        self.exchange = self.relay = None
+        self.asker = self.relay = None
         self.transport.abort()
 
 
 class Pool:
     """The idle connections to one replica, the most recently used first."""
 
-    __slots__ = ("_gateway", "_idle", "_retired", "fingerprint", "replica")
+    __slots__ = ("_idle", "_loop", "_retired", "fingerprint", "replica")
 
-    def __init__(self, gateway: Gateway, replica: Replica) -> None:
-        self._gateway = gateway
+    def __init__(self, replica: Endpoint, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self.replica = replica
         self.fingerprint: bytes | None = None
         """The engine's `system_fingerprint` as JSON; empty where it has none, None: not known."""
@@ -304,22 +480,22 @@ class Pool:
         connection.idle_since = monotonic()
         self._idle.append(connection)
 
-    async def connect(self) -> UpstreamConnection:
+    async def connect(self, within: float, tls: ssl.SSLContext | None) -> UpstreamConnection:
         """A new connection, not in the pool.
 
         Raises:
             OSError: refused, unreachable, name not found, TLS failure.
-            TimeoutError: not within connect_timeout.
+            TimeoutError: not within so many seconds.
         """
-        gateway, replica = self._gateway, self.replica
+        replica = self.replica
         connection = UpstreamConnection(self)
         try:
-            async with asyncio.timeout(gateway.settings.connect_timeout):
-                await gateway.loop.create_connection(
+            async with asyncio.timeout(within):
+                await self._loop.create_connection(
                     lambda: connection,
                     replica.host,
                     replica.port,
-                    ssl=gateway.replica_tls if replica.tls else None,
+                    ssl=tls if replica.tls else None,
                     server_hostname=replica.host if replica.tls else None,
                 )
         except BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Protocol
 
-from router.http.usage import Usage, UsageSearch, usage_of
+from router.http.events import Usage, UsageSearch, usage_of
 
 if TYPE_CHECKING:
     from router.http.upstream import UpstreamConnection
@@ -60,27 +60,32 @@ class Body:
 class Watch:
     """Takes from an answer's bytes what hides its content, for the one who looks at it."""
 
-    __slots__ = ("_content", "_dechunk", "_inflate", "_strips")
+    __slots__ = ("_dechunk", "_inflate", "_strips", "content")
 
     def __init__(
         self, content: Content | None, *, chunked: bool, strips: bool = False, packed: bool = False
     ) -> None:
         """strips: the client gets the content without the chunks' framing, as HTTP/1.0 needs it.
         packed: the content is compressed in one of the INFLATABLE ways."""
-        self._content = content
+        self.content = content
         self._dechunk = Dechunker() if chunked else None
         self._strips = strips
         self._inflate = zlib.decompressobj(47) if packed else None
+
+    @property
+    def is_plain(self) -> bool:
+        """What comes is passed on as it is, and is not compressed."""
+        return self.content is not None and self._inflate is None and not self._strips
 
     def feed(self, data: bytes, upstream: UpstreamConnection) -> bytes:  # noqa: ARG002
         """Body bytes as read -> what goes to the client."""
         text = data if self._dechunk is None else self._dechunk.feed(data)
         if self._strips:
             data = text
-        if self._content is not None:
+        if self.content is not None:
             if self._inflate is not None:
                 text = self._inflated(text)
-            self._content.scan(text)
+            self.content.scan(text)
         return data
 
     def _inflated(self, text: bytes) -> bytes:
@@ -93,7 +98,7 @@ class Watch:
             if not self._inflate.unconsumed_tail:
                 return found
         # What it says cannot be known.
-        self._content = None
+        self.content = None
         return found
 
 

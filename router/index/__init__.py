@@ -1,4 +1,4 @@
-"""Which replica holds which prefix, how deep. In memory, no I/O."""
+"""The index: which replica holds which prefix, and how deep. In memory, without I/O."""
 
 from router.index.tree import ByteIndex
 

@@ -22,22 +22,24 @@ class Node(msgspec.Struct, gc=False, eq=False):
     those: with ten million blocks a full collection took twice as long. Not a bytearray, which
     takes 23 bytes more, and room to grow."""
     last: int
-    """The run's last hash."""
+    """The last hash of the run."""
     start: int
-    """Blocks before the run, in every chain that has it."""
+    """The number of blocks before the run, in every chain that has it."""
     parent: Node | None
     """The node that ends just before start; None when start is 0."""
     full: int
-    """Mask of the slots that hold the whole run; never 0 while the node is in the tree."""
+    """Mask of the slots that hold the whole run; never 0 while the node is in the tree. Where that
+    is one slot, it is mostly its room's own number: among a thousand replicas, a mask is larger
+    than a node."""
     partial: dict[int, int] | None = None
     """slot -> leading blocks held, for those that hold a part: at least one block, not all. None
     when there are none."""
     children: int = 0
-    """How many nodes have this one as parent."""
+    """The number of nodes that have this one as parent."""
 
 
 def hash_at(run: bytes, position: int) -> int:
-    """One hash of a run."""
+    """One of the hashes of a run."""
     return int.from_bytes(run[8 * position : 8 * position + 8], byteorder)
 
 
@@ -98,7 +100,10 @@ def trim(node: Node) -> int:
 
 
 def cut(node: Node, count: int) -> int:
-    """Keep the first count blocks of a run, at least one. Returns blocks cut."""
+    """Keep the first `count` blocks of a run, at least one.
+
+    Returns the number of blocks removed.
+    """
     gone = (len(node.run) >> 3) - count
     node.run = node.run[: 8 * count]
     node.last = hash_at(node.run, count - 1)

@@ -1,21 +1,86 @@
-"""Which replica holds which prefix: a radix tree over block hashes with one LRU per replica."""
+"""Which replica holds which prefix: a radix tree over block hashes with one LRU per replica.
+
+The LRU does not keep blocks in order one by one. A *touch* is one recording of one chain. What it
+still owns is always one stretch of that chain, because later touches take over leading parts of it
+and eviction takes from its end. So the least recently used block of a replica is the last one of
+its oldest touch, and an LRU that is exact to the block costs one small object a touch.
+"""
 
 from __future__ import annotations
 
 import sys
 from array import array
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+import msgspec
+
 from router.index.node import Node, common, cut, hash_at, stay, trim
-from router.index.room import Room, Touch
 from router.types import Chain, slots
 
 # What one of each costs beside its hashes and its dict entries: the objects, a run's first and last
 # hash as numbers, a time.
 NODE_BYTES = 72 + 56 + 32 + 32
 TOUCH_BYTES = 32 + 24 + 8
+
+FEW = 32
+"""Up to so many dead touches are never cleared out."""
+
+
+class Touch(msgspec.Struct, gc=False, eq=False):
+    """One use of a chain by one replica, an entry of its LRU."""
+
+    tail: Node | None
+    """The deepest node it owns; None when later touches or eviction have taken everything."""
+    when: float
+    """The time of the use, in monotonic seconds."""
+
+
+class Room(msgspec.Struct, eq=False):
+    """How full one replica's KV cache is, and what is in it. Implements ``types.CacheRoom``.
+
+    The mutable state of the index about one replica is here and in the nodes it holds.
+    """
+
+    bit: int
+    """The mask that has only its slot."""
+    capacity: int
+    used: int = 0
+    """The weight that the replica holds."""
+    blocks: int = 0
+    """The number of blocks that the replica holds."""
+    held: dict[Node, Touch] = msgspec.field(default_factory=dict)
+    """Each node of which it holds a part or all -> the latest touch that covered that."""
+    order: deque[Touch] = msgspec.field(default_factory=deque)
+    """Touches, oldest first. Dead ones (without a tail) stay until they come first or are many; the
+    first one is alive whenever anything is held."""
+    dead: int = 0
+    """The number of dead touches in `order`."""
+
+    @property
+    def oldest(self) -> float:
+        """When the least recently used block was last used; 0 when nothing is held."""
+        return self.order[0].when if self.order else 0.0
+
+    def settle(self) -> None:
+        """Clear dead touches: those at the front, and all of them when they are a fifth."""
+        order = self.order
+        if self.dead > FEW and 5 * self.dead > len(order):
+            living = [touch for touch in order if touch.tail is not None]
+            order.clear()
+            order.extend(living)
+            self.dead = 0
+        while order and order[0].tail is None:
+            order.popleft()
+            self.dead -= 1
+
+    def empty(self) -> None:
+        """Forget everything. The caller has already removed the slot from the nodes."""
+        self.held.clear()
+        self.order.clear()
+        self.used = self.blocks = self.dead = 0
 
 
 class ByteIndex:
@@ -34,10 +99,10 @@ class ByteIndex:
     __slots__ = ("_limit", "_nodes", "_rooms", "_spans", "blocks")
 
     blocks: int
-    """Distinct blocks held by anybody."""
+    """Distinct blocks that any replica holds."""
 
     def __init__(self, spans: Sequence[int]) -> None:
-        """Raises ValueError unless spans has two entries or more and grows."""
+        """Raises ValueError unless `spans` has at least two entries and grows."""
         self._spans = from_zero(spans)
         self._limit = len(spans) - 1
         self._nodes: dict[int, Node] = {}  # by the first hash of its run
@@ -46,7 +111,7 @@ class ByteIndex:
 
     @property
     def spans(self) -> Sequence[int]:
-        """Byte offset where each block starts."""
+        """The byte offset at which each block starts."""
         return self._spans
 
     def add_replica(self, slot: int, capacity: int) -> None:
@@ -55,10 +120,13 @@ class ByteIndex:
             raise ValueError(f"slot must be 0 or more, got {slot}")
         if slot in self._rooms:
             raise ValueError(f"slot {slot} is taken; call remove_replica({slot}) first")
-        self._rooms[slot] = Room(checked(capacity))
+        self._rooms[slot] = Room(1 << slot, checked(capacity))
 
     def resize(self, slot: int, capacity: int) -> None:
-        """Set the slot's capacity; evicts at once what is over. Raises KeyError, ValueError."""
+        """Set the slot's capacity and evict at once what exceeds it.
+
+        Raises KeyError, ValueError.
+        """
         room = self.room(slot)
         room.capacity = checked(capacity)
         if room.used > capacity:
@@ -66,9 +134,12 @@ class ByteIndex:
             room.settle()
 
     def forget(self, slot: int) -> None:
-        """Drop all the slot holds, keep its capacity. Costs its nodes, not its blocks."""
+        """Drop all that the slot holds, and keep its capacity.
+
+        The cost grows with its nodes, not its blocks.
+        """
         room = self.room(slot)
-        bit = 1 << slot
+        bit = room.bit
         for node in room.held:
             if node.full & bit:
                 node.full ^= bit
@@ -91,7 +162,10 @@ class ByteIndex:
             raise KeyError(f"slot {slot} is not in the index; call add_replica first") from None
 
     def match(self, chain: Chain) -> list[tuple[int, int]]:
-        """(leading weight held, mask of holders), deepest first; masks disjoint, none empty."""
+        """Pairs of leading weight held and mask of holders, deepest first.
+
+        Masks are disjoint, none is empty.
+        """
         spans = self._spans
         find = self._nodes.get
         end = min(len(chain), self._limit)
@@ -123,15 +197,16 @@ class ByteIndex:
         found.reverse()
         return found
 
-    def record(self, slot: int, chain: Chain, now: float) -> None:
+    def record(self, slot: int, chain: Chain, now: float) -> Room:
         """The slot's replica has, or will have, the whole chain: insert it, touch it, evict.
+        Returns the slot's LRU.
 
         The touch is tail first: of one chain, the last blocks are evicted first, and a chain that
         is heavier than the capacity keeps its head. now is in monotonic seconds; what orders the
         LRU is the order of the calls. Raises KeyError if the slot is not there.
         """
-        room = self.room(slot)
-        bit = 1 << slot
+        room = self._rooms.get(slot) or self.room(slot)
+        bit = room.bit
         spans = self._spans
         nodes = self._nodes
         held = room.held
@@ -142,21 +217,7 @@ class ByteIndex:
         while depth < end:
             node = nodes.get(chain[depth])
             if node is None:
-                blocks = end - depth
-                if parent is not None and parent.full == bit and not parent.children:
-                    parent.run += chain[depth:end].tobytes()
-                    parent.last = chain[end - 1]
-                else:
-                    run = chain[depth:end].tobytes()
-                    node = Node(run, chain[end - 1], depth, parent, bit)
-                    nodes[chain[depth]] = node
-                    held[node] = touch
-                    if parent is not None:
-                        parent.children += 1
-                    parent = node
-                self.blocks += blocks
-                room.blocks += blocks
-                room.used += spans[end] - spans[depth]
+                parent = self._grow(parent, chain, depth, end, room, touch)
                 break
             if node.parent is not parent:
                 break  # two chains' hashes collide: what comes before counts, the rest cannot
@@ -178,32 +239,41 @@ class ByteIndex:
                     room.dead += 1
             held[node] = touch
             if had < reach:
-                if reach < size:
-                    if node.partial is None:
-                        node.partial = {}
-                    node.partial[slot] = reach
-                else:
-                    if had:
-                        forget_part(node, slot)
-                    node.full |= bit
+                hold_more(node, slot, bit, had, reach)
                 room.blocks += reach - had
                 room.used += spans[depth + reach] - spans[depth + had]
-            if (
-                node.full == bit
-                and parent is not None
-                and parent.children == 1
-                and parent.full == bit
-            ):
+            if parent is not None and node.full == bit == parent.full and parent.children == 1:
                 self._merge(parent, node, held)
             depth += reach
             parent = node
-        if parent is None:
-            return
-        touch.tail = parent
-        room.order.append(touch)
-        if room.used > room.capacity:
-            self._evict(slot, room)
-        room.settle()
+        if parent is not None:
+            touch.tail = parent
+            room.order.append(touch)
+            if room.used > room.capacity:
+                self._evict(slot, room)
+            room.settle()
+        return room
+
+    def _grow(
+        self, parent: Node | None, chain: Chain, depth: int, end: int, room: Room, touch: Touch
+    ) -> Node:
+        """Put in the blocks of a chain that nobody holds. Returns the node that they end in."""
+        blocks, bit = end - depth, room.bit
+        run = chain[depth:end].tobytes()
+        if parent is not None and parent.full == bit and not parent.children:
+            node = parent
+            node.run += run
+            node.last = chain[end - 1]
+        else:
+            node = Node(run, chain[end - 1], depth, parent, bit)
+            self._nodes[chain[depth]] = node
+            room.held[node] = touch
+            if parent is not None:
+                parent.children += 1
+        self.blocks += blocks
+        room.blocks += blocks
+        room.used += self._spans[end] - self._spans[depth]
+        return node
 
     def held(self, slot: int) -> int:
         """Blocks the slot holds. Raises KeyError if the slot is not there."""
@@ -214,14 +284,22 @@ class ByteIndex:
         room = self.room(slot)
         return room.used / room.capacity if room.capacity else 0.0
 
+    def rooms(self) -> list[Room]:
+        """The LRUs of all slots."""
+        return list(self._rooms.values())
+
+    def has(self, node: Node) -> bool:
+        """Whether a node that was met earlier is still in the tree."""
+        return self._nodes.get(hash_at(node.run, 0)) is node
+
     def touches(self, slot: int, since: float = 0.0) -> Iterator[tuple[float, Chain]]:
         """(when used, chain) of all the slot holds, oldest first: recorded again in this order in
         an empty room, they make the same room. Only those used since then, if that is given.
 
         The index may change meanwhile: what is recorded then may be left out. Raises KeyError.
         """
-        bit = 1 << slot
         room = self.room(slot)
+        bit = room.bit
         for touch in list(room.order):
             node = touch.tail
             if node is None or touch.when < since or room.held.get(node) is not touch:
@@ -237,7 +315,10 @@ class ByteIndex:
             yield touch.when, array("Q", b"".join(runs))
 
     def nbytes(self) -> int:
-        """Resident bytes, estimated. Costs the number of replicas, not of blocks."""
+        """An estimate of resident bytes.
+
+        The cost grows with the number of replicas, not of blocks.
+        """
         rooms = self._rooms.values()
         return (
             self.blocks * 8
@@ -250,7 +331,7 @@ class ByteIndex:
         """Drop the least recently used blocks until the rest fits. Leaves room unsettled."""
         spans = self._spans
         held = room.held
-        bit = 1 << slot
+        bit = room.bit
         order = room.order
         while (over := room.used - room.capacity) > 0:
             touch = order[0]
@@ -362,6 +443,18 @@ class ByteIndex:
                 other = self._rooms[slot].held
                 touch = other[node] = other.pop(parent)
                 touch.tail = node  # a part ends its touch
+
+
+def hold_more(node: Node, slot: int, bit: int, had: int, reach: int) -> None:
+    """The slot, which held the first had blocks of a node, holds the first reach."""
+    if 8 * reach < len(node.run):
+        if node.partial is None:
+            node.partial = {}
+        node.partial[slot] = reach
+    else:
+        if had:
+            forget_part(node, slot)
+        node.full |= bit
 
 
 def forget_part(node: Node, slot: int) -> None:

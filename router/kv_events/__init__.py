@@ -1,1 +1,1 @@
-"""What engines say their caches hold: KV events, from the socket to the index."""
+"""KV events: what engines report of their caches, from the socket to the index."""

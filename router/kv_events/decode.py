@@ -14,11 +14,11 @@ import msgspec
 EngineHash: TypeAlias = int | bytes
 """A block's name as its engine gives it; nothing is assumed about how it is made."""
 TokenId: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
-"""What fits the arrays that prompts are kept in."""
+"""An integer that fits the arrays in which prompts are kept."""
 
 
 class Stored(msgspec.Struct, tag_field="type", tag="BlockStored", gc=False):
-    """Blocks that follow one another entered the cache, each one copy."""
+    """A run of consecutive blocks entered the cache, one copy of each."""
 
     block_hashes: list[int | bytes]
     parent_block_hash: int | bytes | None
@@ -34,7 +34,7 @@ class Stored(msgspec.Struct, tag_field="type", tag="BlockStored", gc=False):
 
 
 class Removed(msgspec.Struct, tag_field="type", tag="BlockRemoved", gc=False):
-    """One copy of each of these left the cache."""
+    """One copy of each of these blocks left the cache."""
 
     block_hashes: list[int | bytes]
     medium: str | None = None
@@ -42,7 +42,7 @@ class Removed(msgspec.Struct, tag_field="type", tag="BlockRemoved", gc=False):
 
 
 class Cleared(msgspec.Struct, tag_field="type", tag="AllBlocksCleared", gc=False):
-    """The cache was emptied."""
+    """The engine emptied its cache."""
 
 
 class _OldStored(Stored, tag_field="type", tag="BlockStored", array_like=True, gc=False):
@@ -64,7 +64,7 @@ class Batch(msgspec.Struct, array_like=True, gc=False):
     """What one engine step changed, in order."""
 
     time: float
-    """Unix seconds."""
+    """The engine's clock, in Unix seconds."""
     events: list[Stored | Removed | Cleared]
     data_parallel_rank: int | None = None
 

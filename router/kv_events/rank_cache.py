@@ -1,4 +1,4 @@
-"""One cache of one engine: its blocks on one medium."""
+"""The blocks that one engine holds on one medium."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RankCache:
     )
 
     def __init__(self, masks: dict[int, int], bit: int, parts: int = 1) -> None:
-        """parts: blocks of GPU memory that make one of this medium."""
+        """`parts` is the number of GPU blocks that make one block of this medium."""
         self.parts = parts
         self._masks = masks
         self._bit = bit
@@ -68,7 +68,7 @@ class RankCache:
         """Its events tell which prompts were salted; those of older engines do not."""
 
     def __len__(self) -> int:
-        """Distinct blocks the engine told of."""
+        """The number of distinct blocks that the engine has reported."""
         return len(self._blocks)
 
     def holds(self, block: int) -> bool:
@@ -80,9 +80,10 @@ class RankCache:
         return UNPLACED if name is None else self._blocks.get(name, UNPLACED)
 
     def store(self, event: Stored, parent: int = UNPLACED) -> None:
-        """Blocks entered. One without a known parent is kept to be removed, and found by nobody.
+        """Blocks entered the cache. One without a known parent is kept so that it can be removed,
+        but no prompt finds it.
 
-        parent: the router's hash of the block before, where another lane may know it.
+        parent: the router's hash of the block before, where another of the replica's caches has it.
         """
         blocks, copies, masks, bit = self._blocks, self._copies, self._masks, self._bit
         extra = event.extra_keys
@@ -107,7 +108,7 @@ class RankCache:
                     own = xxh3(tokens[at : at + width], own)
                     at += width
                 if media and extra is not None and place < len(extra) and _media(extra[place]):
-                    # In which part of a larger block it is cannot be known.
+                    # Events do not say in which part of a larger block the media is.
                     own = xxh3(repr(_media(extra[place])).encode(), own) if parts == 1 else UNPLACED
             had = blocks.get(name)
             if had is not None:
@@ -131,7 +132,7 @@ class RankCache:
                 self._twins[own] = self._twins.get(own, 0) + 1
 
     def remove(self, event: Removed) -> None:
-        """One copy of each left."""
+        """Remove one copy of each of these blocks."""
         blocks, copies = self._blocks, self._copies
         for name in event.block_hashes:
             if copies and name in copies:
@@ -151,7 +152,7 @@ class RankCache:
                 self._let_go(name, own)
 
     def _let_go(self, name: EngineHash, own: int) -> None:
-        """A block under this name is not there any more, or cannot be found."""
+        """Forget the name of a block that is gone or cannot be found."""
         if self._adapters:
             self._adapters.pop(name, None)
         self.placed -= 1
@@ -183,7 +184,10 @@ class RankCache:
             self._unlearn(own)
 
     def empty(self, *, complete: bool) -> None:
-        """The cache holds nothing (complete), or what it holds is not known any more."""
+        """Forget all blocks.
+
+        With `complete` the cache is empty; otherwise its contents are unknown.
+        """
         for own in self._blocks.values():
             if own:
                 self._clear(own)
@@ -269,12 +273,12 @@ class RankCache:
 
 
 def _media(keys: list[Any] | None) -> list[Any]:
-    """What a block's extra keys name beside adapter and salt, which are strings."""
+    """The extra keys of a block that name media: adapter and salt are strings, media are not."""
     return [key for key in keys if not isinstance(key, str)] if keys else []
 
 
 def _first(event: Stored) -> int:
-    """What the first block of a prompt is chained to."""
+    """The hash that the first block of a prompt is chained to."""
     adapter = event.lora_name or (f"#{event.lora_id}" if event.lora_id else "")
     words = []
     if event.extra_keys and event.extra_keys[0]:

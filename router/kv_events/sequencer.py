@@ -25,22 +25,22 @@ from router.kv_events.decode import Batch, decode
 log = logging.getLogger(__name__)
 
 REPLAY_END = b"\xff" * 8
-"""The sequence number of a replay's last message."""
+"""The sequence number of the last message of a replay."""
 MAX_WAITING_BATCHES = 100_000
-"""Live batches kept while a replay is under way."""
+"""The most live batches that wait while a replay is under way."""
 
 
 class BatchHandler(Protocol):
-    """What the batches are for."""
+    """Receives an engine's batches in order."""
 
     def apply(self, batch: Batch) -> None:
-        """The next batch."""
+        """Apply the batch that follows the last one."""
 
     def empty(self, *, complete: bool) -> None:
-        """The cache is empty (complete), or what it holds is not known (not complete)."""
+        """With `complete` the engine's cache is empty; otherwise its contents are unknown."""
 
     def current(self) -> None:
-        """Whether the engine can be heard and no batch is known to be missing has changed."""
+        """Called when `EventSequencer.current` has changed."""
 
 
 class EventSequencer:
@@ -71,7 +71,7 @@ class EventSequencer:
         self.gaps = 0
         self.restarts = 0
         self.rebuilds = 0
-        """Times the history was gone."""
+        """Times that a replay did not reach back far enough."""
         self.cuts = 0
         """Replays with a hole or without an end."""
         self.faults = 0
@@ -79,7 +79,7 @@ class EventSequencer:
 
     @property
     def current(self) -> bool:
-        """The engine can be heard, and no batch is known to be missing."""
+        """Whether the engine is connected and no batch is known to be missing."""
         return self._connected and not self._doubtful
 
     @property
@@ -89,7 +89,7 @@ class EventSequencer:
 
     @property
     def replaying(self) -> bool:
-        """A replay is under way."""
+        """Whether a replay is under way."""
         return self._replaying
 
     def connected(self) -> None:
@@ -99,7 +99,7 @@ class EventSequencer:
         self._tell()
 
     def disconnected(self) -> None:
-        """The engine cannot be heard."""
+        """Called when the connection to the engine is lost."""
         self._connected = False
         self._tell()
 
@@ -110,13 +110,14 @@ class EventSequencer:
             self._handler.current()
 
     def verify(self) -> None:
-        """To be called now and then: a batch lost just before a silence would not be missed."""
+        """Check for lost batches. Call this now and then: otherwise a batch lost just before a
+        silence would not be noticed."""
         if self._connected and not self._heard:
             self._catch_up()
         self._heard = False
 
     def restarted(self) -> None:
-        """The engine is known to have restarted: nothing of what it told holds."""
+        """Called when the engine is known to have restarted: all its earlier events are void."""
         self._forget()
         self._waiting.clear()
         self._doubtful = True
@@ -125,7 +126,7 @@ class EventSequencer:
         self._tell()
 
     def live(self, number: int, payload: bytes) -> None:
-        """A batch was published."""
+        """Take in a batch that the engine has just published."""
         self._heard = True
         if self._replaying:
             if self._waiting and number <= self._waiting[-1][0]:
@@ -149,7 +150,7 @@ class EventSequencer:
             self._tell()
 
     def replayed(self, number: int, payload: bytes) -> None:
-        """One batch of a replay."""
+        """Take in one batch of a replay."""
         if not self._replaying:
             return
         if not self._checked:
@@ -178,7 +179,7 @@ class EventSequencer:
             self._take(number, payload)
 
     def replay_ended(self) -> None:
-        """The replay is complete."""
+        """Called when the engine has sent the whole replay."""
         if not self._replaying:
             return
         if not self._checked and self._next:
@@ -215,7 +216,7 @@ class EventSequencer:
         return True
 
     def replay_failed(self, why: str) -> None:
-        """No replay was to be had: what the engine holds is not known, go on from here."""
+        """There is no replay. What the engine holds is not known; go on with the live batches."""
         if not self._replaying:
             return
         self._replaying = self._doubtful = False

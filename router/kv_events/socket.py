@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WORK_SLICE_S = 0.001
-"""How long batches are applied before other work gets its turn."""
+"""How long batches are applied before the event loop gets its turn."""
 REPLAY_TIMEOUT_S = 5.0
-"""A replay that says nothing for so long has failed."""
+"""A replay without a message for so long has failed."""
 REPLAY_CUT_TIMEOUT_S = 1.0
 """A replay that brought something and then says nothing for so long has lost its end."""
 HEARTBEAT_MS = 1000
@@ -33,7 +33,7 @@ SILENT_MS = 3000
 
 
 class Subscription:
-    """A source's sockets and its feed, which asks here for replays. `open`, then `close`."""
+    """A source's sockets. Its sequencer asks here for replays. Call `open`, then `close`."""
 
     def __init__(
         self, source: Source, context: zmq.Context[Any], sequencer: EventSequencer
@@ -86,7 +86,7 @@ class Subscription:
         self._read(events, self._on_events)
 
     def close(self) -> None:
-        """Close the sockets; nothing is told from here on."""
+        """Close the sockets. The sequencer is not called any more."""
         self._close_replay()
         for reader in self._readers:
             self._loop.remove_reader(reader)
@@ -117,7 +117,7 @@ class Subscription:
         replay.send_multipart((b"", number.to_bytes(8, "big")), zmq.NOBLOCK)
         self._heard = monotonic()
         self._deadline = self._loop.call_later(REPLAY_CUT_TIMEOUT_S, self._check_replay)
-        # Sending may have used up the descriptor's change.
+        # Sending may have consumed the descriptor's edge, so look for messages once more.
         self._loop.call_soon(self._on_replay)
         return True
 

@@ -7,19 +7,19 @@ import re
 import msgspec
 
 LONGEST_ANSWER = 256 * 1024
-"""Bytes of an answer to /kv_event_sources that are read."""
+"""The most bytes of an answer to /kv_event_sources that are read."""
 
 
 class Source(msgspec.Struct, frozen=True):
-    """One data-parallel rank's sockets, as this side sees them."""
+    """The sockets of one data-parallel rank, as the router uses them."""
 
     rank: int
     endpoint: str
-    """What to connect to, or to bind."""
+    """The address that the router connects to, or binds."""
     bind: bool
-    """The engine connects, so this side binds."""
+    """The engine connects, so the router binds."""
     replay: str
-    """What to connect to for replay; empty when there is none."""
+    """The address to connect to for replays; empty when there is none."""
     topic: str
 
 
@@ -82,12 +82,12 @@ def _source(
 
 
 def _wildcard(endpoint: str) -> bool:
-    """Whether an engine binds it, by vLLM's own rule (``_is_bind_endpoint``)."""
+    """Whether an engine binds this endpoint, by vLLM's own rule (``_is_bind_endpoint``)."""
     return "*" in endpoint or "::" in endpoint or endpoint.startswith(("ipc://", "inproc://"))
 
 
 def _at(endpoint: str, host: str) -> str:
-    """A bound endpoint as others reach it."""
+    """The address at which others reach an endpoint that the engine binds."""
     port = _PORT.search(endpoint)
     if port is None or not endpoint.startswith("tcp://"):
         return endpoint

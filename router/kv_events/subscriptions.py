@@ -8,8 +8,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from router.config import Settings
 from router.fleet.health import HealthState
 from router.fleet.reader import Reader, ReadError
 from router.fleet.replica import Replica
@@ -27,19 +26,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RETRY_INTERVAL_S = 10.0
-"""Until a replica that told no sources is asked again."""
+"""Seconds until a replica that reported no sources is asked again."""
 ASK_TIMEOUT_S = 2.0
 NOT_KNOWN = "its event sources are not known yet"
-
-
-class EventSettings(msgspec.Struct, frozen=True):
-    """Where events are, when the engines are not asked."""
-
-    events: str = ""
-    """An endpoint with {host} in it, such as tcp://{host}:5557; empty asks each replica."""
-    replay: str = ""
-    topic: str = ""
-    ranks: int = 1
 
 
 class EventSubscriptions:
@@ -50,7 +39,7 @@ class EventSubscriptions:
         self,
         replica: Replica,
         index: TokenIndex,
-        settings: EventSettings,
+        settings: Settings,
         context: zmq.Context[Any],
         changed: Callable[[int], None],
     ) -> None:
@@ -65,24 +54,24 @@ class EventSubscriptions:
         self._next_try = 0.0
 
     def sequencers(self) -> list[EventSequencer]:
-        """Of each rank; empty when there are no subscriptions."""
+        """The sequencer of each rank; empty when there are no subscriptions."""
         return [subscription.sequencer for subscription in self.subscriptions]
 
     def sequencer(self, rank: int) -> EventSequencer | None:
-        """Of one rank."""
+        """The sequencer of one rank; None when it has no subscription."""
         return self.subscriptions[rank].sequencer if rank < len(self.subscriptions) else None
 
-    def tick(self, api_key: str, tls: ssl.SSLContext) -> None:
-        """To be called now and then: looks for sources where there are none."""
+    def tick(self, tls: ssl.SSLContext) -> None:
+        """Ask replicas without known sources for them. Call this regularly."""
         if self.subscriptions or (self._task is not None and not self._task.done()):
             return
         if monotonic() < self._next_try or self.replica.health.state is not HealthState.READY:
             return
         self._next_try = monotonic() + RETRY_INTERVAL_S
-        self._task = asyncio.get_running_loop().create_task(self._find(api_key, tls))
+        self._task = asyncio.get_running_loop().create_task(self._find(tls))
 
     def close(self) -> None:
-        """Subscribe to nothing any more."""
+        """End all subscriptions and the tasks that look for sources."""
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -91,22 +80,31 @@ class EventSubscriptions:
         self.subscriptions = []
 
     def begin_anew(self) -> None:
-        """It has other ranks than before: look for their sources."""
+        """Look for a replica's sources again, because its ranks have changed."""
         self.close()
         self.silent = NOT_KNOWN
         self._next_try = 0.0
         for rank in self.replica.ranks:
             self._changed(rank.slot)
 
-    async def _find(self, api_key: str, tls: ssl.SSLContext) -> None:
+    async def _find(self, tls: ssl.SSLContext) -> None:
         replica, settings = self.replica, self._settings
-        if settings.events:
-            ranks = max(settings.ranks, len(replica.ranks))
+        if not replica.kind.exact:
+            self._fail(
+                f"exact mode is for vLLM, and this is {replica.kind.title}: its KV events do not "
+                "say all that its blocks' names cover, or it renders prompts in another way"
+            )
+            return
+        if settings.exact_events:
             sources = sources_of(
-                settings.events, settings.replay, settings.topic, ranks, replica.host
+                settings.exact_events,
+                settings.exact_replay,
+                settings.exact_topic,
+                max(settings.exact_ranks, len(replica.ranks)),
+                replica.host,
             )
         else:
-            reader = Reader(replica.url, api_key, tls)
+            reader = Reader(replica.url, settings.replica_api_key, tls)
             try:
                 answer = await reader.get("/kv_event_sources", LONGEST_ANSWER, ASK_TIMEOUT_S)
                 if answer.status != 200:
@@ -165,7 +163,7 @@ class EventSubscriptions:
 
 
 class _IndexHandler:
-    """Where a rank's batches go."""
+    """Applies a rank's batches to the token index."""
 
     def __init__(self, slot: int, index: TokenIndex, changed: Callable[[int], None]) -> None:
         self._slot = slot

@@ -21,7 +21,7 @@ TOKEN_BYTES = 4
 
 @lru_cache(maxsize=65_536)
 def seed(adapter: str, salt: str) -> int:
-    """What the first block's hash starts from. Never 0."""
+    """The value that the first block's hash starts from; never 0."""
     made: int = xxhash.xxh3_64_intdigest(
         b"\x00".join((b"tokens", adapter.encode(), salt.encode("utf-8", "surrogatepass")))
     )

@@ -1,4 +1,4 @@
-"""What every replica's engine holds, in tokens, and which prompts will be there soon."""
+"""What every replica's engine holds, in tokens, and which prompts it will hold soon."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ WORTH = {GPU: 1.0, "CPU": 0.9, "STORAGE": 0.6, "DISK": 0.6}
 OTHER_WORTH = 0.6
 
 MAX_ROOTS = 1024
-"""Adapters of a replica whose place is remembered after they were unloaded."""
+"""The most adapters of a replica whose path is remembered after they were unloaded."""
 MAX_EXPECTED_BLOCKS = 8192
 """Blocks of one prompt that are noted as on their way: beyond, noting them would take longer than
 what it is good for."""
 
 
 class PendingPrompt(msgspec.Struct, eq=False):
-    """A prompt on its way to a replica, and its blocks that the engine has not told of yet."""
+    """A prompt on its way to a replica, with those of its blocks that the engine has not reported
+    yet."""
 
     slot: int
     cache: RankCache
     blocks: list[int]
     deadline: float = 0.0
-    """Monotonic seconds, kept by whoever gives it up in time."""
+    """Monotonic seconds. The owner of the prompt gives it up at this time."""
 
 
 class Held(msgspec.Struct):
-    """One replica's caches."""
+    """What one replica holds, on each of its media."""
 
     block: int = 0
     """Tokens of a block in GPU memory, which all is counted in; 0 until known."""
@@ -49,14 +50,14 @@ class Held(msgspec.Struct):
     """An event of several blocks has shown the size. One of a single block may be of a part of it,
     the end of a prompt."""
     caches: dict[str, RankCache] = {}
-    """Medium -> what is there."""
+    """The cache of each medium, by the medium's name."""
     group: int | None = None
-    """The group whose blocks count: the first of full attention that was told of."""
+    """The group whose blocks count: the first full-attention group in the events."""
     roots: dict[str, str | None] = {}
     """Adapter's name -> where it was loaded from; None when events showed it to be another one
     than the engine's list of models has it."""
     odd: int = 0
-    """Events left out: groups without full attention are not among them."""
+    """Events that were left out, without those of groups that have no full attention."""
 
 
 class TokenIndex:
@@ -76,7 +77,7 @@ class TokenIndex:
         """Tokens of a block -> mask of the replicas that have such blocks."""
 
     def add_replica(self, slot: int) -> None:
-        """A replica of which nothing is known. Raises ValueError if the slot is taken."""
+        """Add a replica of which nothing is known. Raises ValueError if the slot is taken."""
         if slot in self._replicas:
             raise ValueError(f"slot {slot} is taken; call remove_replica({slot}) first")
         held = Held(caches={}, roots={})
@@ -84,7 +85,7 @@ class TokenIndex:
         self._replicas[slot] = held
 
     def remove_replica(self, slot: int) -> None:
-        """The replica left. Raises KeyError if it is not there."""
+        """The replica left the fleet. Raises KeyError if it is not in the index."""
         held = self._replicas.pop(slot)
         for cache in held.caches.values():
             for own in list(cache.expected):
@@ -103,11 +104,11 @@ class TokenIndex:
         return len(self._masks)
 
     def block(self, slot: int) -> int:
-        """Tokens of the replica's blocks; 0 until its metrics or first event tell."""
+        """Tokens in one of the replica's blocks; 0 until its metrics or first event report it."""
         return self._replicas[slot].block
 
     def sized(self, slot: int, block: int) -> None:
-        """Tokens of the replica's blocks, as its metrics tell."""
+        """Set the tokens in one of the replica's blocks, as its metrics report them."""
         held = self._replicas[slot]
         if block == held.told:
             return
@@ -117,8 +118,8 @@ class TokenIndex:
             self._size(slot, held, block)
 
     def _size(self, slot: int, held: Held, block: int) -> None:
-        """The size is this: what is held under another is no block. Blocks of this size were left
-        out before, if it was too large."""
+        """Set the block size. What is held under another size is dropped. Before, blocks of this
+        size were left out if it was too large."""
         if block == held.block:
             return
         for cache in held.caches.values():
@@ -153,7 +154,7 @@ class TokenIndex:
             cache.forget_adapter(name)
 
     def apply(self, slot: int, batch: Batch) -> None:
-        """What one engine step changed."""
+        """Apply the changes of one engine step."""
         held = self._replicas[slot]
         for event in batch.events:
             if isinstance(event, Stored):
@@ -219,7 +220,7 @@ class TokenIndex:
             return False
         return several or not held.block or (size > held.block and not size % held.block)
 
-    # Looking up
+    # Lookup
 
     def match(self, chain: Chain, block: int, asked: int) -> list[tuple[float, int]]:
         """(leading tokens held, mask of holders), masks disjoint, of the replicas asked about.
@@ -252,7 +253,7 @@ class TokenIndex:
         return found
 
     def _deepest(self, held: Held, chain: Chain) -> float:
-        """What a replica has of a chain, on any of its media."""
+        """How much of a chain a replica holds on any of its media."""
         tiers = sorted(
             ((WORTH.get(medium, OTHER_WORTH), cache) for medium, cache in held.caches.items()),
             key=lambda tier: -tier[0],
@@ -278,12 +279,12 @@ class TokenIndex:
         return PendingPrompt(slot, cache, cache.expect(chain[:MAX_EXPECTED_BLOCKS]))
 
     def give_up(self, pending: PendingPrompt) -> None:
-        """It failed, or its time is over: only what the engine told of counts."""
+        """The request failed, or its time is over. Only what the engine reported still counts."""
         pending.cache.give_up(pending.blocks)
         pending.blocks = []
 
     def answered(self, slot: int, chain: Chain, predicted: int, cached: int) -> None:
-        """An answer's ``cached_tokens`` has come; predicted were expected, in whole blocks."""
+        """Compare an answer's ``cached_tokens`` with the prediction, in whole blocks."""
         held = self._replicas[slot]
         if not held.block or len(held.caches) > 1:
             return  # which medium it came from is not known
@@ -295,31 +296,32 @@ class TokenIndex:
             # The last block is computed anew in any case, and need not be missing.
             cache.learn(chain if blocks < len(chain) - 1 else chain[:blocks], blocks)
 
-    # What is known
+    # Facts about one replica
 
     def tiers_told(self, slot: int) -> bool:
-        """Its events tell of a medium behind GPU memory, so that it can be looked up there."""
+        """Whether its events report a medium behind GPU memory, so that it can be looked up."""
         caches = self._replicas[slot].caches
         return any(cache.placed for medium, cache in caches.items() if medium != GPU)
 
     def complete(self, slot: int) -> bool:
-        """Everything this replica's engine holds was told of."""
+        """Whether the engine has reported everything that it holds."""
         return all(cache.complete for cache in self._replicas[slot].caches.values())
 
     def salts_told(self, slot: int) -> bool:
-        """Its events tell salted prompts from others."""
+        """Whether its events distinguish salted prompts from others."""
         return any(cache.salts_told for cache in self._replicas[slot].caches.values())
 
     def placed(self, slot: int) -> int:
-        """Tokens the replica's engine is known to hold, copies not counted."""
+        """Tokens that the replica's engine is known to hold, each block counted once."""
         held = self._replicas[slot]
         return held.block * sum(cache.placed * cache.parts for cache in held.caches.values())
 
     def strays(self, slot: int) -> int:
-        """Events about blocks whose history is not known."""
+        """The number of events about blocks whose parent is unknown."""
         return sum(cache.strays for cache in self._replicas[slot].caches.values())
 
 
 def _medium(told: str | None) -> str:
-    """Connectors spell it as they like, and engines that have only one leave it out."""
+    """A medium in one spelling. Connectors spell it differently, and engines that have only one
+    leave it out."""
     return told.upper() if told else GPU

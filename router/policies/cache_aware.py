@@ -2,12 +2,12 @@
 
 For each replica i, in seconds; the least wins, ties at random:
 
-    Q_i / P                                   my wait: prefill work left in i's queue
-    + WAIT * max(W_i - S_i / P, 0)            what of it is not for my prefix as well, by the clock
-    + (u_i + OWN * min(u_i, LARGE)) / P       my own prefill, and what a cache miss costs others
-    + STALL * n_i^0.65 * u_i / P              the stall my prefill puts on n_i requests in flight
-    + DECODE * (b + c * n_i + d * (K_i + L))  how slow decode is there
-    + FULL * m_i^3 * (A_i + L) / P            KV memory that running requests hold, me included
+    Q_i / P                                      my wait: prefill work left in i's queue
+    + WAIT * max(W_i - S_i / P, 0)               what of it is not for my prefix, by the clock
+    + (u_i + OWN * min(u_i, LARGE)) / P          my own prefill, and what a cache miss costs others
+    + STALL * n_i^0.65 * u_i / P                 the stall my prefill puts on n_i requests in flight
+    + DECODE * (b/2 + c * n_i + d * (K_i + L))   decode, mine and what I slow in others'
+    + FULL * m_i^3 * (A_i + L) / P               KV memory that running requests hold, me included
 
     W_i = max(busy_until_i - now, 0)    m_i = min((A_i + L) / C_i, 1)
 
@@ -22,8 +22,8 @@ import random
 from collections.abc import Mapping, Sequence
 from math import inf
 
-from router.policies.shortlist import Shortlist, everybody
-from router.types import Choice, Considered, Load, RoutingRequest
+from router.policies.shortlist import Shortlist
+from router.types import Choice, Considered, Load, RoutingRequest, slots
 
 WAIT = 3.0
 """Weight of my wait beyond the wait itself: others come after me. Takes from the tail, gives to the
@@ -40,13 +40,15 @@ STALL_POWER = 0.65
 """Below 1, since long prompts would else all go to the few replicas with short answers, and wait
 for each other there."""
 DECODE = 100.0
-"""Decode steps that count, of whatever answer: the further ones of a long one are evened out by
-other requests before they come."""
+"""Decode steps that count, of whatever answer, half of them mine: the further ones of a long one
+are evened out by other requests before they come. Of a step, b slows me alone. What I add to it
+slows the n_i others as much as what they add slows me, so c and d count twice as much."""
 FULL = 1.6
 """Weight of the KV memory that running requests hold, times the share of the whole it is, cubed: a
 replica out of memory queues or preempts."""
 EVERY_UP_TO = 24
-"""Fleets up to this size have every replica's cost computed; larger ones a shortlist's."""
+"""In fleets up to this size, the policy computes every replica's cost; in larger ones only a
+shortlist's."""
 
 
 class CacheAware:
@@ -73,6 +75,14 @@ class CacheAware:
         rng = random.Random(seed)
         self._random = rng.random
         self._shortlist = Shortlist(rng)
+        self.weights = {
+            "wait": wait,
+            "own": own,
+            "large": large,
+            "stall": stall,
+            "decode": decode,
+            "full": full,
+        }
 
     def members(self, names: Mapping[int, str]) -> None:
         """Nothing to prepare: the cost needs no names."""
@@ -115,7 +125,7 @@ class CacheAware:
                     share = taken / room
                     work += full * taken * (share * share * share if share < 1.0 else 1.0)
                 cost = work / rate + decode * (
-                    load.step_seconds
+                    load.step_seconds / 2
                     + load.step_request_seconds * running
                     + load.step_token_seconds * (load.context_tokens + tokens)
                 )
@@ -147,3 +157,16 @@ class CacheAware:
         else:
             reason = "load_shed"
         return Choice(chosen, reason, considered)
+
+
+def everybody(ask: RoutingRequest) -> list[tuple[float, Sequence[int]]]:
+    """All of `ask.eligible`: (leading tokens held, slots), deepest first."""
+    left = ask.eligible
+    groups: list[tuple[float, Sequence[int]]] = []
+    for depth, mask in ask.held:
+        mask &= left
+        if mask:
+            left ^= mask
+            groups.append((depth, slots(mask)))
+    groups.append((0.0, slots(left)))
+    return groups

@@ -12,7 +12,7 @@ import xxhash
 from router.types import Choice, Load, RoutingRequest, slots
 
 POINTS = 128
-"""Points of each replica on the ring."""
+"""The number of points that each replica has on the ring."""
 BOUND = 1.25
 """No replica takes more than this times the mean of the requests in flight."""
 EXACT_UP_TO = 64

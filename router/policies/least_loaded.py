@@ -1,4 +1,4 @@
-"""The replica with the fewest requests in flight."""
+"""A policy that takes the replica with the fewest requests in flight."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class LeastLoaded:
         self._random = random.Random(seed).random
 
     def members(self, names: Mapping[int, str]) -> None:
-        """Nothing to prepare."""
+        """Does nothing: the choice needs no names."""
 
     def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:
-        """Reason: least."""
+        """The reason is always `least`."""
         least = inf
         chosen = -1
         ties = 1

@@ -1,4 +1,4 @@
-"""The less loaded of two replicas taken at random."""
+"""A policy that takes the less loaded of two random replicas."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class PowerOfTwo:
         self._random = random.Random(seed).random
 
     def members(self, names: Mapping[int, str]) -> None:
-        """Nothing to prepare."""
+        """Does nothing: the choice needs no names."""
 
     def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:
-        """Reason: least, or only_one."""
+        """The reason is `least`, or `only_one` without an alternative."""
         fleet = slots(ask.eligible)
         size = len(fleet)
         if size == 1:

@@ -1,4 +1,4 @@
-"""Any eligible replica."""
+"""A policy that takes any eligible replica."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class RandomChoice:
         self._random = random.Random(seed).random
 
     def members(self, names: Mapping[int, str]) -> None:
-        """Nothing to prepare."""
+        """Does nothing: the choice needs no names."""
 
     def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:  # noqa: ARG002
-        """Reason: random."""
+        """The reason is always `random`."""
         fleet = slots(ask.eligible)
         return Choice(fleet[int(self._random() * len(fleet))], "random")

@@ -1,4 +1,4 @@
-"""Policies by name, or by the import path of one's own."""
+"""Finds policies by name, or by the import path of your own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each eligible replica in turn."""
+"""A policy that takes the eligible replicas in turn."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class RoundRobin:
         self._last = -1
 
     def members(self, names: Mapping[int, str]) -> None:
-        """Nothing to prepare."""
+        """Does nothing: the choice needs no names."""
 
     def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:  # noqa: ARG002
-        """Reason: turn."""
+        """The reason is always `turn`."""
         eligible = ask.eligible
         later = eligible >> (self._last + 1) << (self._last + 1)
         mask = later or eligible

@@ -9,7 +9,7 @@ from router.policies.cache_aware import CacheAware
 from router.types import Choice, Load, RoutingRequest, slots
 
 REMEMBERED = 100_000
-"""Sessions remembered; the least recently used is forgotten first."""
+"""The number of sessions remembered. The least recently used one is forgotten first."""
 BOUND = 2.0
 """A prefix many clients share may not load its replica beyond this times the mean, plus one."""
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from router.types import Load, RoutingRequest, slots
 
 HOLDERS = 6
-"""Holders looked at, all groups together."""
+"""The most holders that are looked at, in all groups together."""
 GROUP = 4
-"""Holders looked at in one group, from a random place on."""
+"""The most holders that are looked at in one group, from a random place on."""
 REMEMBERED = 4
 SWEPT = 3
 """Replicas looked at whatever their load and content; those holders leave free come on top."""
@@ -26,35 +26,30 @@ CONTEXT_SHARE = 0.1
 token of its context as much as this part of one."""
 
 
-def everybody(ask: RoutingRequest) -> list[tuple[float, Sequence[int]]]:
-    """All of `ask.eligible`: (leading tokens held, slots), deepest first."""
-    left = ask.eligible
-    groups: list[tuple[float, Sequence[int]]] = []
-    for depth, mask in ask.held:
-        mask &= left
-        if mask:
-            left ^= mask
-            groups.append((depth, slots(mask)))
-    groups.append((0.0, slots(left)))
-    return groups
-
-
 class Shortlist:
-    """The mutable state: `_best`, the slots remembered as least loaded, and `_at`, the sweep's
-    place."""
+    """The mutable state: `_best`, the slots remembered as least loaded, `_at`, the sweep's place,
+    and `_eligible` with `_fleet`, the last mask asked for and its slots: masks rarely change, and
+    to look at single bits of one for a thousand replicas is dear."""
 
     def __init__(self, rng: random.Random) -> None:
         self._random = rng.random
         self._best: list[int] = []
         self._at = int(rng.random() * 65_536)
+        self._eligible = 0
+        self._fleet: Sequence[int] = ()
 
     def pick(self, ask: RoutingRequest, loads: Sequence[Load]) -> list[tuple[float, Sequence[int]]]:
         """About 13 of `ask.eligible`, at least one: (leading tokens held, slots), deepest first."""
         eligible = ask.eligible
+        if eligible != self._eligible:
+            self._eligible = eligible
+            self._fleet = slots(eligible)
+            self._best = [slot for slot in self._best if eligible >> slot & 1]
         chance = self._random
         budget = HOLDERS
         holders = 0
-        groups: list[tuple[float, int, list[int]]] = []
+        holding: list[tuple[int, list[int]]] = []
+        groups: list[tuple[float, Sequence[int]]] = []
         for depth, mask in ask.held:
             mask &= eligible
             if not mask:
@@ -62,18 +57,24 @@ class Shortlist:
             holders |= mask
             found: list[int] = []
             if budget:
-                turn = int(chance() * mask.bit_length())
-                high = mask >> turn << turn
-                take = min(GROUP, budget)
-                for part in (high, mask ^ high):
-                    while part and take:
-                        low = part & -part
-                        found.append(low.bit_length() - 1)
-                        part ^= low
-                        take -= 1
-                budget -= len(found)
-            groups.append((depth, mask, found))
-        fleet = slots(eligible)
+                width = mask.bit_length()
+                turn = int(chance() * width)
+                if mask.bit_count() == 1:
+                    found.append(width - 1)
+                    budget -= 1
+                else:
+                    high = mask >> turn << turn
+                    take = min(GROUP, budget)
+                    for part in (high, mask ^ high):
+                        while part and take:
+                            low = part & -part
+                            found.append(low.bit_length() - 1)
+                            part ^= low
+                            take -= 1
+                    budget -= len(found)
+            holding.append((mask, found))
+            groups.append((depth, found))
+        fleet = self._fleet
         size = len(fleet)
         at = self._at % size
         self._at = end = at + SWEPT + budget
@@ -81,8 +82,6 @@ class Shortlist:
         others: list[int] = []
         ranked = []
         for slot in {*self._best, *swept}:
-            if not eligible >> slot & 1:
-                continue  # remembered, and not to be had any more
             load = loads[slot]
             work = (
                 load.queued_tokens
@@ -93,11 +92,12 @@ class Shortlist:
             if not holders >> slot & 1:
                 others.append(slot)
                 continue
-            for _, mask, found in groups:
+            for mask, found in holding:
                 if mask >> slot & 1:
                     if slot not in found:
                         found.append(slot)
                     break
         ranked.sort()
         self._best = [slot for _, _, slot in ranked[:REMEMBERED]]
-        return [*((depth, found) for depth, _, found in groups), (0.0, others)]
+        groups.append((0.0, others))
+        return groups

@@ -1,4 +1,4 @@
-"""/v1/chat/completions: the messages, with tools and documents where the template has them."""
+"""/v1/chat/completions: messages, with tools and documents where the template puts them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ from router.prompt.canonical import (
     TASK,
     TEXT,
     Add,
+    Head,
     Memo,
+    Models,
+    arguments,
+    cache_of,
+    chain,
     compact,
     crowded,
     dump,
@@ -27,22 +32,26 @@ from router.prompt.canonical import (
     is_plain,
     members_once,
     number,
-    truth,
-    value,
-)
-from router.prompt.chain import chain, plain_seed, seed
-from router.prompt.content import tools, write_arguments, write_content, write_odd, write_system
-from router.prompt.layout import Layout
-from router.prompt.prompt import Api, Prompt
-from router.prompt.reading import (
-    Head,
-    Models,
-    arguments,
-    cache_of,
     parse,
+    plain_seed,
+    seed,
     session,
+    truth,
     usage_offset,
+    value,
+    written,
 )
+from router.prompt.content import (
+    BILLING,
+    tools,
+    write_arguments,
+    write_content,
+    write_odd,
+    write_system,
+)
+from router.prompt.layout import Layout
+from router.prompt.priority import asked_priority
+from router.prompt.prompt import Api, Prompt
 from router.prompt.template_arguments import NO_ARGUMENTS, template_arguments
 from router.types import DEFAULT_TRAITS, NO_TRAITS, TemplateTraits
 
@@ -53,14 +62,14 @@ _SYSTEM = frozenset(("system", "developer"))
 
 
 class Function(msgspec.Struct, gc=False):
-    """What a tool call calls."""
+    """The function of a tool call."""
 
     name: msgspec.Raw = NULL
     arguments: msgspec.Raw = NULL
 
 
 class Call(msgspec.Struct, gc=False):
-    """A tool call of an assistant message."""
+    """One tool call of an assistant message."""
 
     id: msgspec.Raw = NULL
     function: Function | None = None
@@ -147,39 +156,45 @@ def _build(body: bytes, models: Models) -> Prompt:
         given = template_arguments(traits, effort, kwargs=head.chat_template_kwargs)
     text = layout.text(given.reasoning or traits.reasoning)
     stream = truth(head.stream)
-    return Prompt(
+    seed_of, beside = _seed(head, cache_of(head, traits), given.heads)
+    prompt = Prompt(
         head.model or "",
-        chain(text, _seed(head, cache_of(head, traits), given.heads)),
+        chain(text, seed_of),
         len(text),
         stream,
         session(head),
         number(head.max_completion_tokens) or number(head.max_tokens),
         usage_offset(body, stream, head.stream_options),
         transfer=head.transfer,
+        own_salt=head.own_salt,
         several=number(head.n) > 1,
         doubts=layout.doubts(given.unknown),
+        text=text,
     )
+    if beside or given.pairs:
+        prompt.arguments = written(beside, given.pairs)
+    if head.priority is not ABSENT or head.service_tier is not ABSENT or head.nvext is not ABSENT:
+        prompt.priority = asked_priority(head)
+    return prompt
 
 
 def _write_messages(
     layout: Layout, traits: TemplateTraits, messages: list[Message], plain: bool
 ) -> None:
     pieces, add = layout.pieces, layout.add
-    front = 0
     system = traits.system
+    leading = True
     for message in messages:
-        if message.role not in _SYSTEM:
-            break
-        front += 1
-        if message.role == "developer":
-            system = traits.developer  # what becomes of one becomes of all
-        _write(layout, add, message, plain)
-    layout.led()
-    for message in messages[front:] if front else messages:
         role = message.role
+        if leading:
+            if role not in _SYSTEM:
+                leading = False
+                layout.led()
+            elif role == "developer":
+                system = traits.developer  # what becomes of one becomes of all
         if (
             plain
-            and role in _USUAL
+            and (role in _USUAL or leading)
             and message.tool_calls is ABSENT
             and message.tool_call_id is ABSENT
             and message.name is ABSENT
@@ -188,19 +203,25 @@ def _write_messages(
             and message.task is ABSENT
             and message.tools is ABSENT
         ):
-            # Most messages: what _write does, without its calls.
+            # Most messages take this path. It does what _write does, without its function calls.
             view = memoryview(message.content)
-            if len(view) > 2 and view[0] == QUOTE:
+            billed = leading and bytes(view[: len(BILLING)]) == BILLING
+            if len(view) > 2 and view[0] == QUOTE and not billed:
                 pieces += (MESSAGE, _ROLES[role], TEXT, view)
                 continue
-        if role in _SYSTEM:
+        if role in _SYSTEM and not leading:
             place = system if role == "system" else traits.developer
             _write(layout, layout.inline(place), message, plain)
         else:
             _write(layout, add, message, plain)
+    if leading:
+        layout.led()
 
 
-def _seed(head: ChatHead, cache: str, heads: tuple[tuple[bytes, bytes], ...]) -> int:
+def _seed(
+    head: ChatHead, cache: str, heads: tuple[tuple[bytes, bytes], ...]
+) -> tuple[int, list[tuple[bytes, bytes]]]:
+    """The seed, and what it is made of beside the model and template arguments."""
     if (
         not heads
         and head.cache_salt is ABSENT
@@ -211,29 +232,28 @@ def _seed(head: ChatHead, cache: str, heads: tuple[tuple[bytes, bytes], ...]) ->
         and head.truncate_prompt_tokens is ABSENT
         and head.truncation_side is ABSENT
     ):
-        return plain_seed(Api.CHAT, cache)
+        return plain_seed(Api.CHAT, cache), []
+    beside = _beside_messages(head)
+    return seed(Api.CHAT, cache, [*beside, *heads]), beside
+
+
+def _beside_messages(head: ChatHead) -> list[tuple[bytes, bytes]]:
+    """The rest that changes a prompt, without messages, tools, documents and template arguments."""
     # Not here: add_generation_prompt and continue_final_message change only the prompt's end,
     # tool_choice and response_format no prompt but that of a model or two (docs/design/prompt.md).
-    return seed(
-        Api.CHAT,
-        cache,
-        [
-            *arguments(
-                (b"salt", head.cache_salt),
-                (b"template", head.chat_template),
-                (b"special", head.add_special_tokens),
-                (b"media", head.mm_processor_kwargs),
-                (b"io", head.media_io_kwargs),
-                (b"truncate", head.truncate_prompt_tokens),
-                (b"side", head.truncation_side),
-            ),
-            *heads,
-        ],
+    return arguments(
+        (b"salt", head.cache_salt),
+        (b"template", head.chat_template),
+        (b"special", head.add_special_tokens),
+        (b"media", head.mm_processor_kwargs),
+        (b"io", head.media_io_kwargs),
+        (b"truncate", head.truncate_prompt_tokens),
+        (b"side", head.truncation_side),
     )
 
 
 def _definitions(head: ChatHead) -> bytes:
-    """Tools and documents, which templates put next to each other."""
+    """The tools and documents, which templates put next to each other."""
     text = b"" if head.tools is ABSENT else tools(head.tools)
     if is_given(head.documents):
         text += DOCUMENTS + compact(head.documents)
@@ -249,7 +269,7 @@ def _write(layout: Layout, add: Add, message: Message, plain: bool) -> None:
     if message.reasoning is not ABSENT or message.reasoning_content is not ABSENT:
         reasoning = message.reasoning
         start = len(layout.pieces)
-        # Its former name counts where it has none by the new one.
+        # The field's former name counts if the new one is absent.
         former = message.reasoning_content if message.reasoning_content is not ABSENT else NULL
         _write_field(add, REASONING, reasoning if is_given(reasoning) else former, plain)
         layout.reasoned(start)
@@ -260,7 +280,7 @@ def _write(layout: Layout, add: Add, message: Message, plain: bool) -> None:
         else:
             write_content(add, content, plain)
     if message.tool_calls is not ABSENT:
-        add(_calls(message.tool_calls))
+        add(calls_memo(message.tool_calls))
     if message.tool_call_id is not ABSENT:
         _write_field(add, RESULT, message.tool_call_id, plain)
     if message.task is not ABSENT:
@@ -276,7 +296,7 @@ def _write_field(add: Add, tag: bytes, raw: msgspec.Raw, plain: bool) -> None:
 
 
 def _canonical_calls(raw: msgspec.Raw) -> bytes:
-    """Tool calls as vLLM reads them; of another shape, as JSON."""
+    """Tool calls as vLLM reads them. Calls of another shape stay JSON."""
     if raw == NULL:
         return b""
     calls: list[Call] | None
@@ -299,4 +319,5 @@ def _canonical_calls(raw: msgspec.Raw) -> bytes:
     return b"".join(pieces)
 
 
-_calls = Memo(_canonical_calls, 32 << 20)
+calls_memo = Memo(_canonical_calls, 32 << 20)
+"""Remembers the canonical form of tool call lists in assistant messages."""

@@ -12,32 +12,32 @@ from router.prompt.canonical import (
     BRACKET,
     NULL,
     QUOTE,
-    is_plain,
-    number,
-    string,
-    truth,
-)
-from router.prompt.chain import chain, seed
-from router.prompt.prompt import Api, Prompt, PromptError
-from router.prompt.reading import (
     Head,
     Models,
     arguments,
     cache_of,
+    chain,
+    is_plain,
+    number,
     parse,
+    seed,
     session,
+    string,
+    truth,
     usage_offset,
 )
+from router.prompt.priority import asked_priority
+from router.prompt.prompt import Api, Prompt, PromptError
 from router.types import DEFAULT_TRAITS, NO_TRAITS
 
 _WHITESPACE: Final = b" \t\r\n"
 MOST_PROMPTS: Final = 256
-"""Prompts of one body that are looked up and remembered."""
+"""The most prompts of one body that are looked up and recorded."""
 _token_ids = re.compile(rb"[0-9,\-]*").fullmatch
 
 
 class Body(Head, gc=False):
-    """A completion body."""
+    """The fields of a completion body that change its prompt."""
 
     prompt: msgspec.Raw = NULL
     stream_options: msgspec.Raw = ABSENT
@@ -49,6 +49,9 @@ class Body(Head, gc=False):
     truncate_prompt_tokens: msgspec.Raw = ABSENT
     truncation_side: msgspec.Raw = ABSENT
 
+
+_DEFAULT_ANSWER: Final = 16
+"""The API's own longest answer, of a body that names none."""
 
 _decode = msgspec.json.Decoder(Body).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -65,18 +68,23 @@ def _build(body: bytes, models: Models) -> Prompt:
     stream = truth(head.stream)
     traits = models.get(head.model or "", DEFAULT_TRAITS)
     first = _seed(head, kind, cache_of(head, traits))
-    return Prompt(
+    prompt = Prompt(
         head.model or "",
         chain(texts[0], first),
         size,
         stream,
         session(head),
-        number(head.max_tokens),
+        _DEFAULT_ANSWER if head.max_tokens is ABSENT else number(head.max_tokens),
         usage_offset(body, stream, head.stream_options),
         transfer=head.transfer,
+        own_salt=head.own_salt,
         several=number(head.n) > 1 or len(texts) > 1,
         more=tuple(chain(text, first) for text in texts[1:] if text),
+        text=texts[0] if len(texts) == 1 else b"",
     )
+    if head.priority is not ABSENT or head.service_tier is not ABSENT or head.nvext is not ABSENT:
+        prompt.priority = asked_priority(head)
+    return prompt
 
 
 def _seed(head: Body, kind: str, cache: str) -> int:
@@ -111,7 +119,8 @@ def token_ids(raw: msgspec.Raw) -> bytes | None:
 
 
 def _prompts(raw: msgspec.Raw, plain: bool) -> tuple[str, list[bytes], int]:
-    """(kind, canonical bytes of the first MOST_PROMPTS prompts, of all together); at least one."""
+    """The kind of the prompts, and their canonical bytes: of each of the first MOST_PROMPTS, and of
+    all together."""
     view = memoryview(raw)
     first = view[0]
     if first == QUOTE:
@@ -140,5 +149,5 @@ def _prompts(raw: msgspec.Raw, plain: bool) -> tuple[str, list[bytes], int]:
 
 
 def _text(raw: msgspec.Raw, plain: bool) -> bytes:
-    """A prompt's canonical bytes, without the quotes."""
+    """The canonical bytes of a text prompt, without its quotes."""
     return bytes(memoryview(string(raw, plain))[1:-1])

@@ -54,7 +54,7 @@ MOST_MEDIA: Final = 1024
 would weigh many times its length."""
 
 MOST_FIELDS: Final = 64
-"""Fields of a part or an item that are looked at one by one."""
+"""The most fields of a part or an item that are looked at one by one."""
 
 Fields = dict[str, msgspec.Raw]
 
@@ -90,9 +90,10 @@ _MEDIA_FIELDS: Final = frozenset(
 _UNSEEN: Final = frozenset(
     ("type", "cache_control", "id", "status", "annotations", "logprobs", "citations", "detail")
 )
-"""Fields of parts that never reach the prompt."""
+"""Fields of parts that no template puts into the prompt."""
 _EMPTY_TEXT: Final = TEXT + b'""'  # alone it is the same as an empty string, and that as none
-_BILLING: Final = b'"x-anthropic-billing-header'
+BILLING: Final = b'"x-anthropic-billing-header'
+"""The start of the billing line, which ``write_system`` leaves out."""
 _BILLING_WITHIN: Final = 256
 """Bytes of a system prompt's JSON in which the billing line starts: it is the first text there."""
 
@@ -106,7 +107,7 @@ def write_content(add: Add, raw: msgspec.Raw, plain: bool) -> None:
             add(TEXT)
             add(raw if plain else string(raw, plain))
     elif first == BRACKET:
-        add(_parts(raw))
+        add(parts_memo(raw))
     elif raw != NULL:
         add(OTHER)
         add(compact(raw))
@@ -117,7 +118,7 @@ def write_system(add: Add, raw: msgspec.Raw, plain: bool) -> None:
 
     vLLM drops that line too, since nothing behind it could be reused otherwise.
     """
-    if _BILLING not in bytes(memoryview(raw)[:_BILLING_WITHIN]):
+    if BILLING not in bytes(memoryview(raw)[:_BILLING_WITHIN]):
         write_content(add, raw, plain)
         return
     try:
@@ -153,14 +154,14 @@ def write_odd(add: Add, raw: msgspec.Raw, field: str) -> None:
 
 
 class Reasoned(bytes):
-    """Canonical parts that have reasoning among them."""
+    """Canonical parts, some of which are reasoning."""
 
     silent: bytes
-    """The same without it."""
+    """The same parts without the reasoning."""
 
 
 class Results(bytes):
-    """Canonical parts that are results of tools and no words of the user's."""
+    """Canonical parts that are tool results, without any text of the user."""
 
 
 _reasoning = re.compile(rb"\x08[^\x00-\x1f]*")
@@ -182,7 +183,8 @@ def _canonical_parts(raw: msgspec.Raw) -> bytes:
     return text
 
 
-_parts: Final = Memo(_canonical_parts, 64 << 20)
+parts_memo: Final = Memo(_canonical_parts, 64 << 20)
+"""Remembers the canonical form of content that is a list of parts."""
 
 
 def _write_parts(add: Add, raw: msgspec.Raw, plain: bool) -> None:
@@ -324,4 +326,4 @@ def _tools(raw: msgspec.Raw) -> bytes:
 
 
 tools = Memo(_tools, 32 << 20)
-"""Canonical form of tool definitions, remembered: agents send the same ones in every step."""
+"""Remembers the canonical form of tool definitions: agents send the same ones in every step."""

@@ -30,7 +30,7 @@ ASSISTANT: Final = b'"assistant"'
 
 
 class Layout:
-    """One prompt's pieces. `add` appends to them."""
+    """Collects the pieces of one prompt. `add` appends one."""
 
     __slots__ = (
         "_front",
@@ -50,24 +50,24 @@ class Layout:
         self._traits = traits
         self._tools: bytes = b""
         self._front = 0
-        """Where moved system messages go: behind those that stand at the front."""
+        """The place to which system messages move: after those that stand at the front."""
         self._inline = False
-        """There are system messages that do not stand at the front."""
+        """Whether a system message stands elsewhere than at the front."""
         self._media = False
-        """Something in it weighs more than its digest."""
+        """Whether an item weighs more than its digest."""
         self._moved: list[Piece] = []
         self._reasoned: list[tuple[int, bytes]] = []
         """Pieces that templates may leave out, in order: where each is, and what stays of it."""
 
     def tools(self, text: bytes) -> None:
-        """The tool definitions. Called before anything else is put in."""
+        """Add the tool definitions. Call this before anything else is added."""
         if self._traits.tools is ToolsPlace.FIRST:
             self.add(text)
         elif self._traits.tools is not ToolsPlace.NOWHERE:
             self._tools = text
 
     def led(self) -> None:
-        """The system messages at the front are in."""
+        """Note that all system messages at the front have been added."""
         traits = self._traits
         self._front = len(self.pieces)
         if self._tools and traits.tools is ToolsPlace.AFTER_SYSTEM:
@@ -78,7 +78,7 @@ class Layout:
                 self._front += 1
 
     def inline(self, place: Inline) -> Add:
-        """Where a system message goes that does not stand at the front."""
+        """The function that adds a system message which does not stand at the front."""
         self._inline = True
         if place is Inline.MOVED:
             return self._moved.append
@@ -87,18 +87,29 @@ class Layout:
         return self.add
 
     def reasoned(self, start: int) -> None:
-        """The pieces from `start` on are an assistant's reasoning."""
+        """Note that the pieces from `start` on are an assistant's reasoning."""
         for at in range(start, len(self.pieces)):
             self._reasoned.append((at, b""))
 
     def content(self) -> None:
-        """The last piece is an assistant's content, which may have reasoning among its parts."""
+        """Note that the last piece is an assistant's content, which may have reasoning in its
+        parts."""
         piece = self.pieces[-1]
         if isinstance(piece, Reasoned):
             self._reasoned.append((len(self.pieces) - 1, piece.silent))
 
     def text(self, reasoning: Reasoning) -> bytes:
-        """The canonical bytes."""
+        """The canonical bytes, in the order of the model's template."""
+        if self._reasoned or self._tools or self._moved:
+            self._rearrange(reasoning)
+        text = b"".join(self.pieces)
+        if MEDIA in text:
+            self._media = True
+            return weighed(text)
+        return text
+
+    def _rearrange(self, reasoning: Reasoning) -> None:
+        """Move or remove pieces as the template does."""
         pieces = self.pieces
         if self._reasoned and reasoning is not Reasoning.KEPT:
             cut = _cut(pieces, reasoning)
@@ -112,20 +123,20 @@ class Layout:
             pieces.insert(at, self._tools)
         if self._moved:
             pieces[self._front : self._front] = self._moved
-        text = b"".join(pieces)
-        if MEDIA in text:
-            self._media = True
-            return weighed(text)
-        return text
 
     def doubts(self, unknown: tuple[bytes, ...]) -> Doubts | None:
         """What the template may do in another way than is done here; None where that is known.
 
         unknown: template arguments that were not tried. To be asked behind `text`.
         """
+        if unknown or self._inline or self._reasoned or self._tools:
+            return self._doubts(unknown)
+        return None
+
+    def _doubts(self, unknown: tuple[bytes, ...]) -> Doubts | None:
         if unknown:
             return Doubts(unknown=unknown)
-        if not (self._inline or self._reasoned or self._tools) or self._traits.known:
+        if self._traits.known:
             return None
         front = self._size(0, self._front)
         tools = front if self._tools else 0
@@ -136,7 +147,7 @@ class Layout:
         return Doubts(-1, tools)
 
     def _size(self, start: int, end: int) -> int:
-        """Canonical bytes of some pieces."""
+        """The number of canonical bytes in some pieces."""
         pieces = self.pieces[start:end]
         if self._media:
             return len(weighed(b"".join(pieces)))

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 import msgspec
 import numpy as np
 
+NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not JSON, and for JSON of another shape."""
+_T = TypeVar("_T")
 _LEVELS: Final = 100
 """Arrays and objects within one another that are kept; no field that is read lies deeper."""
 _CHUNK: Final = 1 << 18
@@ -30,6 +34,19 @@ _HALF = re.compile(
 _skip = msgspec.json.Decoder(msgspec.Raw).decode
 
 
+def decoded(decode: Callable[[bytes], _T], body: bytes) -> _T | None:
+    """What a decoder of msgspec's reads in a body, also in one that only Python takes for JSON;
+    None where it is none, or of another shape."""
+    try:
+        return decode(body)
+    except NOT_JSON:
+        pass
+    try:
+        return decode(readable(utf8(body)))
+    except NOT_JSON:
+        return None
+
+
 def encoding(body: bytes) -> str:
     """What Python's ``json`` takes the body to be encoded in, byte order marks left in the text."""
     found = json.detect_encoding(body)
@@ -41,7 +58,7 @@ def encoding(body: bytes) -> str:
 
 
 def utf8(body: bytes) -> bytes:
-    """The body in UTF-8. Raises UnicodeDecodeError."""
+    """Decode the body to UTF-8. Raises UnicodeDecodeError."""
     name = encoding(body)
     return (
         body
@@ -73,7 +90,7 @@ def readable(text: bytes) -> bytes:
 
 
 def _shallow(text: bytes) -> bytes:
-    """The text with spaces for what lies deeper than ``_LEVELS``."""
+    """Replaces everything deeper than ``_LEVELS`` with spaces."""
     # Without escapes every quote opens or closes a string. Escaped backslashes go first, as a
     # quote behind one is none that is escaped.
     bare = np.frombuffer(text.replace(b"\\\\", b"__").replace(b'\\"', b"__"), np.uint8)
@@ -86,7 +103,7 @@ def _shallow(text: bytes) -> bytes:
         opened = outside & ((part == ord("[")) | (part == ord("{")))
         closed = outside & ((part == ord("]")) | (part == ord("}")))
         after = np.cumsum(opened.astype(np.int8) - closed.astype(np.int8), dtype=np.int64) + depth
-        # The brackets around what is left out stay.
+        # Keep the brackets around what is replaced.
         out[start : start + _CHUNK][after - opened > _LEVELS] = ord(" ")
         inside, depth = int(quotes[-1]), int(after[-1])
     return out.tobytes()

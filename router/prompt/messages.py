@@ -10,20 +10,28 @@ from router.prompt.canonical import (
     MESSAGE,
     NULL,
     Add,
+    Head,
+    Models,
+    arguments,
+    cache_of,
+    chain,
     crowded,
     dump,
     is_given,
     is_plain,
     members_once,
     number,
+    parse,
+    seed,
+    session,
     truth,
     words,
+    written,
 )
-from router.prompt.chain import chain, seed
 from router.prompt.content import tools, write_content, write_odd, write_system
 from router.prompt.layout import SYSTEM, Layout
+from router.prompt.priority import asked_priority
 from router.prompt.prompt import Api, Prompt
-from router.prompt.reading import Head, Models, arguments, cache_of, parse, session
 from router.prompt.template_arguments import (
     NO_ARGUMENTS,
     TemplateArguments,
@@ -35,7 +43,7 @@ _ROLES = {role: dump(role) for role in ("system", "user", "assistant")}
 
 
 class Message(msgspec.Struct, gc=False):
-    """One message."""
+    """A message of the messages API."""
 
     role: str
     content: msgspec.Raw = NULL
@@ -51,6 +59,7 @@ class MessagesHead(Head, gc=False):
     thinking: msgspec.Raw = ABSENT
     output_config: msgspec.Raw = ABSENT
     chat_template_kwargs: msgspec.Raw = ABSENT
+    diagnostics: msgspec.Raw = ABSENT
 
 
 class Body(MessagesHead, gc=False, kw_only=True):
@@ -66,11 +75,12 @@ class OddBody(MessagesHead, gc=False, kw_only=True):
 
 
 class Setting(msgspec.Struct, gc=False):
-    """The fields of metadata, thinking and output_config that are read."""
+    """The fields that are read of metadata, thinking, output_config and diagnostics."""
 
     user_id: msgspec.Raw = ABSENT
     type: msgspec.Raw = ABSENT
     effort: msgspec.Raw = ABSENT
+    previous_message_id: msgspec.Raw = ABSENT
 
 
 _decode = msgspec.json.Decoder(Body).decode
@@ -113,17 +123,28 @@ def _build(body: bytes, models: Models) -> Prompt:
             _write(layout, add, message, plain)
     given = _arguments(head, traits)
     text = layout.text(given.reasoning or traits.reasoning)
-    return Prompt(
+    salt = arguments((b"salt", head.cache_salt))
+    prompt = Prompt(
         head.model or "",
-        chain(text, _seed(head, cache_of(head, traits), given.heads)),
+        chain(text, seed(Api.MESSAGES, cache_of(head, traits), [*salt, *given.heads])),
         len(text),
         truth(head.stream),
         session(head) or words(_setting(head.metadata).user_id),
         number(head.max_tokens),
         -1,  # the stream's first and last events have the usage anyway
         transfer=head.transfer,
+        own_salt=head.own_salt,
         doubts=layout.doubts(given.unknown),
+        text=text,
     )
+    if salt or given.pairs:
+        prompt.arguments = written(salt, given.pairs)
+    if head.diagnostics is not ABSENT and is_given(head.diagnostics):
+        prompt.compares_as = "anthropic"
+        prompt.compares_with = words(_setting(head.diagnostics).previous_message_id)
+    if head.priority is not ABSENT or head.service_tier is not ABSENT or head.nvext is not ABSENT:
+        prompt.priority = asked_priority(head)
+    return prompt
 
 
 def _arguments(head: MessagesHead, traits: TemplateTraits) -> TemplateArguments:
@@ -142,10 +163,6 @@ def _arguments(head: MessagesHead, traits: TemplateTraits) -> TemplateArguments:
 
 
 _DISABLED = msgspec.Raw(b'"disabled"')
-
-
-def _seed(head: MessagesHead, cache: str, heads: tuple[tuple[bytes, bytes], ...]) -> int:
-    return seed(Api.MESSAGES, cache, [*arguments((b"salt", head.cache_salt)), *heads])
 
 
 def _setting(raw: msgspec.Raw) -> Setting:

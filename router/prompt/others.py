@@ -5,22 +5,29 @@ from __future__ import annotations
 
 import msgspec
 
-from router.prompt.canonical import ABSENT, BRACKET, NULL, QUOTE, is_plain, number, string, truth
-from router.prompt.chain import chain, seed
-from router.prompt.chat import parse_chat
-from router.prompt.completions import COMPLETION_TOKENS, TEXT, parse_completions, token_ids
-from router.prompt.lenient import readable, utf8
-from router.prompt.prompt import Prompt, PromptError
-from router.prompt.reading import (
-    NOT_JSON,
+from router.prompt.canonical import (
+    ABSENT,
+    BRACKET,
+    NULL,
+    QUOTE,
     Head,
     Models,
     arguments,
     cache_of,
+    chain,
+    is_plain,
+    number,
     parse,
+    seed,
     session,
+    string,
+    truth,
     usage_offset,
 )
+from router.prompt.chat import parse_chat
+from router.prompt.completions import COMPLETION_TOKENS, TEXT, parse_completions, token_ids
+from router.prompt.lenient import decoded
+from router.prompt.prompt import Prompt, PromptError
 from router.types import DEFAULT_TRAITS, NO_TRAITS
 
 
@@ -29,7 +36,7 @@ class _Sampling(msgspec.Struct, gc=False):
 
 
 class GenerateBody(Head, gc=False, kw_only=True):
-    """A body of /inference/v1/generate."""
+    """The fields of a body of /inference/v1/generate that change its prompt."""
 
     token_ids: msgspec.Raw
     stream_options: msgspec.Raw = ABSENT
@@ -48,7 +55,7 @@ class ScoringBody(Head, gc=False, kw_only=True):
 
 
 class _Kind(msgspec.Struct, gc=False):
-    """What tells the kinds of body apart that /invocations takes, in the engine's order."""
+    """The fields by which the engine tells kinds of body on /invocations apart, in its order."""
 
     messages: msgspec.Raw = ABSENT
     prompt: msgspec.Raw = ABSENT
@@ -91,6 +98,7 @@ def _build_generate(body: bytes, models: Models) -> Prompt:
         limit,
         usage_offset(body, stream, head.stream_options),
         transfer=head.transfer,
+        own_salt=head.own_salt,
     )
 
 
@@ -117,6 +125,7 @@ def _build_scoring(body: bytes, models: Models) -> Prompt:
         1,
         -1,
         transfer=head.transfer,
+        own_salt=head.own_salt,
     )
 
 
@@ -135,13 +144,9 @@ def parse_invocations(body: bytes, models: Models = NO_TRAITS) -> Prompt | None:
 
     Raises PromptError.
     """
-    try:
-        kind = _decode_kind(body)
-    except NOT_JSON:
-        try:
-            kind = _decode_kind(readable(utf8(body)))
-        except NOT_JSON:
-            return None
+    kind = decoded(_decode_kind, body)
+    if kind is None:
+        return None
     if kind.messages is not ABSENT:
         return parse_chat(body, models)
     return parse_completions(body, models) if kind.prompt is not ABSENT else None

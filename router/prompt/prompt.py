@@ -1,4 +1,4 @@
-"""What the rest of the gateway needs to know of a request body."""
+"""The data that the rest of the gateway takes from a request body."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Final
 
 import msgspec
 
-from router.types import Chain
+from router.types import NO_CHAIN, Chain, PromptTokens
 
 
 class Api:
-    """The API families a body may belong to."""
+    """The API families that bodies belong to."""
 
     CHAT: Final = "chat"
     COMPLETIONS: Final = "completions"
@@ -27,7 +27,7 @@ class Doubts(msgspec.Struct, gc=False, frozen=True):
     tools: int = 0
     """Up to the end of the tools, whose place is not sure; 0 without any."""
     unknown: tuple[bytes, ...] = ()
-    """Template arguments that were not tried on this model."""
+    """Template arguments that were not yet tried on this model."""
 
     def explain(self, held: float, delivered: float) -> bool:
         """Whether a prompt that was held up to `held`, of which `delivered` was delivered, lost the
@@ -38,41 +38,64 @@ class Doubts(msgspec.Struct, gc=False, frozen=True):
 
 
 _CLOSE: Final = 1.1
-"""Tokens are told in bytes by what is usual for the model."""
+"""A tolerance, because bytes give tokens only by the ratio that is usual for the model."""
 _BLOCK: Final = 256
-"""Engines deliver whole blocks."""
+"""A tolerance in tokens, because engines deliver only whole blocks."""
 
 
 class Prompt(msgspec.Struct, gc=False):
-    """One request body, as far as routing needs it."""
+    """One request body, as far as routing needs it. It travels whole, from the parser through the
+    placer to the request's record."""
 
     model: str
-    """The model or adapter asked for; empty when the client named none."""
+    """The model or adapter that the client named; empty when it named none."""
     chain: Chain
     """Hashes of the prompt's full blocks (router.prompt.spans); a partial last block has none."""
     size: int
-    """Canonical bytes of the prompt, of all prompts when the body holds several."""
+    """The canonical bytes of the prompt, or of all prompts when the body holds several."""
     stream: bool
-    key: str
-    """What names the session: prompt_cache_key, else session_id, else user; empty without any."""
-    output_limit: int
+    key: str = ""
+    """The session's name: prompt_cache_key, else session_id, else user; empty without any."""
+    output_limit: int = 0
     """The most tokens the client lets the answer have; 0 when it did not say."""
-    usage_offset: int
-    """Where in the body ``"stream_options":{"include_usage":true},`` may be put in; -1: nowhere."""
+    usage_offset: int = -1
+    """Where ``"stream_options":{"include_usage":true},`` can be inserted into the body; -1:
+    nowhere."""
     transfer: bool = False
-    """Whether the body may hold fields that ``without_transfer`` takes out."""
+    """Whether the body may hold fields that ``without_transfer`` removes."""
+    own_salt: bytes = b""
+    """The JSON of the client's own ``cache_salt``; empty for none."""
     follows: str = ""
-    """The id of the stored response or conversation that this continues; empty for none."""
+    """The id of the stored response or conversation that this continues; empty without one."""
     several: bool = False
-    """More than one answer is asked for, so that one's blocks serve the others."""
+    """Whether the client wants several answers, so that the blocks of one serve the others."""
     more: tuple[Chain, ...] = ()
-    """The chains of the prompts after the first, when the body holds several."""
+    """The chains of further prompts, when the body holds several."""
     doubts: Doubts | None = None
-    """Where its chain may not follow the engine's prompt; None where it should."""
+    """Reasons why the chain may differ from the engine's prompt; None without any."""
+    tokens: PromptTokens | None = None
+    """Its token ids, if exact mode has tokenised it."""
+    text: bytes = b""
+    """The canonical bytes, until the request was offered to the queue; empty where a body holds
+    several prompts, or tokens."""
+    arguments: tuple[bytes, ...] = ()
+    """What else than messages and tools is in its seed, or may change how it is rendered, as
+    ``name=value``."""
+    compares_as: str = ""
+    """The API whose words the client asks for a diagnosis in: ``anthropic`` or ``openai``; empty
+    where it asks for none."""
+    compares_with: str = ""
+    """The id of the answer that it is to be compared with; empty for none."""
+    priority: int | None = None
+    """What the body says of its priority: -1 high, 0, 1 low; None when it says nothing."""
+
+
+NO_PROMPT: Final = Prompt(model="", chain=NO_CHAIN, size=0, stream=False)
+"""Stands for a request that is placed by load alone. It is shared, so nobody may change it."""
 
 
 class PromptError(Exception):
-    """The body cannot be served by any engine: answer 400 with ``message`` and ``param``."""
+    """No engine can serve the body: answer 400 with ``message`` and ``param``."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""/v1/responses: instructions and the input items, with tools where the template has them."""
+"""/v1/responses: instructions and input items, with tools where the template puts them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,25 @@ from router.prompt.canonical import (
     REASONING,
     RESULT,
     Add,
+    Head,
+    Models,
+    arguments,
+    cache_of,
+    chain,
     crowded,
     dump,
     is_given,
     is_plain,
     number,
+    parse,
+    seed,
+    session,
     string,
     truth,
     value,
     words,
+    written,
 )
-from router.prompt.chain import chain, seed
 from router.prompt.content import (
     MOST_FIELDS,
     Fields,
@@ -40,14 +48,14 @@ from router.prompt.content import (
     write_system,
 )
 from router.prompt.layout import DEVELOPER, SYSTEM, USER, Layout
+from router.prompt.priority import asked_priority
 from router.prompt.prompt import Api, Prompt, PromptError
-from router.prompt.reading import Head, Models, arguments, cache_of, parse, session
 from router.prompt.template_arguments import NO_ARGUMENTS, template_arguments
 from router.types import DEFAULT_TRAITS, NO_TRAITS, TemplateTraits
 
 
 class Body(Head, gc=False, kw_only=True):
-    """A responses body."""
+    """The fields of a responses body that change its prompt."""
 
     input: msgspec.Raw
     instructions: msgspec.Raw = ABSENT
@@ -61,6 +69,7 @@ class Body(Head, gc=False, kw_only=True):
     chat_template_kwargs: msgspec.Raw = ABSENT
     mm_processor_kwargs: msgspec.Raw = ABSENT
     media_io_kwargs: msgspec.Raw = ABSENT
+    prompt_cache_options: msgspec.Raw = ABSENT
 
 
 class Reasoning(msgspec.Struct, gc=False):
@@ -69,8 +78,14 @@ class Reasoning(msgspec.Struct, gc=False):
     effort: msgspec.Raw = ABSENT
 
 
+class CacheOptions(msgspec.Struct, gc=False):
+    """The part of ``prompt_cache_options`` that asks for a diagnosis."""
+
+    comparison_response_id: msgspec.Raw = ABSENT
+
+
 class Conversation(msgspec.Struct, gc=False):
-    """``conversation`` as an object."""
+    """The field ``conversation`` in its form as an object."""
 
     id: msgspec.Raw = ABSENT
 
@@ -78,6 +93,7 @@ class Conversation(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(Body).decode
 _decode_conversation = msgspec.json.Decoder(Conversation).decode
 _decode_reasoning = msgspec.json.Decoder(Reasoning).decode
+_decode_cache_options = msgspec.json.Decoder(CacheOptions).decode
 _decode_items = msgspec.json.Decoder(list[Fields]).decode
 
 _UNSEEN: Final = frozenset(("id", "status", "type", "encrypted_content"))
@@ -115,22 +131,33 @@ def _build(body: bytes, models: Models) -> Prompt:
         effort = (b"reasoning_effort", _effort(head.reasoning))
         given = template_arguments(traits, effort, kwargs=head.chat_template_kwargs)
     text = layout.text(given.reasoning or traits.reasoning)
-    return Prompt(
+    beside = _beside_input(head)
+    prompt = Prompt(
         head.model or "",
-        chain(text, _seed(head, cache_of(head, traits), given.heads)),
+        chain(text, seed(Api.RESPONSES, cache_of(head, traits), [*beside, *given.heads])),
         len(text),
         truth(head.stream),
         session(head),
         number(head.max_output_tokens),
         -1,  # its last event has the usage anyway
         transfer=head.transfer,
+        own_salt=head.own_salt,
         follows=words(head.previous_response_id) or _conversation(head.conversation),
         doubts=layout.doubts(given.unknown),
+        text=text,
     )
+    if beside or given.pairs:
+        prompt.arguments = written(beside, given.pairs)
+    if is_given(head.prompt_cache_options):
+        prompt.compares_with = _compared(head.prompt_cache_options)
+        prompt.compares_as = "openai" if prompt.compares_with else ""
+    if head.priority is not ABSENT or head.service_tier is not ABSENT or head.nvext is not ABSENT:
+        prompt.priority = asked_priority(head)
+    return prompt
 
 
 def _conversation(raw: msgspec.Raw) -> str:
-    """Its id, given alone or in an object."""
+    """The id of a conversation, given as text or in an object."""
     if is_given(raw) and memoryview(raw)[0] == BRACE:
         try:
             return words(_decode_conversation(raw).id)
@@ -148,23 +175,25 @@ def _effort(reasoning: msgspec.Raw) -> msgspec.Raw:
         return reasoning
 
 
-def _seed(head: Body, cache: str, heads: tuple[tuple[bytes, bytes], ...]) -> int:
-    return seed(
-        Api.RESPONSES,
-        cache,
-        [
-            *arguments(
-                (b"salt", head.cache_salt),
-                (b"previous", head.previous_response_id),
-                (b"conversation", head.conversation),
-                (b"messages", head.previous_input_messages),
-                (b"prompt", head.prompt),
-                (b"media", head.mm_processor_kwargs),
-                (b"io", head.media_io_kwargs),
-            ),
-            *heads,
-        ],
+def _beside_input(head: Body) -> list[tuple[bytes, bytes]]:
+    """What goes into the seed beside the model and template arguments."""
+    return arguments(
+        (b"salt", head.cache_salt),
+        (b"previous", head.previous_response_id),
+        (b"conversation", head.conversation),
+        (b"messages", head.previous_input_messages),
+        (b"prompt", head.prompt),
+        (b"media", head.mm_processor_kwargs),
+        (b"io", head.media_io_kwargs),
     )
+
+
+def _compared(options: msgspec.Raw) -> str:
+    """The id of the response to compare with; empty without one."""
+    try:
+        return words(_decode_cache_options(options).comparison_response_id)
+    except msgspec.ValidationError:
+        return ""
 
 
 def _write_items(layout: Layout, traits: TemplateTraits, raw: msgspec.Raw, plain: bool) -> None:

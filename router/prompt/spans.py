@@ -11,16 +11,16 @@ from __future__ import annotations
 from typing import Final
 
 FIRST_BLOCK: Final = 256
-"""Bytes of the blocks at the start."""
+"""Bytes of each block at the start of a prompt."""
 
 LARGEST_BLOCK: Final = 2048
-"""Bytes no block exceeds."""
+"""The most bytes of a block."""
 
 GROWTH: Final = 32
 """A block is about this part of the bytes before it: a match ends at most about 1/32 too early."""
 
 LONGEST_PROMPT: Final = 64 << 20
-"""Bytes of the longest prompt the spans cover; what lies beyond has no blocks."""
+"""The most bytes of a prompt that blocks cover. What lies beyond has no blocks."""
 
 
 def spans(
@@ -39,4 +39,4 @@ def spans(
 
 
 SPANS: Final[tuple[int, ...]] = spans()
-"""Byte offset where each block starts. A chain of n blocks covers ``SPANS[n]`` bytes."""
+"""The byte offset at which each block starts. A chain of n blocks covers ``SPANS[n]`` bytes."""

@@ -13,12 +13,14 @@ _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class TemplateArguments(msgspec.Struct, gc=False, frozen=True):
-    """What the arguments of one body do."""
+    """What the template arguments of one body do to its prompt."""
 
     reasoning: Reasoning | None = None
-    """What becomes of earlier reasoning; None where that is as without them."""
+    """What happens to earlier reasoning; None if the same as without the arguments."""
     heads: tuple[tuple[bytes, bytes], ...] = ()
-    """For the seed: what the prompt's head is with them."""
+    """What the prompt's head becomes with them, for the seed."""
+    pairs: tuple[bytes, ...] = ()
+    """All of them, as ``name=value``."""
     unknown: tuple[bytes, ...] = ()
     """Those of which it is not known what they do. They are taken to change nothing: what engines
     share and a router does not is lost with each request, the reverse once."""
@@ -27,7 +29,10 @@ class TemplateArguments(msgspec.Struct, gc=False, frozen=True):
 def template_arguments(
     traits: TemplateTraits, *given: tuple[bytes, msgspec.Raw], kwargs: msgspec.Raw
 ) -> TemplateArguments:
-    """given: arguments with a field of their own, by name. kwargs: chat_template_kwargs."""
+    """What these arguments do.
+
+    `given` has those with a field of their own, `kwargs` is chat_template_kwargs.
+    """
     pairs = [_pair(name, raw) for name, raw in given if is_given(raw)]
     if is_given(kwargs):
         fields = _fields(kwargs)
@@ -47,7 +52,7 @@ def template_arguments(
             heads.append((b"head", effect.head))
         if effect.reasoning is not None:
             reasoning = effect.reasoning
-    return TemplateArguments(reasoning, tuple(heads), tuple(unknown))
+    return TemplateArguments(reasoning, tuple(heads), tuple(pairs), tuple(unknown))
 
 
 def _pair(name: bytes, raw: msgspec.Raw) -> bytes:
@@ -66,6 +71,6 @@ def _fields(kwargs: msgspec.Raw) -> dict[str, msgspec.Raw] | None:
 
 
 _LONGEST: Final = 4096
-"""Bytes of arguments that are read; much more than any has that is tried."""
+"""The most bytes of arguments that are read, far more than arguments that are tried have."""
 KWARGS: Final = b"kwargs"
 NO_ARGUMENTS: Final = TemplateArguments()

@@ -13,42 +13,13 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from router.prompt.canonical import ABSENT, BRACE
+from router.prompt.canonical import ABSENT, BRACE, Transfer
 from router.prompt.lenient import encoding, readable, utf8
 from router.prompt.prompt import PromptError
 
 _MOST: Final = 16
 """Times that such fields may be given in one body: each removal reads it again."""
 _WHITESPACE: Final = b" \t\r\n"
-
-
-class Transfer(msgspec.Struct, gc=False):
-    """The fields, and those they may be in. A body's top level, or one of the objects within it."""
-
-    kv_transfer_params: msgspec.Raw = ABSENT
-    ec_transfer_params: msgspec.Raw = ABSENT
-    bootstrap_host: msgspec.Raw = ABSENT
-    bootstrap_port: msgspec.Raw = ABSENT
-    bootstrap_room: msgspec.Raw = ABSENT
-    disaggregated_params: msgspec.Raw = ABSENT
-    vllm_xargs: msgspec.Raw = ABSENT
-    sampling_params: msgspec.Raw = ABSENT
-    extra_args: msgspec.Raw = ABSENT
-
-    @property
-    def transfer(self) -> bool:
-        """Whether one of the fields is there, or may be."""
-        return not (
-            self.kv_transfer_params is ABSENT
-            and self.ec_transfer_params is ABSENT
-            and self.vllm_xargs is ABSENT
-            and self.sampling_params is ABSENT
-            and self.extra_args is ABSENT
-            and self.bootstrap_host is ABSENT
-            and self.bootstrap_port is ABSENT
-            and self.bootstrap_room is ABSENT
-            and self.disaggregated_params is ABSENT
-        )
 
 
 _WITHIN: Final = ("vllm_xargs", "sampling_params", "extra_args")
@@ -86,7 +57,7 @@ def without_transfer(body: bytes) -> bytes:
 
 
 def _find(text: bytes) -> tuple[int, int] | None:
-    """Where one of the members is, with its comma."""
+    """The place of one of the members in the body, its comma included."""
     todo: list[bytes | msgspec.Raw] = [text]
     while todo:
         try:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from router.memory import RecentMemory
+
 
 class Arguments(dict[str, Any]):
     """Arguments as an object, and as the template's ``tojson`` prints them. Not to be changed."""
@@ -22,30 +24,16 @@ class Arguments(dict[str, Any]):
             return self._printed
 
 
-class ArgumentsMemory:
-    """Two generations of parsed arguments, by their text."""
+def parse_arguments(text: str) -> Arguments:
+    """Parse a call's arguments into an object.
 
-    __slots__ = ("_limit", "_new", "_old", "_size")
-
-    def __init__(self, limit: int) -> None:
-        """limit: characters of JSON; the objects take a few times that."""
-        self._limit = limit // 2
-        self._new: dict[str, Arguments] = {}
-        self._old: dict[str, Arguments] = {}
-        self._size = 0
-
-    def parse(self, text: str) -> Arguments:
-        """The object; an empty one for what is none, as in vLLM."""
-        found = self._new.get(text)
-        if found is None:
-            found = self._old.get(text)
-            if found is None:
-                found = _parsed(text)
-            self._size += len(text)
-            if self._size > self._limit:
-                self._old, self._new, self._size = self._new, {}, len(text)
-            self._new[text] = found
-        return found
+    Anything that is not an object gives an empty one, as in vLLM.
+    """
+    found = MEMORY.get(text)
+    if found is None:
+        found = _parsed(text)
+        MEMORY.put(text, found)
+    return found
 
 
 def _parsed(text: str) -> Arguments:
@@ -56,4 +44,12 @@ def _parsed(text: str) -> Arguments:
     return Arguments(tree) if isinstance(tree, dict) else Arguments()
 
 
-known = ArgumentsMemory(8 << 20)
+def _entry_bytes(text: str, _: Arguments) -> int:
+    return PARSED_SIZE * len(text)
+
+
+PARSED_SIZE = 4
+"""Bytes that a parsed object and its text take, for each character of the text."""
+
+MEMORY: RecentMemory[str, Arguments] = RecentMemory(32 << 20, _entry_bytes)
+"""Arguments that the renderers of this process have already parsed."""

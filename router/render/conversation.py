@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from router.render.arguments import known
+from router.render.arguments import parse_arguments
 from router.render.errors import UnrenderedError
 
 Message = dict[str, Any]
@@ -110,7 +110,7 @@ def _call(call: Any) -> dict[str, Any]:
         raise UnrenderedError("shape", "a tool call without function")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        arguments = known.parse(arguments)
+        arguments = parse_arguments(arguments)
     if not isinstance(arguments, dict):
         arguments = {}
     made: dict[str, Any] = {}
@@ -122,7 +122,7 @@ def _call(call: Any) -> dict[str, Any]:
 
 
 def _system_first(messages: list[Message]) -> list[Message]:
-    """Developer messages as system ones, and all of these as one at the front."""
+    """Turn developer messages into system messages, and merge all of them into one at the front."""
     for message in messages:
         if message["role"] == "developer":
             message["role"] = "system"
@@ -142,7 +142,7 @@ def _system_first(messages: list[Message]) -> list[Message]:
 
 
 def tool_definitions(tools: Any) -> list[dict[str, Any]] | None:
-    """Tools as vLLM's request model dumps them. Raises UnrenderedError."""
+    """The tools as vLLM's request model dumps them. Raises UnrenderedError."""
     if tools is None:
         return None
     if not isinstance(tools, list):

@@ -1,4 +1,4 @@
-"""Why a prompt is not tokenised here."""
+"""Errors that say why the router cannot tokenise a prompt itself."""
 
 from __future__ import annotations
 

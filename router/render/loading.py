@@ -1,4 +1,4 @@
-"""Which models can be tokenised here, and for which replicas that was seen to be right."""
+"""Knows which models can be tokenised here, and for which replicas that was seen to be right."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import msgspec
 
+from router.config import Settings
 from router.fleet.models import ModelCard
 from router.fleet.replica import Replica
 from router.render.check import compare
@@ -31,19 +32,8 @@ class _Card(msgspec.Struct):
 _card = msgspec.json.Decoder(_Card)
 
 
-class ModelSettings(msgspec.Struct, frozen=True):
-    """Where tokenizers and templates are."""
-
-    tokenizer: str = ""
-    """A folder or a hub name, for all models; `model=place,...` for some. Empty: what the engines
-    say."""
-    template: str = ""
-    """The path of a chat template to use instead of the model's own."""
-    download: bool = True
-
-
 def place_of(setting: str, model: str, root: str) -> str:
-    """Where a model's tokenizer is: as set (see ModelSettings.tokenizer), else where its engine
+    """Where a model's tokenizer is: as set (`exact_tokenizer`), else where its engine
     says that the model is, else what it is called."""
     everywhere = ""
     for entry in setting.split(","):
@@ -56,7 +46,7 @@ def place_of(setting: str, model: str, root: str) -> str:
 
 
 class ExactModel:
-    """A base model. `mask` has the replicas whose engine tokenises as is done here."""
+    """A base model. `mask` has the replicas whose engine makes the same tokens as the router."""
 
     def __init__(self, name: str, place: str) -> None:
         self.name = name
@@ -74,13 +64,13 @@ class ExactModel:
         self._checking: set[int] = set()
 
     def forget(self, slot: int) -> None:
-        """The slot's engine may be another one now."""
+        """Forget the comparison with the slot's engine, which may be another engine now."""
         self.mask &= ~(1 << slot)
         self.different.pop(slot, None)
         self._checked.pop(slot, None)
 
     def wants_check(self, replica: Replica) -> bool:
-        """It was not compared with this engine since that started."""
+        """Whether the router has not compared tokens with this engine since the engine started."""
         return (
             self.render is not None
             and replica.slot not in self._checking
@@ -124,9 +114,9 @@ class ExactModel:
 
 
 class ExactModels:
-    """Every model name the fleet serves -> (base model, adapter)."""
+    """Maps every model name that the fleet serves to its base model and adapter."""
 
-    def __init__(self, settings: ModelSettings, changed: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, changed: Callable[[], None]) -> None:
         self._settings = settings
         self._changed = changed
         self._cards: tuple[ModelCard, ...] = ()
@@ -136,17 +126,17 @@ class ExactModels:
         self._loading: set[asyncio.Task[None]] = set()
 
     def find(self, name: str) -> tuple[ExactModel, str] | None:
-        """(base model, adapter) of a model's name; None when it is not known."""
+        """The base model and adapter of a model name; None when the name is not known."""
         return self._names.get(name)
 
     def update(self, cards: Sequence[ModelCard]) -> None:
-        """The fleet's models are these. Costs nothing while they stay the same."""
+        """Take over the fleet's list of models. Costs nothing while it stays the same."""
         told = tuple(cards)
         if told == self._cards:
             return
         self._cards = told
-        if self._settings.template:
-            self._template = Path(self._settings.template).read_text("utf-8")
+        if self._settings.exact_chat_template:
+            self._template = Path(self._settings.exact_chat_template).read_text("utf-8")
         names: dict[str, tuple[ExactModel, str]] = {}
         bases: dict[str, ExactModel] = {}
         adapters: list[_Card] = []
@@ -158,7 +148,7 @@ class ExactModels:
             if about.parent:
                 adapters.append(about)
                 continue
-            place = place_of(self._settings.tokenizer, card.id, about.root or "")
+            place = place_of(self._settings.exact_tokenizer, card.id, about.root or "")
             model = self.bases.get(card.id)
             if model is None or model.place != place:
                 model = ExactModel(card.id, place)
@@ -174,7 +164,7 @@ class ExactModels:
         self.bases, self._names = bases, names
 
     def close(self) -> None:
-        """Load nothing more."""
+        """Cancel the loads in progress."""
         for task in self._loading:
             task.cancel()
 
@@ -193,7 +183,7 @@ class ExactModels:
         self._changed()
 
     def _read(self, place: str) -> RenderModel:
-        folder = find_folder(place, download=self._settings.download)
+        folder = find_folder(place, download=self._settings.exact_download)
         return RenderModel(folder, self._template)
 
 

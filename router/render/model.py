@@ -41,27 +41,27 @@ _NOT_HERE = (
     "prompt_embeds",
     "suffix",
 )
-"""Fields of a body whose meaning is left to the engine."""
+"""Fields of a body that only the engine can apply; such a body is not rendered here."""
 
 _decode = msgspec.json.Decoder().decode
 
 
 class Text(msgspec.Struct, gc=False):
-    """What a body becomes before its words are looked up."""
+    """A body as its template renders it, before it is tokenised."""
 
     text: str
-    """Empty when the body has token ids."""
+    """The rendered text; empty when the body has token ids."""
     salt: str
     special: bool
-    """Special tokens are added before and after."""
+    """Whether special tokens are added before and after."""
     tokens: bytes = b""
 
 
 class RenderModel:
-    """A model's files, read once. Raises ModelError when they cannot be used."""
+    """A model's tokenizer and templates, read once. Raises ModelError when they cannot be used."""
 
     def __init__(self, folder: Path, template: str = "") -> None:
-        """template: a chat template's text, instead of the model's own."""
+        """`template` is the text of a chat template that replaces the model's own."""
         self.tokenizer: ModelTokenizer = load_tokenizer(folder)
         config = read_json(folder / "tokenizer_config.json")
         more = read_json(folder / "special_tokens_map.json")
@@ -77,7 +77,7 @@ class RenderModel:
             compiled(text, self._special)
 
     def template(self, with_tools: bool) -> ChatTemplate:
-        """The template for a request with tools, or without. Raises UnrenderedError."""
+        """The template for a request with or without tools. Raises UnrenderedError."""
         text = self._text(with_tools)
         return compiled(text, self._special)
 
@@ -90,7 +90,7 @@ class RenderModel:
         return templates["default"]
 
     def read(self, api: str, body: bytes) -> Text:
-        """A body's text. Raises UnrenderedError."""
+        """Render a body to its text. Raises UnrenderedError."""
         try:
             tree = _decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -112,13 +112,13 @@ class RenderModel:
         raise UnrenderedError("api", "responses are left to the byte-block index")
 
     def encode(self, text: Text) -> bytes:
-        """All of a text's token ids, without looking at what is remembered."""
+        """Tokenise a whole text without using the memory."""
         if text.tokens:
             return text.tokens
         return self.wrap(text, self.tokenizer.encode_pieces(text.text))
 
     def wrap(self, text: Text, tokens: bytes) -> bytes:
-        """With the special tokens before and after, where a text gets them."""
+        """Add the special tokens before and after, if the text gets them."""
         if not text.special:
             return tokens
         return self.tokenizer.before + tokens + self.tokenizer.after
@@ -156,7 +156,7 @@ class RenderModel:
         if known is None:
             roles = ("system", "user", "system", "user")
             try:
-                # No special tokens here: vLLM's trial has none either.
+                # vLLM tries without special tokens, so this does too.
                 compiled(text, ()).render(
                     [{"role": role, "content": "t"} for role in roles], None, {}
                 )

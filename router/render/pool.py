@@ -1,4 +1,4 @@
-"""Tokenising beside the event loop: threads that let the interpreter go while they work."""
+"""Tokenises in threads beside the event loop. The tokenizer releases the interpreter lock."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from router.render.memory import TokenMemory
 from router.render.tokenizer import ModelTokenizer
 
 Missing = tuple[bytes, str]
-"""(what a text is remembered by, the text)."""
+"""The key that a text is remembered by, and the text."""
 
 FIRST_SPEED = 1_000_000.0
-"""Characters a second and thread, until measured."""
+"""Characters a second for each thread, assumed until the speed is measured."""
 
 
 class TokenPool:
@@ -33,7 +33,7 @@ class TokenPool:
         """Characters handed over and not done."""
 
     def seconds(self, characters: int) -> float:
-        """How long so many more characters would take."""
+        """Seconds that this many more characters would take."""
         return (self.backlog / self._threads + characters) / self._speed
 
     async def tokens(
@@ -50,7 +50,7 @@ class TokenPool:
         return found
 
     def close(self) -> None:
-        """Take no more work."""
+        """Stop the threads."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _start(

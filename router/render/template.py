@@ -82,7 +82,7 @@ def _now(form: str) -> str:
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """What transformers renders chat templates in."""
+    """The Jinja environment that transformers renders chat templates in."""
     made = ImmutableSandboxedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
@@ -95,10 +95,10 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 class ChatTemplate:
-    """One template. Raises ModelError when it is none."""
+    """One chat template. Raises ModelError when the text is not a template."""
 
     def __init__(self, text: str, special: Mapping[str, str]) -> None:
-        """special: bos_token and the like, which templates may print."""
+        """`special` has bos_token and the like, which templates may print."""
         env = environment()
         try:
             tree = env.parse(text)
@@ -110,7 +110,7 @@ class ChatTemplate:
         self.parts = _wants_parts(tree)
         """Content is handed over as a list of parts rather than as text."""
         self.developer = '"developer"' in text or "'developer'" in text
-        """It knows the developer role."""
+        """Whether it knows the developer role."""
 
     def render(
         self,
@@ -141,7 +141,7 @@ class ChatTemplate:
 
 @lru_cache(maxsize=64)
 def compiled(text: str, special: tuple[tuple[str, str], ...]) -> ChatTemplate:
-    """The same, made once."""
+    """A ChatTemplate from a cache, so that each template is compiled once."""
     return ChatTemplate(text, dict(special))
 
 

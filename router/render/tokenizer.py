@@ -34,7 +34,7 @@ SAMPLES = (
 
 
 class ModelTokenizer:
-    """One tokenizer. Raises ModelError when it cannot be used."""
+    """One tokenizer. Raises ModelError when the router cannot use it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -84,7 +84,7 @@ class ModelTokenizer:
         )
 
     def _wrapping(self) -> tuple[bytes, bytes]:
-        """What stands before and after a text when special tokens are added."""
+        """The token ids that stand before and after a text when special tokens are added."""
         word = "a"
         bare = self.encode(word)
         full = ids(self._tokenizer.encode(word, add_special_tokens=True).ids)
@@ -126,7 +126,7 @@ class ModelTokenizer:
         return found
 
     def encode_pieces(self, text: str) -> bytes:
-        """The same as encode, piece by piece."""
+        """Gives the same ids as encode, and tokenises piece by piece."""
         return b"".join(
             one if isinstance(one, bytes) else self.encode(one) for one in self.pieces(text)
         )
@@ -162,7 +162,7 @@ def _plain(token: AddedToken) -> bool:
 
 
 def _walk(node: Any) -> list[dict[str, Any]]:
-    """A pipeline's steps, taken out of their sequences."""
+    """The steps of a pipeline, with sequences of steps flattened."""
     if not isinstance(node, dict):
         return []
     inner = node.get("pretokenizers") or node.get("normalizers") or []
@@ -170,7 +170,7 @@ def _walk(node: Any) -> list[dict[str, Any]]:
 
 
 def _normalizer_is_local(node: Any) -> bool:
-    """Whether normalising minds nothing on the other side of a line break."""
+    """Whether normalising one side of a line break never depends on the other side."""
     local = {"Sequence", "NFC", "NFD", "NFKC", "NFKD", "Lowercase"}
     return all(step.get("type") in local for step in _walk(node))
 

@@ -1,1 +1,1 @@
-"""Where a request goes: match, choose, book, learn."""
+"""Chooses a replica for each request, keeps the loads, and learns from answers."""

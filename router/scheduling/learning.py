@@ -1,5 +1,5 @@
-"""What is learned from finished requests: how fast a replica prefills and decodes, a model's token
-sizes and answers."""
+"""Learns from finished requests: how fast a replica prefills and decodes, how many bytes a model's
+tokens have, and how long its answers are."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MAX_SAMPLE_RATIO = 2.0
 must not undo what the others say, and a replica that has become slow is still found out."""
 PREFILL_SPREAD_TOKENS = 256.0
 DECODE_SPREAD_S = 0.0005
-"""Tokens, and seconds: the more the samples' causes differ, beyond this, the more of what they took
-is told apart into a part they all have and a part that grows."""
+"""Spread of the samples' causes, in tokens and in seconds. The further the causes are apart beyond
+this, the more the fit separates a constant part from a part that grows with the cause."""
 STEPS_PER_DOUBLING = 4
 """Speeds are published in steps of 19%, so that replicas alike look alike and ties between them
 stay ties."""
@@ -34,13 +34,12 @@ PUBLISH_AFTER_SAMPLES = 64
 
 
 class Line:
-    """Seconds as a line over their cause, by least squares that forget: seconds = start + slope *
-    cause."""
+    """Fits seconds = start + slope * cause by least squares, in which old samples count less."""
 
     __slots__ = ("_spread", "_weight", "_x", "_xx", "_xy", "_y", "samples", "slope", "start")
 
     def __init__(self, spread: float, slope: float) -> None:
-        """slope: what it is while the causes do not differ by more than `spread`; 0: all of the
+        """slope: the slope assumed while the causes differ by less than `spread`. 0: all of the
         seconds are taken to grow with the cause."""
         self._spread = spread
         self._weight = self._x = self._y = self._xx = self._xy = 0.0
@@ -49,7 +48,7 @@ class Line:
         self.start = 0.0
 
     def saw(self, x: float, y: float, slope: float) -> None:
-        """One more sample, both above 0. slope: as above."""
+        """Take in one sample, with cause and seconds above 0. slope: as in __init__."""
         self.samples += 1
         if self.samples > WARM_UP_SAMPLES:
             y = min(y, MAX_SAMPLE_RATIO * (self.start + self.slope * x))
@@ -71,9 +70,9 @@ class Line:
 class SpeedLearner:
     """How fast one replica is.
 
-    What a first token takes is an overhead (the step in progress, reading the weights, decoding
-    beside it) and the prompt's own share, of which the speed is told. What a further token takes is
-    a step's base and what those in flight add to it.
+    The time to a first token is an overhead (the step in progress, reading the weights, decoding
+    beside it) plus the prompt's own share, which gives the prefill speed. The time for a further
+    token is a step's base plus what the requests in flight add to it.
     """
 
     __slots__ = ("_decode", "_prefill", "load", "steps")
@@ -88,7 +87,7 @@ class SpeedLearner:
 
     def saw_prefill(self, uncached: float, seconds: float) -> bool:
         """A prefill of `uncached` tokens took `seconds` from being sent to its first token. True
-        when something is to be published."""
+        when a speed has changed and should be published."""
         line = self._prefill
         line.saw(uncached, seconds, 0.0)
         return line.samples >= WARM_UP_SAMPLES and self._tell(0, 1.0 / line.slope)
@@ -123,18 +122,18 @@ class Speeds:
     __slots__ = ("_learners", "_loads", "_seen")
 
     def __init__(self, loads: Sequence[Load]) -> None:
-        """loads: by slot, shared with the fleet."""
+        """`loads` are by slot and shared with the fleet."""
         self._loads = loads
         self._learners: dict[int, SpeedLearner] = {}
         self._seen = 0
 
     def saw_prefill(self, slot: int, uncached: float, seconds: float) -> None:
-        """As `SpeedLearner.saw_prefill` has it."""
+        """Take in a prefill that is long enough to tell: see `SpeedLearner.saw_prefill`."""
         if uncached >= MIN_PREFILL_TOKENS and seconds > 0.0:
             self._saw(self._learner(slot).saw_prefill(uncached, seconds))
 
     def saw_decode(self, slot: int, expected: float, seconds: float) -> None:
-        """As `SpeedLearner.saw_decode` has it."""
+        """Take in an answer's mean seconds a token: see `SpeedLearner.saw_decode`."""
         if expected > 0.0 and seconds > 0.0:
             self._saw(self._learner(slot).saw_decode(expected, seconds))
 
@@ -180,25 +179,24 @@ class Speeds:
                     load.step_token_seconds = STEP_TOKEN_SECONDS * value
 
 
-def expected_step(load: Load) -> float:
-    """What those in flight add to a decode step by default, in seconds."""
-    return STEP_REQUEST_SECONDS * load.in_flight + STEP_TOKEN_SECONDS * load.context_tokens
+BYTES_PER_TOKEN = 4.0
+"""Canonical prompt bytes for each prompt token, until a model's usage has been seen."""
 
 
 class ModelFacts(msgspec.Struct, gc=False):
-    """What a model's finished requests have shown. Both means forget: the last few hundred
-    requests count."""
+    """Means over a model's finished requests. Old ones count less: about the last few hundred
+    requests matter."""
 
-    bytes_per_token: float = 4.0
+    bytes_per_token: float = BYTES_PER_TOKEN
     """Canonical prompt bytes for each prompt token."""
     output_tokens: float = 256.0
-    """Mean length of an answer."""
+    """The mean number of tokens in an answer."""
     _prompt_tokens: float = 2_000.0
     _prompt_bytes: float = 8_000.0
     _answers: float = 1.0
 
     def saw_prompt(self, size: int, tokens: int) -> None:
-        """A prompt of `size` canonical bytes was `tokens` tokens long."""
+        """Learn from a prompt of `size` canonical bytes that was `tokens` tokens long."""
         seen_tokens = self._prompt_tokens + tokens
         seen_bytes = self._prompt_bytes + size
         if seen_tokens > 1_000_000.0:
@@ -209,7 +207,7 @@ class ModelFacts(msgspec.Struct, gc=False):
         self.bytes_per_token = seen_bytes / seen_tokens
 
     def saw_answer(self, tokens: int) -> None:
-        """An answer of `tokens` tokens ended."""
+        """Learn from an answer that ended after `tokens` tokens."""
         answers = self._answers
         if answers < 256.0:
             self._answers = answers + 1.0

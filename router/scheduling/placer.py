@@ -1,25 +1,32 @@
-"""The one joint between index, policy and books: where a request goes, and what is remembered of
-it.
+"""Places requests: asks the index, lets the policy choose, charges the loads, notes what is held.
 
-Synchronous and without a clock, so that the HTTP path and the virtual-time simulator run the same
-code.
+Everything here is synchronous and has no clock of its own, so that the HTTP path and the
+virtual-time simulator run the same code.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
 from math import inf
 from typing import Protocol
 
 import msgspec
 
-from router.scheduling.accounting import charge, finished, first_token, prefill_done, refund
-from router.scheduling.learning import MIN_OUTPUT_TOKENS, ModelFacts, Speeds, expected_step
+from router.prompt.prompt import Prompt
+from router.scheduling.engine_reports import EngineReports, PendingReport
+from router.scheduling.learning import (
+    BYTES_PER_TOKEN,
+    MIN_OUTPUT_TOKENS,
+    ModelFacts,
+    Speeds,
+)
+from router.scheduling.peer_request import PeerRequest
 from router.scheduling.prefills import Prefill, Prefills
 from router.types import (
     NOTHING_SHARED,
+    STEP_REQUEST_SECONDS,
+    STEP_TOKEN_SECONDS,
     Chain,
     Choice,
     Considered,
@@ -39,86 +46,200 @@ INDEX_ROOM = 1.0
 blocks that were evicted costs more than forgetting some that are pinned."""
 
 RETOUCH_AFTER_S = 0.5
-"""Seconds a request must have lasted for its end to count as another use of its blocks: an order
-of use
-finer than that decides nothing, and most of a short request's cost would be the second
-recording."""
+"""Seconds a request must have lasted for its end to count as another use of its blocks: a finer
+order of use decides nothing, and the second recording would be most of a short request's cost."""
 
 MAX_MODELS = 1024
-"""Models whose facts are kept."""
+"""The most models whose facts are kept."""
 
 MIN_SHARED_PREFILL_TOKENS = 512.0
 """Uncached tokens from which on a prefill is worth knowing to those who share it."""
 
 
-class Placement(msgspec.Struct, gc=False):
-    """One request's place and its charges in the books. Tokens are estimates, times monotonic
-    seconds."""
+def index_weight(tokens: int) -> int:
+    """Canonical bytes that a replica's LRU in the index gets for a KV cache of so many tokens."""
+    return int(tokens * BYTES_PER_TOKEN * INDEX_ROOM)
 
+
+class Placement(msgspec.Struct, gc=False):
+    """One request at one replica, and what it was charged. Tokens are estimates, times monotonic
+    seconds. It is settled once, by `finished` or by `failed`."""
+
+    placer: Placer
+    """The placer that made this placement and keeps the loads charged for it."""
+    prompt: Prompt
     slot: int
-    chain: Chain
-    model: str
-    prompt_bytes: int
-    """The prompt's size in the index's weight: canonical bytes."""
     tokens: float
-    """L: prompt tokens."""
+    """The estimated tokens of the prompt (L in docs/design/policies.md)."""
     held_tokens: float
-    """Prompt tokens the chosen replica is believed to hold."""
+    """Prompt tokens that the chosen replica is believed to hold."""
     available_tokens: float
-    """The most any eligible replica is believed to hold."""
+    """The most prompt tokens that any eligible replica is believed to hold."""
     uncached: float
-    """u, as charged to the books."""
+    """The uncached tokens charged to the load (u in docs/design/policies.md)."""
     reason: str
     considered: Sequence[Considered]
-    """The candidates; empty where the policy computes no cost."""
+    """The candidates with their costs; empty if the policy computes none."""
     sent_at: float
     load: Load
-    """The replica's books; kept, as the slot may be another replica's by the time this ends."""
-    stream: bool
+    """The replica's load; kept, as the slot may be another replica's by the time this ends."""
     found_idle_queue: bool
     """No prefill was known to be queued there when this was sent, nor heard of until its first
     token: its wait is its own."""
+    elsewhere: float = 0.0
+    """Of the uncached tokens, those that another replica computes."""
     first: bool = False
-    """The first token is booked: nothing of this is queued any more."""
+    """Whether the first token is counted. From then on nothing of this request is queued."""
     first_seconds: float = 0.0
-    """From being sent to the first token; 0 while unknown."""
+    """Seconds from sending to the first token; 0 while unknown."""
     first_expected: float = 0.0
     """What those in flight at its first token add to a decode step, as `expected_step` has it."""
     first_prefilled: float = 0.0
-    """Tokens its replica had prefilled by then."""
+    """Tokens that its replica had prefilled by the first token."""
     done: bool = False
     prefill: Prefill | None = None
-    """What it has the replica compute, until that is done."""
-    exact: object | None = None
-    """What exact mode keeps of it (router.exact.placing); None where it does not apply."""
-    more: Sequence[Chain] = ()
-    """The chains of its other prompts, when it has several."""
+    """The blocks that its replica computes for it; None once they are done."""
+    report: PendingReport | None = None
+    """Waits for what the engine reports of its prompt; None where that does not count."""
     serial: int = 0
-    """Its number among those other routers were told of; 0 when they were not."""
+    """Its number among the requests reported to other routers; 0 if it was not reported."""
+    eligible: int = 0
+    """Mask of the replicas that were chosen among."""
+    reported_prompt: int = 0
+    """Prompt tokens that the engine reported at the end; 0 when it did not."""
+    reported_cached: int = -1
+    """Tokens of them that it reused; -1 when it did not report them."""
+
+    def first_token(self, now: float) -> None:
+        """The first byte of a streamed answer came. Does nothing for an answer that is not a
+        stream."""
+        if not self.prompt.stream or self.first:
+            return
+        placer, load = self.placer, self.load
+        self.first = True
+        self.first_seconds = now - self.sent_at
+        # Asked here and not at the answer's end: what others send after the first token was not
+        # before it.
+        if placer._peer_heard_at.get(self.slot, -inf) >= self.sent_at:
+            self.found_idle_queue = False
+        if self.prefill is not None:
+            self._end_prefill(self.prefill)
+        first_token(load, self.to_compute, now)
+        self.first_expected = expected_step(load)
+        self.first_prefilled = load.prefilled_tokens
+        if placer.listener is not None:
+            placer.listener.first_token(self)
+
+    def relieve(self, now: float) -> None:
+        """Another replica computes the prompt: nothing of it is queued here but one token, while
+        its KV will be here all the same. To be called before the first token. Its wait teaches
+        nothing of this replica's speed."""
+        spare = self.uncached - 1.0 - self.elsewhere
+        self.found_idle_queue = False
+        if self.prefill is not None:
+            self._end_prefill(self.prefill)
+        if spare > 0.0 and not self.first:
+            prefill_done(self.load, spare, now)
+            self.elsewhere += spare
+
+    def burden(self, now: float) -> None:
+        """This replica computes the prompt after all."""
+        again, self.elsewhere = self.elsewhere, 0.0
+        if again and not self.first:
+            queue_up(self.load, again, now)
+
+    @property
+    def to_compute(self) -> float:
+        """Of the uncached tokens, those that this replica computes itself."""
+        return self.uncached - self.elsewhere
+
+    def prefill_overdue(self, now: float) -> None:
+        """Called when its prefill should be done, but no first token has shown."""
+        if self.first:
+            return
+        self.first = True
+        if self.prefill is not None:
+            self._end_prefill(self.prefill)
+        prefill_done(self.load, self.to_compute, now)
+        if self.placer.listener is not None:
+            self.placer.listener.first_token(self)
+
+    def finished(
+        self, now: float, prompt_tokens: int = 0, output_tokens: int = 0, cached_tokens: int = -1
+    ) -> None:
+        """The answer ended, or was cancelled after it began. 0 tokens, or -1 cached: not known."""
+        if self.done:
+            return
+        self.done = True
+        self.reported_prompt, self.reported_cached = prompt_tokens, cached_tokens
+        placer, load, prompt = self.placer, self.load, self.prompt
+        current = placer.loads[self.slot] is load and not load.left
+        if self.first_seconds and current and placer.learn_speed:
+            placer.learn_speeds(self, now, prompt_tokens, output_tokens, cached_tokens)
+        if self.first:
+            finished(load, self.uncached, self.tokens)
+        else:
+            self.first = True
+            if self.prefill is not None:
+                self._end_prefill(self.prefill)
+            prefill_done(load, self.to_compute, now)
+            finished(load, self.uncached, self.tokens)
+        if placer.listener is not None:
+            placer.listener.finished(self)
+        if current and prompt.chain and now - self.sent_at > RETOUCH_AFTER_S:
+            placer.touch(self, now)
+        if prompt_tokens or output_tokens:
+            placer.learn_model(prompt, prompt_tokens, output_tokens)
+        if self.report is not None:
+            self.report.finished(self.held_tokens, cached_tokens, now)
+
+    def failed(self, now: float) -> None:
+        """Take the charges back after no answer, so that the request can be placed elsewhere."""
+        if self.done:
+            return
+        self.done = True
+        if self.first:
+            finished(self.load, self.uncached, self.tokens)
+        else:
+            self.first = True
+            if self.prefill is not None:
+                self._end_prefill(self.prefill)
+            prefill_done(self.load, self.to_compute, now)
+            finished(self.load, self.uncached, self.tokens)
+        if self.placer.listener is not None:
+            self.placer.listener.failed(self)
+        if self.report is not None:
+            self.report.failed()
+
+    def _end_prefill(self, prefill: Prefill) -> None:
+        """Note that its prefill is done, or never will be."""
+        self.placer._prefills.end(prefill)
+        self.prefill = None
 
 
 class PlacementListener(Protocol):
-    """Told of a placer's own requests, on their way: it must take next to no time."""
+    """Is called for each of a placer's own requests. It runs on the hot path, so it must return at
+    once."""
 
     def routed(self, placement: Placement) -> None:
-        """It was placed."""
+        """Called when a request was placed."""
         ...
 
     def first_token(self, placement: Placement) -> None:
-        """Its first token is booked."""
+        """Called at the first token, or when the prefill should be done."""
         ...
 
     def finished(self, placement: Placement) -> None:
-        """Its answer ended."""
+        """Called when an answer has ended."""
         ...
 
     def failed(self, placement: Placement) -> None:
-        """Nothing was answered."""
+        """Called when a request ended without an answer."""
         ...
 
 
 class Placer:
-    """Places requests and keeps the books. `loads` is the fleet's list by slot, shared with it.
+    """Places requests and keeps the loads. `loads` is the fleet's list by slot, shared with it.
 
     The mutable state is the index, the loads, `models` (what was learned of each model), the
     replicas' speeds, `_peer_heard_at` (when another router was last heard to have sent something to
@@ -134,124 +255,115 @@ class Placer:
         loads: Sequence[Load],
         *,
         learn_speed: bool = True,
-        bytes_per_token: float = 4.0,
+        reports: EngineReports | None = None,
     ) -> None:
+        """`reports` is what exact mode knows. With None, only what was sent counts."""
         self.index = index
         self.policy = policy
         self.loads = loads
+        self.learn_speed = learn_speed
         self.models: dict[str, ModelFacts] = {}
-        self._unknown = ModelFacts(bytes_per_token)
         self.listener: PlacementListener | None = None
-        """Who tells other routers."""
+        """Receives this placer's requests, to tell the other routers."""
+        self._reports = reports
+        self._unknown = ModelFacts()
         self._speeds = Speeds(loads)
         self._prefills = Prefills(index.spans)
         self._peer_heard_at: dict[int, float] = {}
-        self._learn_speed = learn_speed
-        self._bytes_per_token = bytes_per_token
         self._awaiting_prefill: list[tuple[float, int, Placement]] = []
         self._placed = 0
 
-    def place(
-        self,
-        chain: Chain,
-        size: int,
-        model: str,
-        eligible: int,
-        key: str,
-        now: float,
-        *,
-        stream: bool = True,
-        output_limit: int = 0,
-        more: Sequence[Chain] = (),
-    ) -> Placement:
+    def place(self, prompt: Prompt, eligible: int, now: float) -> Placement:
         """Choose one of `eligible` (a mask, not 0, without the replicas already tried) and charge
         it.
 
-        `size` is the prompt's canonical bytes. A request that is not a stream shows no first
-        token; it is booked when its prefill should be done. `output_limit` caps the answer
-        expected; 0 unknown. `more` are the chains of the body's other prompts.
+        A request that is not a stream shows no first token; it is booked when its prefill should be
+        done.
         """
         if not eligible:
             raise ValueError("place() needs at least one eligible replica")
         awaiting = self._awaiting_prefill
         while awaiting and awaiting[0][0] <= now:
-            late = heappop(awaiting)[2]
-            if not late.first:
-                late.first = True
-                self._computed(late)
-                prefill_done(late.load, late.uncached, now)
-                if self.listener is not None:
-                    self.listener.first_token(late)
-        ask = self._ask(chain, size, model, eligible, key, now, output_limit)
-        if more:
-            self._add_more(ask, model, more)
-        choice = self.policy.choose(ask, self.loads)
-        placement = self._book(ask, choice, chain, size, model, stream)
-        if more:
-            placement.more = more
-            for each in more:
-                self._record(placement.slot, placement.load, each, now, placement.tokens / size)
-        return placement
+            heappop(awaiting)[2].prefill_overdue(now)
+        request = self._request(prompt, eligible, now)
+        return self._charge(prompt, request, self.policy.choose(request, self.loads))
 
-    def _add_more(self, ask: RoutingRequest, model: str, more: Sequence[Chain]) -> None:
-        """Count what is held of a body's other prompts too."""
-        scale = 1.0 / self.models.get(model, self._unknown).bytes_per_token
-        held = {slot: tokens for tokens, mask in ask.held for slot in slots(mask)}
+    def estimate(self, prompt: Prompt) -> float:
+        """The estimated tokens of a prompt, with the ratio learned for its model."""
+        return prompt.size / self.models.get(prompt.model, self._unknown).bytes_per_token
+
+    def usual_answer(self, model: str) -> float:
+        """The mean length of a model's answers in tokens, as far as it is known."""
+        return self.models.get(model, self._unknown).output_tokens
+
+    def uncached(self, prompt: Prompt) -> float:
+        """Tokens of a prompt that no replica is believed to hold."""
+        found = self.index.match(prompt.chain) if prompt.chain else ()
+        size = prompt.size - found[0][0] if found else prompt.size
+        return size / self.models.get(prompt.model, self._unknown).bytes_per_token
+
+    def _request(self, prompt: Prompt, eligible: int, now: float) -> RoutingRequest:
+        """What the policy gets to know of a prompt."""
+        facts = self.models.get(prompt.model, self._unknown)
+        scale = 1.0 / facts.bytes_per_token
+        tokens = float(int(prompt.size * scale) + 1)
+        output = facts.output_tokens
+        if 0 < prompt.output_limit < output:
+            output = float(prompt.output_limit)
+        held: list[tuple[float, int]] = []
+        prefix = 0
+        shared = NOTHING_SHARED
+        chain = prompt.chain
+        blocks = len(chain)
+        if blocks:
+            prefix = chain[PREFIX_BLOCKS - 1 if blocks > PREFIX_BLOCKS else blocks - 1]
+            found = self.index.match(chain)
+            held = [(weight * scale, mask) for weight, mask in found]
+            if self._prefills.starts:
+                shared = self._shared(chain, found, eligible, scale)
+        exact = prompt.tokens
+        if exact is not None and self._reports is not None:
+            ratio = exact.count / tokens  # what is believed was estimated by bytes
+            held = self._reports.held([(depth * ratio, mask) for depth, mask in held], exact)
+            tokens = float(exact.count)
+        if prompt.more:
+            held = self._held_of_all(held, prompt.more, scale)
+        return RoutingRequest(eligible, tokens, held, output, prompt.key, prefix, now, shared)
+
+    def _shared(
+        self, chain: Chain, found: list[tuple[int, int]], eligible: int, scale: float
+    ) -> Mapping[int, float]:
+        """By slot, the tokens of this prompt's prefix that the replica is computing now."""
+        prefills = self._prefills
+        depth = next((prefills.blocks(weight) for weight, mask in found if mask & eligible), 0)
+        under_way = prefills.shared(chain, depth) if depth else None
+        if not under_way:
+            return NOTHING_SHARED
+        return {slot: weight * scale for slot, weight in under_way.items()}
+
+    def _held_of_all(
+        self, first: list[tuple[float, int]], more: Sequence[Chain], scale: float
+    ) -> list[tuple[float, int]]:
+        """What each slot holds of all of a body's prompts together. first: what is held of the
+        first one."""
+        held = {slot: tokens for tokens, mask in first for slot in slots(mask)}
         for chain in more:
             for weight, mask in self.index.match(chain):
                 for slot in slots(mask):
                     held[slot] = held.get(slot, 0.0) + weight * scale
-        ask.held = [
+        return [
             (tokens, 1 << slot)
             for slot, tokens in sorted(held.items(), key=lambda one: one[1], reverse=True)
         ]
 
-    def estimate(self, model: str, size: int) -> float:
-        """Tokens of a prompt of so many canonical bytes, as far as the model is known."""
-        facts = self.models.get(model)
-        return size / (self._bytes_per_token if facts is None else facts.bytes_per_token)
-
-    def _ask(
-        self,
-        chain: Chain,
-        size: int,
-        model: str,
-        eligible: int,
-        key: str,
-        now: float,
-        output_limit: int,
-    ) -> RoutingRequest:
-        facts = self.models.get(model, self._unknown)
-        scale = 1.0 / facts.bytes_per_token
-        output = facts.output_tokens
-        if 0 < output_limit < output:
-            output = float(output_limit)
-        blocks = len(chain)
-        tokens = float(int(size * scale) + 1)
-        if not blocks:
-            return RoutingRequest(eligible, tokens, [], output, key, 0, now)
-        prefix = chain[PREFIX_BLOCKS - 1 if blocks > PREFIX_BLOCKS else blocks - 1]
-        found = self.index.match(chain)
-        held = [(weight * scale, mask) for weight, mask in found]
-        prefills = self._prefills
-        shared = NOTHING_SHARED
-        if prefills:
-            depth = next((prefills.blocks(weight) for weight, mask in found if mask & eligible), 0)
-            under_way = prefills.shared(chain, depth) if depth else None
-            if under_way:
-                shared = {slot: each * scale for slot, each in under_way.items()}
-        return RoutingRequest(eligible, tokens, held, output, key, prefix, now, shared)
-
-    def _book(
-        self, ask: RoutingRequest, choice: Choice, chain: Chain, size: int, model: str, stream: bool
-    ) -> Placement:
+    def _charge(self, prompt: Prompt, request: RoutingRequest, choice: Choice) -> Placement:
+        """Charge the chosen replica's load, and record what it will hold."""
         slot = choice.slot
-        now = ask.now
-        tokens = ask.tokens
-        eligible = ask.eligible
+        now = request.now
+        tokens = request.tokens
         mine = available = 0.0
-        for depth, mask in ask.held:
-            if not available and mask & eligible:
+        for depth, mask in request.held:
+            if not available and mask & request.eligible:
                 available = depth
             if mask >> slot & 1:
                 mine = depth
@@ -261,10 +373,9 @@ class Placer:
             uncached = 1.0
         load = self.loads[slot]
         placement = Placement(
+            self,
+            prompt,
             slot,
-            chain,
-            model,
-            size,
             tokens,
             mine,
             available,
@@ -273,179 +384,195 @@ class Placer:
             choice.considered,
             now,
             load,
-            stream,
             not load.queued_tokens,
+            eligible=request.eligible,
         )
         charge(load, uncached, tokens, now)
-        if not stream:
+        if not prompt.stream:
             self._placed += 1
             heappush(self._awaiting_prefill, (load.busy_until, self._placed, placement))
-        if chain:
-            placement.prefill = self._prefill(slot, chain, size, uncached, tokens)
-            self._record(slot, load, chain, now, tokens / size)
+        if prompt.chain:
+            size = prompt.size
+            if uncached >= MIN_SHARED_PREFILL_TOKENS:
+                placement.prefill = self._begin_prefill(slot, prompt.chain, size, uncached, tokens)
+            self._record(slot, load, prompt.chain, now, tokens / size)
+            for each in prompt.more:
+                self._record(slot, load, each, now, tokens / size)
+        if prompt.tokens is not None and self._reports is not None:
+            placement.report = self._reports.sent(prompt.tokens, slot, now)
         if self.listener is not None:
             self.listener.routed(placement)
         return placement
 
+    def touch(self, placement: Placement, now: float) -> None:
+        """Record another use of a request's prompts, at its end."""
+        prompt, slot, load = placement.prompt, placement.slot, placement.load
+        scale = placement.tokens / prompt.size
+        self._record(slot, load, prompt.chain, now, scale)
+        for each in prompt.more:
+            self._record(slot, load, each, now, scale)
+
     def _record(self, slot: int, load: Load, chain: Chain, now: float, scale: float) -> None:
-        index = self.index
-        index.record(slot, chain, now)
-        room = index.room(slot)
+        room = self.index.record(slot, chain, now)
         load.cache_used = room.used * scale
         load.cache_tokens = room.capacity * scale
 
-    def first_token(self, placement: Placement, now: float) -> None:
-        """The first byte of a streamed answer came. Does nothing for an answer that is not a
-        stream."""
-        if placement.stream and not placement.first:
-            placement.first = True
-            placement.first_seconds = now - placement.sent_at
-            # Asked here and not at the answer's end: what others send after the first token was
-            # not before it.
-            if self._peer_heard_at.get(placement.slot, -inf) >= placement.sent_at:
-                placement.found_idle_queue = False
-            self._computed(placement)
-            load = placement.load
-            first_token(load, placement.uncached, now)
-            placement.first_expected = expected_step(load)
-            placement.first_prefilled = load.prefilled_tokens
-            if self.listener is not None:
-                self.listener.first_token(placement)
-
-    def finished(
-        self,
-        placement: Placement,
-        now: float,
-        prompt_tokens: int = 0,
-        output_tokens: int = 0,
-        cached_tokens: int = -1,
-    ) -> None:
-        """The answer ended, or was cancelled after it began. 0 tokens, or -1 cached: not known."""
-        if placement.done:
-            return
-        placement.done = True
-        load = placement.load
-        slot = placement.slot
-        current = self.loads[slot] is load
-        first_seconds = placement.first_seconds
-        if first_seconds and current and self._learn_speed:
-            if output_tokens >= MIN_OUTPUT_TOKENS:
-                stalled = (load.prefilled_tokens - placement.first_prefilled) / load.prefill_rate
-                self._speeds.saw_decode(
-                    slot,
-                    (placement.first_expected + expected_step(load)) / 2.0,
-                    (now - placement.sent_at - first_seconds - stalled) / (output_tokens - 1),
-                )
-            if placement.found_idle_queue:
-                uncached = placement.uncached
-                if prompt_tokens and cached_tokens >= 0:
-                    uncached = float(prompt_tokens - cached_tokens)
-                self._speeds.saw_prefill(slot, uncached, first_seconds)
-        if placement.first:
-            finished(load, placement.uncached, placement.tokens)
-        else:
-            placement.first = True
-            self._computed(placement)
-            refund(load, placement.uncached, placement.tokens, now)
-        if self.listener is not None:
-            self.listener.finished(placement)
-        if placement.chain and current and now - placement.sent_at > RETOUCH_AFTER_S:
-            scale = placement.tokens / placement.prompt_bytes
-            self._record(slot, load, placement.chain, now, scale)
-            for each in placement.more:
-                self._record(slot, load, each, now, scale)
-        if prompt_tokens or output_tokens:
-            facts = self._facts(placement.model)
-            if prompt_tokens:
-                facts.saw_prompt(placement.prompt_bytes, prompt_tokens)
-            if output_tokens:
-                facts.saw_answer(output_tokens)
-
-    def _facts(self, model: str) -> ModelFacts:
-        """What is known of a model that an engine has answered for.
-
-        Where engines answer for any name, the model known for longest makes room.
-        """
-        facts = self.models.get(model)
-        if facts is None:
-            if len(self.models) >= MAX_MODELS:
-                del self.models[next(iter(self.models))]
-            facts = self.models[model] = ModelFacts(self._bytes_per_token)
-        return facts
-
-    def failed(self, placement: Placement, now: float) -> None:
-        """Nothing was answered: take the charges back, so that it can be placed elsewhere."""
-        if placement.done:
-            return
-        placement.done = True
-        if placement.first:
-            finished(placement.load, placement.uncached, placement.tokens)
-        else:
-            placement.first = True
-            self._computed(placement)
-            refund(placement.load, placement.uncached, placement.tokens, now)
-        if self.listener is not None:
-            self.listener.failed(placement)
-
-    def _prefill(
+    def _begin_prefill(
         self, slot: int, chain: Chain, size: int, uncached: float, tokens: float
     ) -> Prefill | None:
-        """Note what a request has its replica compute, where that is worth it."""
-        if uncached < MIN_SHARED_PREFILL_TOKENS:
-            return None
+        """Note the blocks that a replica computes for a request."""
         # A token more, since estimates are rounded to whole ones.
         return self._prefills.begin(slot, chain, (tokens - uncached + 1.0) / tokens * size)
 
-    def _computed(self, placement: Placement) -> None:
-        """Its prefill is over, or will never be done."""
-        if placement.prefill is not None:
-            self._prefills.end(placement.prefill)
-            placement.prefill = None
+    # What finished requests teach
 
-    def apply_peer_routed(
-        self, slot: int, chain: Chain, size: int, uncached: float, tokens: float, now: float
-    ) -> Prefill | None:
-        """Another router sent a request to this slot. What it has the replica compute is to be
-        handed to the call that says that this is over."""
+    def learn_speeds(
+        self,
+        placement: Placement,
+        now: float,
+        prompt_tokens: int,
+        output_tokens: int,
+        cached_tokens: int,
+    ) -> None:
+        """Learn how fast a replica prefilled and decoded a request whose first token was seen."""
+        slot, load = placement.slot, placement.load
+        first_seconds = placement.first_seconds
+        if output_tokens >= MIN_OUTPUT_TOKENS:
+            stalled = (load.prefilled_tokens - placement.first_prefilled) / load.prefill_rate
+            self._speeds.saw_decode(
+                slot,
+                (placement.first_expected + expected_step(load)) / 2.0,
+                (now - placement.sent_at - first_seconds - stalled) / (output_tokens - 1),
+            )
+        if placement.found_idle_queue:
+            uncached = placement.uncached
+            if prompt_tokens and cached_tokens >= 0:
+                uncached = float(prompt_tokens - cached_tokens)
+            self._speeds.saw_prefill(slot, uncached, first_seconds)
+
+    def learn_model(self, prompt: Prompt, prompt_tokens: int, output_tokens: int) -> None:
+        """Learn from the engine's token counts for a request; 0 where it reported none.
+
+        Where engines answer for any name, the model known for longest makes room.
+        """
+        facts = self.models.get(prompt.model)
+        if facts is None:
+            if len(self.models) >= MAX_MODELS:
+                del self.models[next(iter(self.models))]
+            facts = self.models[prompt.model] = ModelFacts()
+        if prompt_tokens:
+            facts.saw_prompt(prompt.size, prompt_tokens)
+        if output_tokens:
+            facts.saw_answer(output_tokens)
+
+    # Other routers' requests
+
+    def apply_peer_routed(self, request: PeerRequest, now: float) -> None:
+        """Charge and record what another router sent to a slot."""
+        slot = request.slot
         load = self.loads[slot]
         self._peer_heard_at[slot] = now
-        charge(load, uncached, tokens, now)
-        prefill = None
+        charge(load, request.uncached, request.tokens, now)
+        chain = request.own_chain()
         if chain:
-            prefill = self._prefill(slot, chain, size, uncached, tokens)
-            self._record(slot, load, chain, now, tokens / size)
-        return prefill
-
-    def apply_peer_first_token(
-        self, slot: int, uncached: float, now: float, prefill: Prefill | None = None
-    ) -> None:
-        """A request another router sent there has its first token."""
-        if prefill is not None:
-            self._prefills.end(prefill)
-        first_token(self.loads[slot], uncached, now)
-
-    def apply_peer_finished(
-        self, slot: int, chain: Chain, size: int, uncached: float, tokens: float, now: float
-    ) -> None:
-        """A request another router sent there, whose first token was heard of, has ended."""
-        load = self.loads[slot]
-        finished(load, uncached, tokens)
-        if chain:
+            uncached, tokens, size = request.uncached, request.tokens, request.size
+            if uncached >= MIN_SHARED_PREFILL_TOKENS:
+                request.prefill = self._begin_prefill(slot, chain, size, uncached, tokens)
             self._record(slot, load, chain, now, tokens / size)
 
-    def apply_peer_failed(
-        self,
-        slot: int,
-        uncached: float,
-        tokens: float,
-        now: float,
-        prefill: Prefill | None = None,
-    ) -> None:
-        """A request another router sent there is gone, without a first token."""
-        if prefill is not None:
-            self._prefills.end(prefill)
-        refund(self.loads[slot], uncached, tokens, now)
+    def apply_peer_first_token(self, request: PeerRequest, now: float) -> None:
+        """Apply the first token of a request of another router."""
+        if request.first:
+            return
+        request.first = True
+        self._end_peer_prefill(request)
+        first_token(self.loads[request.slot], request.uncached, now)
+
+    def apply_peer_finished(self, request: PeerRequest, now: float) -> None:
+        """Its router reports that the answer has ended. Where it reported no first token before,
+        that is counted now."""
+        self.apply_peer_first_token(request, now)
+        load = self.loads[request.slot]
+        finished(load, request.uncached, request.tokens)
+        chain = request.own_chain()
+        if chain:
+            self._record(request.slot, load, chain, now, request.tokens / request.size)
+
+    def apply_peer_failed(self, request: PeerRequest, now: float) -> None:
+        """Take a peer's charges back: no answer came, or its router or replica is gone."""
+        load = self.loads[request.slot]
+        if request.first:
+            finished(load, request.uncached, request.tokens)
+        else:
+            self._end_peer_prefill(request)
+            refund(load, request.uncached, request.tokens, now)
+
+    def _end_peer_prefill(self, request: PeerRequest) -> None:
+        if request.prefill is not None:
+            self._prefills.end(request.prefill)
+            request.prefill = None
 
 
-NO_CHAIN: Chain = array("Q")
-"""The chain of a prompt too short to have a block."""
+# A replica's load: what was sent there and is not finished.
+#
+# Every request charges it when it is routed, gives part of it back at its first token and the rest
+# at its end; this router's own requests and those of the others alike. Tokens are whole numbers
+# held in floats, so that the sums are exact and return to zero.
+#
+# `kv_tokens` (A in the policies' cost) approximates "prompt tokens held by running requests, shared
+# blocks counted once" in constant time: the sum of what each running request had to compute on
+# arrival. What it found cached is either shared with a running request, and already counted, or was
+# idle, and is left out.
+
+
+def charge(load: Load, uncached: float, tokens: float, now: float) -> None:
+    """A request of `tokens` prompt tokens, `uncached` of them to compute, was sent to this
+    replica."""
+    load.in_flight += 1
+    load.context_tokens += tokens
+    load.kv_tokens += uncached
+    queue_up(load, uncached, now)
+
+
+def queue_up(load: Load, uncached: float, now: float) -> None:
+    """Tokens are to be prefilled behind what is queued."""
+    load.queued_tokens += uncached
+    busy = load.busy_until
+    load.busy_until = (busy if busy > now else now) + uncached / load.prefill_rate
+
+
+def first_token(load: Load, uncached: float, now: float) -> None:
+    """Its first token came. Prefills are computed in order, so the work still queued begins now."""
+    queued = load.queued_tokens - uncached
+    load.queued_tokens = queued
+    load.prefilled_tokens += uncached
+    load.busy_until = now + queued / load.prefill_rate
+
+
+def prefill_done(load: Load, uncached: float, now: float) -> None:
+    """Its prefill is taken as done, or will not be done. The replica cannot be busy for longer
+    than with what is still queued."""
+    queued = load.queued_tokens - uncached
+    load.queued_tokens = queued
+    latest = now + queued / load.prefill_rate
+    if load.busy_until > latest:
+        load.busy_until = latest
+
+
+def finished(load: Load, uncached: float, tokens: float) -> None:
+    """Take a request that ended after its first token out of the load."""
+    load.in_flight -= 1
+    load.context_tokens -= tokens
+    load.kv_tokens -= uncached
+
+
+def refund(load: Load, uncached: float, tokens: float, now: float) -> None:
+    """A request whose first token was not counted has ended: it was refused, cancelled, or lost
+    with its connection."""
+    prefill_done(load, uncached, now)
+    finished(load, uncached, tokens)
+
+
+def expected_step(load: Load) -> float:
+    """Seconds that the requests in flight add to a decode step by the default constants."""
+    return STEP_REQUEST_SECONDS * load.in_flight + STEP_TOKEN_SECONDS * load.context_tokens

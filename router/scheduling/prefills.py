@@ -1,8 +1,8 @@
-"""Prefixes that replicas are computing right now, for one request and the use of others.
+"""Knows which prefixes replicas are computing right now, so that other requests can share them.
 
 A request sent behind another one that has the same new prefix waits until that is computed, but it
-would have to wait as long elsewhere, where it would compute the same itself. So what is queued at a
-replica is of two kinds for it: other work, and its own prefix.
+would have to wait as long elsewhere, where it would compute the same itself. So for that
+request, what is queued at a replica is of two kinds: other work, and its own prefix.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from router.types import Chain
 
 
 class Prefill(msgspec.Struct, gc=False, eq=False):
-    """What one request has a replica compute: the chain's blocks from start on."""
+    """A run of blocks that one request has a replica compute: the chain from `start` on."""
 
     slot: int
     chain: Chain
@@ -27,55 +27,49 @@ class Prefill(msgspec.Struct, gc=False, eq=False):
 class Prefills:
     """The prefills under way, by the hash of their first block.
 
-    Costs nothing while there are none, and a lookup the fewer of prefills under way and blocks of
-    the prompt. Not thread-safe, as all on a request's way.
+    It costs nothing while there are none. A lookup takes time by the prefills under way or by the
+    blocks of the prompt, whichever are fewer. It is used from the event loop only.
     """
 
-    __slots__ = ("_size", "_spans", "_starts")
+    __slots__ = ("_spans", "starts")
 
     def __init__(self, spans: Sequence[int]) -> None:
-        """spans: the weight that a chain's first n blocks have, for each n."""
+        """`spans` has, for each n, the weight of a chain's first n blocks."""
         self._spans = spans
-        self._starts: dict[int, list[Prefill]] = {}
+        self.starts: dict[int, list[Prefill]] = {}
         """Hash of the first block computed -> prefills from there on. A hash covers what comes
         before it, so that these all start at the same block of the same prompt."""
-        self._size = 0
-
-    def __len__(self) -> int:
-        return self._size
 
     def blocks(self, weight: float) -> int:
-        """Whole blocks that so much leading weight has."""
+        """The number of whole blocks that this leading weight covers."""
         return bisect_right(self._spans, weight) - 1
 
     def begin(self, slot: int, chain: Chain, held: float) -> Prefill | None:
-        """The replica is sent a prompt, of which it holds the leading weight. None where it holds
-        every block."""
+        """Note that a replica is sent a prompt of which it holds the leading weight `held`. None
+        where it holds every block."""
         start = self.blocks(held)
         if start >= len(chain):
             return None
         prefill = Prefill(slot, chain, start)
-        self._starts.setdefault(chain[start], []).append(prefill)
-        self._size += 1
+        self.starts.setdefault(chain[start], []).append(prefill)
         return prefill
 
     def end(self, prefill: Prefill) -> None:
-        """It has been computed, or never will be. To be called once."""
+        """Note that the prefill is done, or never will be. Call this once."""
         key = prefill.chain[prefill.start]
-        others = self._starts[key]
+        others = self.starts[key]
         if len(others) == 1:
-            del self._starts[key]
+            del self.starts[key]
         else:
             others.remove(prefill)
-        self._size -= 1
 
     def shared(self, chain: Chain, blocks: int) -> dict[int, int]:
         """Slot -> weight of this prompt's prefix that is under way there.
 
-        blocks: the most leading blocks that anybody holds, what is on its way included: nothing
-        beyond is shared.
+        blocks: the most leading blocks that any replica holds or is about to hold. Nothing beyond
+        them is shared.
         """
-        starts = self._starts
+        starts = self.starts
         if len(starts) < blocks:
             found = [
                 prefills

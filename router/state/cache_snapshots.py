@@ -63,7 +63,7 @@ def encode(
 
 
 def decode(data: bytes, wall: float) -> CacheSnapshot:
-    """Raises BadBatchError."""
+    """Read a snapshot. Raises BadBatchError when it is garbage."""
     position, made, _ = peek(data)
     dictionary = ChainDictionary(NO_LIMIT)
     touches = []

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 import xxhash
 
+from router.queue.session import Tail
 from router.types import Chain
 
 MAGIC: Final = b"WF1\n"
@@ -26,6 +27,8 @@ CHECKSUM_START: Final = 8
 ROUTED, FIRST, FINISHED, FAILED, FORGOT, RESIZED, IN_FLIGHT, HELLO, BYE, HELD, MISSING, KEPT = (
     range(1, 13)
 )
+PLACED, SENT, FREED, ENDED = range(13, 17)
+"""These are told in the extension: routers that do not know them skip them."""
 
 _ROUTED: Final = Struct("<BHIIII")
 _REFERENCE: Final = Struct("<HH")
@@ -39,6 +42,16 @@ _PLAIN: Final = Struct("<B")
 _HELD: Final = Struct("<BHf")
 _MISSING: Final = Struct("<BQ")
 _KEPT: Final = Struct("<BHQ")
+_EXTENSION: Final = 0xA7E3_5D19_C26B_0000
+"""The table's last word where an extension is before it; its low 16 bits count that one's words."""
+_ENTRY: Final = Struct("<BHI")
+"""Of the extension: kind, bytes that follow, facts of the batch that come before it."""
+_PLACED: Final = Struct("<IbBI16s")
+_NUMBER: Final = Struct("<I")
+_ENDED: Final = Struct("<II")
+_END: Final = Struct("<QIQ")
+NO_SESSION: Final = bytes(16)
+MAX_TENANT_BYTES: Final = 255
 
 MAX_CHAIN_BLOCKS: Final = 0xFFFF
 """Blocks of a chain that are sent; the spans end before."""
@@ -66,6 +79,20 @@ class OpenRequest(msgspec.Struct, gc=False):
     first: bool
 
 
+class QueuedRequest(msgspec.Struct, frozen=True, gc=False):
+    """A request that was placed, as its router's queue knows it."""
+
+    serial: int
+    priority: int
+    held: bool
+    """It waits in its replica's lane."""
+    counted: float
+    """Tokens that its session counts for."""
+    session: bytes
+    """Names its session, 16 bytes; NO_SESSION when it has none."""
+    tenant: str
+
+
 class Fact(msgspec.Struct, gc=False):
     """One fact, read. Which fields mean something depends on the kind."""
 
@@ -86,14 +113,21 @@ class Fact(msgspec.Struct, gc=False):
     age: float = 0.0
     """Seconds since the chain was used."""
     open: list[OpenRequest] | None = None
+    queued: QueuedRequest | None = None
+    own: float | None = None
+    """Tokens that a session has to itself after an answer; None without one."""
+    end: Tail | None = None
+    """Of the answered prompt, where that tells its session."""
 
 
 class Writer:
     """Puts facts together, then `batch` makes them bytes."""
 
-    __slots__ = ("count", "pieces", "size", "table")
+    __slots__ = ("count", "extension", "pieces", "size", "table")
 
-    def __init__(self) -> None:
+    def __init__(self, extension: list[bytes] | None = None) -> None:
+        """extension: an empty list where this router tells of its queue."""
+        self.extension = extension
         self.pieces: list[bytes] = []
         self.table: dict[int, int] = {}
         self.size = 0
@@ -191,9 +225,47 @@ class Writer:
         self.count += 1
         self.pieces.append(_MISSING.pack(MISSING, key))
 
+    def placed(self, request: QueuedRequest) -> None:
+        """The queue's part of a request that was routed."""
+        tenant = request.tenant.encode()[:MAX_TENANT_BYTES]
+        counted = min(int(request.counted), MAX_UINT32)
+        packed = _PLACED.pack(
+            request.serial & MAX_UINT32, request.priority, request.held, counted, request.session
+        )
+        self._extend(PLACED, packed + tenant)
+
+    def queue_fact(self, kind: int, serial: int) -> None:
+        """SENT (it was held before) or FREED."""
+        self._extend(kind, _NUMBER.pack(serial & MAX_UINT32))
+
+    def ended(self, serial: int, own: float | None, end: Tail | None) -> None:
+        """An answer has ended, for its session."""
+        tokens = MAX_UINT32 if own is None else min(int(own), MAX_UINT32 - 1)
+        packed = _ENDED.pack(serial & MAX_UINT32, tokens)
+        if end is not None:
+            packed += _END.pack(end.block, min(end.length, MAX_UINT32), end.digest)
+        self._extend(ENDED, packed)
+
+    def _extend(self, kind: int, data: bytes) -> None:
+        assert self.extension is not None
+        self.extension.append(_ENTRY.pack(kind, len(data), self.count) + data)
+        self.size += _ENTRY.size + len(data)
+        self.count += 1
+
+    def _table(self) -> Chain:
+        """The names; then words that no fact refers to, which a router that knows no extension
+        takes for names."""
+        words = array("Q", self.table)
+        if self.extension is not None:
+            data = b"".join(self.extension)
+            data += bytes(-len(data) % 8)
+            words.extend(from_bytes(data))
+            words.append(_EXTENSION | len(data) >> 3)
+        return words
+
     def batch(self, router: int, number: int) -> bytes:
         """All of it. The writer can be dropped then."""
-        names = array("Q", self.table)
+        names = self._table()
         body = b"".join((to_bytes(names), *self.pieces))
         head = HEAD.pack(MAGIC, 0, router, number, len(names))[CHECKSUM_START:]
         check = xxhash.xxh32_intdigest(body, xxhash.xxh32_intdigest(head))
@@ -201,11 +273,13 @@ class Writer:
 
 
 class Batch(msgspec.Struct):
-    """A batch, read."""
+    """A batch, decoded."""
 
     router: int
     number: int
     facts: list[Fact]
+    tells_queue: bool = False
+    """Its router tells of its queue."""
 
 
 def read(data: bytes) -> Batch:
@@ -221,9 +295,67 @@ def read(data: bytes) -> Batch:
     if xxhash.xxh32_intdigest(body, head) != check:
         raise BadBatchError("the checksum does not fit")
     try:
-        return Batch(router, number, _facts(body, count))
+        facts = _facts(body, count)
+        extension = _extension(body, count)
+        if extension is None:
+            return Batch(router, number, facts)
+        return Batch(router, number, _merged(facts, extension), tells_queue=True)
     except (error, IndexError, ValueError) as wrong:
         raise BadBatchError(f"a fact is cut off or refers to no name: {wrong}") from None
+
+
+def _extension(body: memoryview, count: int) -> memoryview | None:
+    """The bytes at the table's end that are no names; None where there are none."""
+    end = 8 * count
+    if not count:
+        return None
+    last = _KEY.unpack_from(body, end - 8)[0]
+    words = last & 0xFFFF
+    if last - words != _EXTENSION or words >= count:
+        return None
+    return body[end - 8 - 8 * words : end - 8]
+
+
+def _merged(facts: list[Fact], extension: memoryview) -> list[Fact]:
+    """All facts in the order they were told. Kinds of a later version are skipped."""
+    merged: list[Fact] = []
+    at = taken = skipped = 0
+    end = len(extension) - _ENTRY.size
+    while at <= end and extension[at]:  # zeros fill up the last word
+        kind, length, before = _ENTRY.unpack_from(extension, at)
+        at += _ENTRY.size
+        data = extension[at : at + length]
+        if len(data) < length:
+            raise IndexError(f"{length} bytes are told, and the extension ends")
+        at += length
+        own = before - len(merged) - skipped
+        merged += facts[taken : taken + own]
+        taken += own
+        fact = _queue_fact(kind, data)
+        if fact is None:
+            skipped += 1
+        else:
+            merged.append(fact)
+    merged += facts[taken:]
+    return merged
+
+
+def _queue_fact(kind: int, data: memoryview) -> Fact | None:
+    if kind == PLACED:
+        serial, priority, held, counted, session = _PLACED.unpack_from(data)
+        tenant = bytes(data[_PLACED.size :]).decode(errors="ignore")
+        placed = QueuedRequest(serial, priority, bool(held), float(counted), session, tenant)
+        return Fact(kind, serial=serial, queued=placed)
+    if kind in (SENT, FREED):
+        return Fact(kind, serial=_NUMBER.unpack_from(data)[0])
+    if kind == ENDED:
+        serial, tokens = _ENDED.unpack_from(data)
+        own = None if tokens == MAX_UINT32 else float(tokens)
+        end = None
+        if len(data) >= _ENDED.size + _END.size:
+            end = Tail(*_END.unpack_from(data, _ENDED.size))
+        return Fact(kind, serial=serial, own=own, end=end)
+    return None
 
 
 def _facts(body: memoryview, count: int) -> list[Fact]:

@@ -41,5 +41,5 @@ def position(entry: object) -> Position:
 
 
 def position_text(at: Position) -> str:
-    """The reverse."""
+    """A position as the id of a stream's entry."""
     return f"{at[0]}-{at[1]}"

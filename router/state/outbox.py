@@ -13,6 +13,7 @@ from router.state.allowance import Allowance
 from router.state.chain_dictionary import ChainDictionary
 from router.state.codec import (
     BYE,
+    ENDED,
     FAILED,
     FINISHED,
     FIRST,
@@ -22,11 +23,13 @@ from router.state.codec import (
     MAX_CHAIN_BLOCKS,
     MAX_UINT32,
     MISSING,
+    PLACED,
     RESIZED,
     ROUTED,
     OpenRequest,
     Writer,
 )
+from router.state.queue_facts import QueueFact
 from router.types import Chain
 
 BATCH_DELAY_S: Final = 0.015
@@ -45,15 +48,15 @@ MAX_WAITING_FACTS: Final = 20_000
 MAX_BATCH_BYTES: Final = 256 * 1024
 """Bytes of hashes after which a batch is closed and another one begun."""
 
-Subject: TypeAlias = "Placement | tuple[int, int] | None"
+Subject: TypeAlias = "Placement | QueueFact | tuple[int, int] | None"
 """What a fact is about: a request, (a replica's key or a hash, a number), or nothing."""
 
 
 class Timer(Protocol):
-    """What waits to be called."""
+    """A call that is scheduled."""
 
     def cancel(self) -> None:
-        """Do not."""
+        """Cancel the call."""
         ...
 
 
@@ -81,6 +84,8 @@ class Outbox:
         """Facts given up. What they told of chains is told later, from the index."""
         self.lost_since = 0.0
         """When the first request was routed whose fact was given up and not made up for; or 0."""
+        self.tells_queue = False
+        """Others may go by what this router tells of its queue."""
         self.ready: Callable[[], None] | None = None
         self._dictionary = dictionary
         self._replicas = replicas
@@ -114,20 +119,26 @@ class Outbox:
                 self._arm(BATCH_DELAY_S)
 
     def first_token(self, placement: Placement) -> None:
-        """Its first token came."""
+        """The first token of a request has come."""
         self._facts.append((FIRST, placement))
         if self._timer is None:
             self._arm(BATCH_DELAY_S)
 
     def finished(self, placement: Placement) -> None:
-        """It ended."""
+        """The answer of a request has ended."""
         self._facts.append((FINISHED, placement))
         if self._timer is None:
             self._arm(BATCH_DELAY_S)
 
     def failed(self, placement: Placement) -> None:
-        """It was not answered."""
+        """A request ended without an answer."""
         self._facts.append((FAILED, placement))
+        if self._timer is None:
+            self._arm(BATCH_DELAY_S)
+
+    def tell_queue(self, kind: int, fact: QueueFact) -> None:
+        """PLACED, SENT, FREED or ENDED: something became of a request in the queue."""
+        self._facts.append((kind, fact))
         if self._timer is None:
             self._arm(BATCH_DELAY_S)
 
@@ -207,7 +218,7 @@ class Outbox:
         kept: list[tuple[int, Subject]] = []
         for kind, about in facts:
             if not isinstance(about, Placement):
-                if kind != KEPT:
+                if kind != KEPT and not isinstance(about, QueueFact):
                     kept.append((kind, about))
                 continue
             if kind == ROUTED:
@@ -230,7 +241,7 @@ class Outbox:
         """The next batch; None when there is nothing to tell."""
         if not self._facts and not self._in_flight_due:
             return None
-        writer = Writer()
+        writer = self._writer()
         facts = self._facts
         done = 0
         for kind, about in facts:
@@ -238,6 +249,10 @@ class Outbox:
             if kind == ROUTED:
                 assert isinstance(about, Placement)
                 self._routed(writer, about)
+                if writer.size >= MAX_BATCH_BYTES:
+                    break
+            elif isinstance(about, QueueFact):
+                self._queue_fact(writer, kind, about)
                 if writer.size >= MAX_BATCH_BYTES:
                     break
             elif isinstance(about, Placement):
@@ -263,7 +278,24 @@ class Outbox:
 
     def pulse(self) -> bytes:
         """A batch without facts: this router lives."""
-        return self._batch(Writer())
+        return self._batch(self._writer())
+
+    def _writer(self) -> Writer:
+        return Writer([] if self.tells_queue else None)
+
+    @staticmethod
+    def _queue_fact(writer: Writer, kind: int, fact: QueueFact) -> None:
+        serial = fact.placement.serial
+        if not serial:
+            return
+        if kind == PLACED:
+            placed = fact.placed(serial)
+            if placed is not None:
+                writer.placed(placed)
+        elif kind == ENDED:
+            writer.ended(serial, fact.own, fact.ticket.tail)
+        else:
+            writer.queue_fact(kind, serial)
 
     def _batch(self, writer: Writer) -> bytes:
         self.number += 1
@@ -274,21 +306,22 @@ class Outbox:
         replica = self._replicas.get(placement.slot)
         if replica is None:
             return
-        chain = placement.chain
+        prompt = placement.prompt
+        chain = prompt.chain
         if len(chain) > MAX_CHAIN_BLOCKS:
             chain = chain[:MAX_CHAIN_BLOCKS]
         depth, key, tail = self._known(chain)
         writer.routed(
             replica,
             self._number(placement),
-            placement.prompt_bytes,
+            prompt.size,
             placement.uncached,
             placement.tokens,
             depth,
             key,
             tail,
         )
-        for each in placement.more:
+        for each in prompt.more:
             writer.held(replica, 0.0, *self._known(each[:MAX_CHAIN_BLOCKS]))
 
     def _known(self, chain: Chain) -> tuple[int, int, Chain]:
@@ -314,11 +347,11 @@ class Outbox:
 
     def resend_from_index(self, held: Iterable[tuple[int, float, Chain]]) -> Iterator[bytes]:
         """Batches that tell of chains held: (name_key, age in seconds, chain), oldest first."""
-        writer = Writer()
+        writer = self._writer()
         for replica, age, chain in held:
             writer.held(replica, age, *self._known(chain[:MAX_CHAIN_BLOCKS]))
             if writer.size >= MAX_BATCH_BYTES:
                 yield self._batch(writer)
-                writer = Writer()
+                writer = self._writer()
         if writer.count:
             yield self._batch(writer)

@@ -11,30 +11,35 @@ from typing import Final, Protocol
 
 import msgspec
 
-from router.scheduling.accounting import finished
-from router.scheduling.placer import NO_CHAIN, Placer
-from router.scheduling.prefills import Prefill
+from router.queue.peers import PeerQueues
+from router.scheduling.peer_request import PeerRequest
+from router.scheduling.placer import Placer
 from router.state.chain_dictionary import ChainDictionary
 from router.state.codec import (
     BYE,
+    ENDED,
     FAILED,
     FINISHED,
     FIRST,
     FORGOT,
+    FREED,
     HELD,
     HELLO,
     IN_FLIGHT,
     KEPT,
     MISSING,
+    PLACED,
     RESIZED,
     ROUTED,
+    SENT,
     BadBatchError,
     Fact,
     OpenRequest,
     read,
 )
 from router.state.outbox import Outbox
-from router.types import Chain
+from router.state.peer_tickets import PeerTickets
+from router.types import NO_CHAIN, Chain
 
 log = logging.getLogger(__name__)
 
@@ -44,23 +49,8 @@ PEER_MEMORY_S: Final = 600.0
 """Seconds for which the number of a silent router's last batch is kept."""
 
 
-class PeerRequest(msgspec.Struct, gc=False):
-    """Another router's request, as charged to our books."""
-
-    slot: int
-    size: int
-    uncached: float
-    tokens: float
-    chain: Chain
-    """Begins with the request's chain; the dictionary's array, which may grow."""
-    blocks: int
-    prefill: Prefill | None
-    """What it has the replica compute, until its first token."""
-    first: bool = False
-
-
 class Peer(msgspec.Struct):
-    """Another router."""
+    """What is known of another router."""
 
     heard_at: float
     number: int = 0
@@ -70,7 +60,11 @@ class Peer(msgspec.Struct):
     """It was said to live when this router loaded."""
     told_in_flight: bool = False
     """It has called the roll since it was first heard."""
-    flights: dict[int, PeerRequest] = msgspec.field(default_factory=dict)
+    requests: dict[int, PeerRequest] = msgspec.field(default_factory=dict)
+    tells_queue: bool = False
+    """It tells of its queue, as routers before this version do not."""
+    tickets: PeerTickets | None = None
+    """Its requests in this router's queue; None where that is not shared."""
 
 
 class ReplicaFacts(Protocol):
@@ -103,7 +97,7 @@ class Peers:
         """slots: name_key -> slot, kept by whoever made it."""
         self.others: dict[int, Peer] = {}
         self.received = 0
-        """Facts applied."""
+        """Facts of other routers that were applied."""
         self.batches = 0
         self.bad = 0
         """Batches that could not be read."""
@@ -121,6 +115,13 @@ class Peers:
         self._dictionary = dictionary
         self._slots = slots
         self._replicas = replicas
+        self.queues: PeerQueues | None = None
+        """This router's queue, where others' requests count in it."""
+
+    @property
+    def all_tell_queue(self) -> bool:
+        """Whether every other router that lives tells of its queue."""
+        return all(peer.tells_queue for peer in self.others.values() if peer.alive)
 
     @property
     def alive(self) -> int:
@@ -134,7 +135,9 @@ class Peers:
         except BadBatchError as error:
             self.bad += 1
             if self.bad & (self.bad - 1) == 0:  # the first, second, fourth, ...
-                log.warning("state: a batch was skipped (%d so far): %s", self.bad, error)
+                log.warning(
+                    "state: skipped a batch from another router (%d so far): %s", self.bad, error
+                )
             return True
         if batch.router == self._outbox.router:
             self.own_seen = max(self.own_seen, batch.number)
@@ -152,6 +155,9 @@ class Peers:
             self.gaps += not whole
         peer.number = batch.number
         peer.heard_at = now
+        peer.tells_queue = batch.tells_queue
+        if peer.tickets is None and self.queues is not None:
+            peer.tickets = PeerTickets(self.queues)
         if not peer.alive:
             peer.alive = True
             self.wants_in_flight = True
@@ -208,11 +214,11 @@ class Peers:
             silent = now - peer.heard_at
             if peer.alive and silent > PEER_LEASE_S:
                 log.warning(
-                    "state: router %016x has been silent for %.1f s, its %d requests are taken "
-                    "off the books",
+                    "state: router %016x has been silent for %.1f s; its %d requests no longer "
+                    "count as load",
                     router,
                     silent,
-                    len(peer.flights),
+                    len(peer.requests),
                 )
                 self._bury(peer, now)
             elif silent > PEER_MEMORY_S:
@@ -221,29 +227,20 @@ class Peers:
     def left(self, slot: int, now: float) -> None:
         """A replica left the fleet: end what the others have in flight on it."""
         for peer in self.others.values():
-            for serial, flight in list(peer.flights.items()):
-                if flight.slot == slot:
-                    self._undo(peer.flights.pop(serial), now)
+            for serial, request in list(peer.requests.items()):
+                if request.slot == slot:
+                    self._placer.apply_peer_failed(peer.requests.pop(serial), now)
+            if peer.tickets is not None:
+                peer.tickets.left(slot, now)
 
     def _bury(self, peer: Peer, now: float) -> None:
         peer.alive = False
         peer.told_in_flight = False
-        flights, peer.flights = peer.flights, {}
-        for flight in flights.values():
-            self._undo(flight, now)
-
-    def _undo(self, flight: PeerRequest, now: float) -> None:
-        if flight.first:
-            finished(self._placer.loads[flight.slot], flight.uncached, flight.tokens)
-        else:
-            self._placer.apply_peer_failed(
-                flight.slot, flight.uncached, flight.tokens, now, flight.prefill
-            )
-
-    def _first(self, flight: PeerRequest, now: float) -> None:
-        flight.first = True
-        self._placer.apply_peer_first_token(flight.slot, flight.uncached, now, flight.prefill)
-        flight.prefill = None
+        requests, peer.requests = peer.requests, {}
+        for request in requests.values():
+            self._placer.apply_peer_failed(request, now)
+        if peer.tickets is not None:
+            peer.tickets.keep(set(), now)
 
     def _fact(self, peer: Peer, fact: Fact, now: float) -> None:
         kind = fact.kind
@@ -254,29 +251,29 @@ class Peers:
             if slot is None:
                 return
             blocks = fact.depth + len(fact.tail or ()) if chain else 0
-            told = _cut(chain, blocks)
-            size, uncached, tokens = fact.size or 1, fact.uncached, fact.tokens
-            prefill = placer.apply_peer_routed(slot, told, size, uncached, tokens, now)
-            peer.flights[fact.serial] = PeerRequest(
-                slot, size, uncached, tokens, chain, blocks, prefill
-            )
+            routed = PeerRequest(slot, fact.size or 1, fact.uncached, fact.tokens, chain, blocks)
+            placer.apply_peer_routed(routed, now)
+            peer.requests[fact.serial] = routed
         elif kind == FIRST:
-            flight = peer.flights.get(fact.serial)
-            if flight is not None and not flight.first:
-                self._first(flight, now)
+            request = peer.requests.get(fact.serial)
+            if request is not None:
+                placer.apply_peer_first_token(request, now)
+                if peer.tickets is not None:
+                    peer.tickets.first_token(fact.serial, now)
         elif kind in (FINISHED, FAILED):
-            flight = peer.flights.pop(fact.serial, None)
-            if flight is None:
+            request = peer.requests.pop(fact.serial, None)
+            if request is None:
                 return
             if kind == FINISHED:
-                if not flight.first:
-                    self._first(flight, now)
-                chain = _cut(flight.chain, flight.blocks)
-                placer.apply_peer_finished(
-                    flight.slot, chain, flight.size, flight.uncached, flight.tokens, now
-                )
+                placer.apply_peer_finished(request, now)
+                if peer.tickets is not None:
+                    peer.tickets.finished(fact.serial, now)
             else:
-                self._undo(flight, now)
+                placer.apply_peer_failed(request, now)
+                if peer.tickets is not None:
+                    peer.tickets.ended(fact.serial, None, None, now)
+        elif kind in (PLACED, SENT, FREED, ENDED):
+            self._queue_fact(peer, fact, now)
         elif kind == HELD:
             chain = self._chain(fact)
             slot = self._slots.get(fact.replica)
@@ -303,6 +300,22 @@ class Peers:
             elif kind == KEPT:
                 self._replicas.apply_peer_kept(slot, fact.key)
 
+    @staticmethod
+    def _queue_fact(peer: Peer, fact: Fact, now: float) -> None:
+        tickets, serial = peer.tickets, fact.serial
+        if tickets is None:
+            return
+        if fact.queued is not None:
+            request = peer.requests.get(serial)
+            if request is not None:
+                tickets.placed(serial, request, fact.queued, now)
+        elif fact.kind == SENT:
+            tickets.sent(serial, now)
+        elif fact.kind == FREED:
+            tickets.first_token(serial, now)
+        else:
+            tickets.ended(serial, fact.own, fact.end, now)
+
     def _chain(self, fact: Fact) -> Chain:
         """The book's array that begins with the fact's chain; empty when it is not known."""
         tail = fact.tail
@@ -320,22 +333,26 @@ class Peers:
         """Make the peer's requests in flight those of its roll."""
         peer.told_in_flight = True
         self.in_flight_heard.set()
-        flights = peer.flights
+        requests = peer.requests
         told = {entry.serial for entry in entries}
-        for serial in [serial for serial in flights if serial not in told]:
-            self._undo(flights.pop(serial), now)
+        for serial in [serial for serial in requests if serial not in told]:
+            self._placer.apply_peer_failed(requests.pop(serial), now)
+        if peer.tickets is not None:
+            peer.tickets.keep(told, now)
         for entry in entries:
-            flight = flights.get(entry.serial)
-            if flight is None:
+            request = requests.get(entry.serial)
+            if request is None:
                 slot = self._slots.get(entry.replica)
                 if slot is None:
                     continue
-                flight = flights[entry.serial] = PeerRequest(
-                    slot, 1, entry.uncached, entry.tokens, NO_CHAIN, 0, None
+                request = requests[entry.serial] = PeerRequest(
+                    slot, 1, entry.uncached, entry.tokens
                 )
-                self._placer.apply_peer_routed(slot, NO_CHAIN, 1, entry.uncached, entry.tokens, now)
-            if entry.first and not flight.first:
-                self._first(flight, now)
+                self._placer.apply_peer_routed(request, now)
+            if entry.first:
+                self._placer.apply_peer_first_token(request, now)
+                if peer.tickets is not None:
+                    peer.tickets.first_token(entry.serial, now)
 
 
 def _cut(chain: Chain, blocks: int) -> Chain:

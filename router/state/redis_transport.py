@@ -61,7 +61,7 @@ class RedisTransport:
         self.last: Position = (0, 0)
         """The last entry of the stream that was applied, or replayed."""
         self.commands = 0
-        """Sent to Redis."""
+        """Commands sent to Redis."""
         self.listening = False
         self._telling = False
         self._wake = asyncio.Event()
@@ -81,7 +81,7 @@ class RedisTransport:
         self._tasks: list[asyncio.Task[None]] = []
         self._said_at = -OUTAGE_LOG_INTERVAL_S
         self.bytes_sent = 0
-        """In batches."""
+        """Bytes of the batches sent."""
         self.bytes_received = 0
 
     @property
@@ -98,7 +98,7 @@ class RedisTransport:
         return self._lag
 
     def start(self, shared: StateSync) -> None:
-        """Begin to carry."""
+        """Start the tasks that send, read and write snapshots. Returns at once."""
         self._sync = shared
         shared.outbox.ready = self._wake.set
         keeper = SnapshotWriter(self, shared)
@@ -135,7 +135,7 @@ class RedisTransport:
             for task in running:
                 task.cancel()
             _, running = await asyncio.wait(running, timeout=CANCEL_RETRY_S)
-        log.error("state: %d tasks do not end", len(running))
+        log.error("state: %d tasks did not end in time", len(running))
 
     async def _forever(
         self, what: str, work: Callable[[Client], Coroutine[None, None, None]]
@@ -174,7 +174,9 @@ class RedisTransport:
         now = time.monotonic()
         if not self._stopping and now - self._said_at > OUTAGE_LOG_INTERVAL_S:
             self._said_at = now
-            log.warning("state: local only, %s: %s", what, str(error) or type(error).__name__)
+            log.warning(
+                "state: local only, because %s failed: %s", what, str(error) or type(error).__name__
+            )
 
     # Telling
 
@@ -204,7 +206,7 @@ class RedisTransport:
                 for data in self._sync.resend_from_index():
                     self._pending.append(data)
                     await self._deliver(client)
-                log.info("state: told again what could not be told")
+                log.info("state: sent the cache contents again, because updates were dropped")
             if self._stopping and not outbox.waiting:
                 me = f"{self._sync.router:016x}"
                 keys = self.keys
@@ -242,7 +244,7 @@ class RedisTransport:
     def _recovered(self) -> None:
         if self.up:
             if self._said_at > 0:
-                log.info("state: shared again")
+                log.info("state: shared again with the other routers")
             self._said_at = -OUTAGE_LOG_INTERVAL_S
 
     # Listening
@@ -279,7 +281,7 @@ class RedisTransport:
             data = fields.get(b"f", b"")
             self.bytes_received += len(data)
             if not peers.apply(data, now):
-                log.info("state: batches were missed, loading again")
+                log.info("state: missed batches of other routers; loading all snapshots again")
                 self.load_again()
             if time.monotonic() > until:
                 await asyncio.sleep(0)
@@ -295,7 +297,7 @@ class RedisTransport:
             self._lag = now - unseen.popleft()[1]
         if unseen and now - unseen[0][1] > ECHO_TIMEOUT_S:
             # The stream's ids began anew below ours: Redis lost it, and its clock went back.
-            log.warning("state: own batches do not come back, loading again")
+            log.warning("state: own batches do not come back; loading all snapshots again")
             unseen.clear()
             self.load_again()
 

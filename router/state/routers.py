@@ -21,7 +21,7 @@ class RouterInfo(msgspec.Struct):
     lag: float
     in_flight: int
     routers: int
-    """Others it hears."""
+    """Number of other routers that it hears."""
 
 
 def alive(info: RouterInfo, within: float) -> bool:

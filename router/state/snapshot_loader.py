@@ -52,7 +52,7 @@ async def load(client: Client, keys: Keys, shared: StateSync) -> tuple[Position,
             try:
                 found = decode(data, time.time())
             except BadBatchError as error:
-                log.warning("state: the map of %s was skipped: %s", name, error)
+                log.warning("state: skipped an unreadable snapshot of replica %s: %s", name, error)
                 continue
             before[slot] = found.position
             shared.adopt(slot, found)
@@ -71,7 +71,7 @@ async def load(client: Client, keys: Keys, shared: StateSync) -> tuple[Position,
         entries += len(reply)
         await asyncio.sleep(0)
     log.info(
-        "state: loaded %d maps and %d batches in %.2f s, %d blocks known",
+        "state: loaded %d snapshots and %d batches in %.2f s; %d blocks known",
         len(before),
         entries,
         time.monotonic() - began,

@@ -78,7 +78,7 @@ class SnapshotWriter:
         epoch, keeper = replies[1], replies[3]
         if epoch != self._epoch:
             if self._epoch is not None:
-                log.warning("state: Redis was emptied, filling it again")
+                log.warning("state: Redis was emptied; writing all snapshots again")
             self._epoch = epoch
             self._written.clear()
             self._written_at = -WRITE_INTERVAL_S

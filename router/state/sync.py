@@ -15,12 +15,15 @@ from router.fleet.holders import Holders
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
 from router.index import ByteIndex
+from router.queue.peers import PeerQueues
+from router.queue.queue import Queue
 from router.scheduling.placer import Placer
 from router.state.cache_snapshots import CacheSnapshot, adopt
 from router.state.chain_dictionary import ChainDictionary
 from router.state.codec import name_key
 from router.state.outbox import Outbox
 from router.state.peers import Peers
+from router.state.queue_facts import QueueTeller
 from router.types import Chain
 
 log = logging.getLogger(__name__)
@@ -39,7 +42,7 @@ class Transport(Protocol):
     """Brings batches to the other routers and theirs here."""
 
     sent: int
-    """Batches."""
+    """Batches sent."""
     errors: int
 
     @property
@@ -53,11 +56,11 @@ class Transport(Protocol):
 
     @property
     def up(self) -> bool:
-        """Whether what is told is heard, and the reverse."""
+        """Whether the other routers hear this one, and it hears them."""
         ...
 
     def start(self, shared: StateSync) -> None:
-        """Begin to carry. Returns at once."""
+        """Start the transport. Returns at once."""
         ...
 
     async def loaded(self) -> None:
@@ -97,7 +100,7 @@ class StateSync(FleetListener):
         """Names this run of this process; never 0."""
         self.dictionary = ChainDictionary()
         self.names: dict[int, str] = {}
-        """Slot -> name."""
+        """Slot -> name of the replica."""
         self._fleet = fleet
         self._resize = resize
         self._holders = holders
@@ -119,6 +122,17 @@ class StateSync(FleetListener):
     def _later(delay: float, call: Callable[[], None]) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(delay, call)
 
+    def share_queue(self, queue: Queue) -> None:
+        """Tell the others of this queue, and have it count their requests."""
+        queue.listener = QueueTeller(queue, self.outbox)
+        self.peers.queues = PeerQueues(queue)
+        self.outbox.tells_queue = True
+
+    @property
+    def queues_shared(self) -> bool:
+        """Whether the queues of all routers are known here."""
+        return self.transport.up and self.peers.all_tell_queue
+
     @property
     def word(self) -> str:
         """For people: "shared", or "local only" when the others cannot be reached."""
@@ -136,42 +150,42 @@ class StateSync(FleetListener):
 
     @property
     def routers(self) -> int:
-        """Others that live."""
+        """Other routers that are alive."""
         return self.peers.alive
 
     @property
     def facts_sent(self) -> int:
-        """Put into batches."""
+        """Facts put into batches."""
         return self.outbox.sent
 
     @property
     def facts_received(self) -> int:
-        """Applied."""
+        """Facts of other routers that were applied."""
         return self.peers.received
 
     @property
     def facts_dropped(self) -> int:
-        """Given up."""
+        """Facts dropped because the queue was full."""
         return self.outbox.dropped
 
     @property
     def batches_sent(self) -> int:
-        """Delivered."""
+        """Batches that were delivered."""
         return self.transport.sent
 
     @property
     def batches_received(self) -> int:
-        """Applied, own ones not counted."""
+        """Batches of other routers that were applied."""
         return self.peers.batches
 
     @property
     def bytes_sent(self) -> int:
-        """Commands and all."""
+        """Bytes sent, commands included."""
         return self.transport.bytes_sent
 
     @property
     def bytes_received(self) -> int:
-        """Replies and all."""
+        """Bytes received, replies included."""
         return self.transport.bytes_received
 
     @property
@@ -181,11 +195,11 @@ class StateSync(FleetListener):
 
     @property
     def errors(self) -> int:
-        """Of the transport."""
+        """Errors of the transport."""
         return self.transport.errors
 
     def start(self) -> None:
-        """Begin to tell and to hear. Returns at once."""
+        """Start sending and receiving. Returns at once."""
         self._running = True
         self.transport.start(self)
         self._tick()
@@ -196,7 +210,10 @@ class StateSync(FleetListener):
             async with asyncio.timeout(within):
                 await self.transport.loaded()
         except TimeoutError:
-            log.warning("state: nothing could be loaded within %g s, starting without", within)
+            log.warning(
+                "state: could not load what other routers know within %g s; starting without it",
+                within,
+            )
             return
         peers = self.peers
         with contextlib.suppress(TimeoutError):

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from itertools import islice
+from typing import Final
 
 import msgspec
 
 from router.telemetry.record import Finished, Outcome
+
+MOST_SEARCHED: Final = 5000
+"""Requests that a search looks at, the newest: a few milliseconds at most."""
 
 
 class Candidate(msgspec.Struct, omit_defaults=True):
@@ -20,6 +25,35 @@ class Candidate(msgspec.Struct, omit_defaults=True):
     chosen: bool
     queued_tokens: int
     in_flight: int
+
+
+class Wait(msgspec.Struct):
+    """What a request waited for in the queue. Seconds."""
+
+    seconds: float
+    where: str
+    priority: int
+    ahead: int
+    """Requests before it when it began to wait."""
+    expected_seconds: float
+    kv_wanted: float
+    """At the door: the share of KV memory that sessions in progress wanted, at the replica nearest
+    to having room."""
+
+
+class CacheStory(msgspec.Struct, omit_defaults=True):
+    """Why prompt tokens were computed again: see docs/operate/why-did-my-cache-miss.md."""
+
+    reason: str
+    missed_tokens: int
+    lost: Mapping[str, int]
+    """The same by reason."""
+    changed_part: str = ""
+    """In which part the prompt parts from the one before."""
+    changed_at: int = 0
+    """Where in that part: canonical bytes from its beginning."""
+    context: str = ""
+    """The text around that place, where `audit_text` asks for it."""
 
 
 class Explanation(msgspec.Struct, omit_defaults=True):
@@ -37,7 +71,7 @@ class Explanation(msgspec.Struct, omit_defaults=True):
     why: str
     """In words: why this replica, and what became of the prediction."""
     candidates: list[Candidate]
-    """Cheapest first."""
+    """The candidates, lowest cost first."""
     prompt_tokens: int
     output_tokens: int
     available: int
@@ -49,6 +83,23 @@ class Explanation(msgspec.Struct, omit_defaults=True):
     ttft: float | None
     duration: float
     retries: int
+    queue: Wait | None = None
+    """Its wait in the queue; absent where it was sent at once."""
+    prefill_replica: str = ""
+    """The other replica that computed the prompt; absent where there was none."""
+    prefill_seconds: float = 0.0
+    prefill_skipped: str = ""
+    """Why none did, where some prefill for others."""
+    cache: CacheStory | None = None
+    """Why its prompt missed the cache; absent where requests are not diagnosed."""
+    overflow: str = ""
+    """The target outside of the fleet that took it; absent where none did."""
+    overflow_why: str = ""
+    overflow_money: float = 0.0
+    """What that cost, by the target's prices."""
+    tenant: str = ""
+    key: str = ""
+    """The id of the tenant's key, which is no secret."""
 
 
 class Summary(msgspec.Struct):
@@ -62,6 +113,57 @@ class Summary(msgspec.Struct):
     outcome: str
     predicted: int
     delivered: int | None
+
+
+class RequestFilter(msgspec.Struct, frozen=True):
+    """What requests are asked for. Empty text and None ask for all."""
+
+    replica: str = ""
+    model: str = ""
+    tenant: str = ""
+    status: str = ""
+    """A status, a class of them as 5xx, or an outcome's word."""
+    reason: str = ""
+    text: str = ""
+    """What the id has in it."""
+
+    def takes(self, done: Finished) -> bool:
+        """Whether a request is one of them."""
+        status = str(done.status)
+        return (
+            (not self.replica or done.replica == self.replica)
+            and (not self.model or done.model == self.model)
+            and (not self.tenant or done.tenant == self.tenant)
+            and (not self.reason or done.reason == self.reason)
+            and (not self.text or self.text in done.request_id)
+            and (
+                not self.status
+                or self.status in (status, status[:1] + "xx")
+                or self.status == done.outcome
+            )
+        )
+
+
+class RequestLine(msgspec.Struct):
+    """A line of the list at /requests. Tokens, bytes and seconds; null: not known."""
+
+    request_id: str
+    started: float
+    api: str
+    model: str
+    tenant: str
+    replica: str
+    status: int
+    outcome: str
+    reason: str
+    prompt_tokens: int
+    output_tokens: int
+    bytes_in: int
+    predicted: int
+    delivered: int | None
+    ttft: float | None
+    duration: float
+    retries: int
 
 
 class Explain:
@@ -82,7 +184,7 @@ class Explain:
         self._kept.append((done, self._names))
 
     def latest(self, count: int = 50) -> list[Summary]:
-        """The newest first."""
+        """The latest requests, newest first."""
         kept = list(self._kept)[-count:] if count > 0 else []
         return [
             Summary(
@@ -98,12 +200,49 @@ class Explain:
             for done, _ in reversed(kept)
         ]
 
+    @property
+    def size(self) -> int:
+        """Requests kept now."""
+        return len(self._kept)
+
+    def search(self, wanted: RequestFilter, count: int) -> list[RequestLine]:
+        """The latest of those that are wanted, newest first."""
+        found: list[RequestLine] = []
+        for done, _ in islice(reversed(self._kept), MOST_SEARCHED):
+            if len(found) >= count:
+                break
+            if wanted.takes(done):
+                found.append(_line(done))
+        return found
+
     def find(self, request_id: str) -> Explanation | None:
         """The newest request of this id; None when it is not, or no longer, kept."""
         for done, names in reversed(self._kept):
             if done.request_id == request_id:
                 return _explain(done, names)
         return None
+
+
+def _line(done: Finished) -> RequestLine:
+    return RequestLine(
+        done.request_id,
+        done.started,
+        done.api,
+        done.model,
+        done.tenant,
+        done.replica,
+        done.status,
+        done.outcome,
+        done.reason,
+        done.prompt_tokens,
+        done.output_tokens,
+        done.bytes_in,
+        int(done.predicted),
+        _known(done.delivered),
+        done.ttft if done.ttft >= 0.0 else None,
+        done.duration,
+        done.retries,
+    )
 
 
 def _known(value: int) -> int | None:
@@ -147,18 +286,82 @@ def _explain(done: Finished, names: Mapping[int, str]) -> Explanation:
         ttft=done.ttft if done.ttft >= 0 else None,
         duration=done.duration,
         retries=done.retries,
+        prefill_replica=done.prefill_replica,
+        prefill_seconds=done.prefill_seconds,
+        prefill_skipped=done.prefill_skipped,
+        queue=_wait(done),
+        cache=_cache(done),
+        overflow=done.overflow,
+        overflow_why=done.overflow_why,
+        overflow_money=round(done.overflow_money, 6),
+        tenant=done.tenant,
+        key=done.key_id,
     )
+
+
+def _wait(done: Finished) -> Wait | None:
+    if done.queued < 0.0:
+        return None
+    return Wait(
+        round(done.queued, 4),
+        done.waited_at,
+        done.priority,
+        done.queue_ahead,
+        round(done.queue_expected, 4),
+        round(done.queue_wanted, 4),
+    )
+
+
+def _cache(done: Finished) -> CacheStory | None:
+    if not done.miss_reason:
+        return None
+    return CacheStory(
+        done.miss_reason,
+        done.missed_tokens,
+        dict(done.lost),
+        done.changed_part,
+        done.changed_at,
+        done.context,
+    )
+
+
+_LEFT: Final = {
+    "no_replica": "no replica that serves its model was usable",
+    "late": "the queue expected its first token too late",
+    "full": "as many requests waited as queue_limit allows",
+    "expired": "it had waited for queue_timeout",
+}
 
 
 def _why(done: Finished, candidates: list[Candidate]) -> str:
     if done.slot < 0:
-        return f"It was sent to no replica: {done.outcome}."
+        waited = f" {_waited(done)}" if done.queued >= 0.0 else ""
+        if done.overflow:
+            return (
+                f"It left the fleet for the overflow target {done.overflow}: "
+                f"{_LEFT[done.overflow_why]}.{waited}"
+            )
+        return f"It was sent to no replica: {done.outcome}.{waited}"
     told = [_choice(done, candidates)]
     if done.retries:
         times = "once" if done.retries == 1 else f"{done.retries} times"
         told.append(f"It was retried {times}; this is about the last attempt.")
+    if done.queued >= 0.0:
+        told.append(_waited(done))
     told.append(_outcome(done))
     return " ".join(told)
+
+
+def _waited(done: Finished) -> str:
+    told = f"It waited {done.queued:.2f} s behind {done.queue_ahead} others"
+    if done.waited_at == "door":
+        told += (
+            f" at the door, as sessions in progress were expected to want {done.queue_wanted:.0%} "
+            "of the KV memory"
+        )
+    elif done.waited_at == "lane":
+        told += " for its replica's turn"
+    return f"{told}; {done.queue_expected:.2f} s were expected."
 
 
 def _choice(done: Finished, candidates: list[Candidate]) -> str:

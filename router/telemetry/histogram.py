@@ -33,6 +33,14 @@ OVERHEAD_BUCKETS: Final = (
 )  # fmt: skip
 """Seconds: from a short prompt's routing to a loop that something blocked."""
 
+LOOP_DELAY_BUCKETS: Final = (
+    1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 100e-3, 250e-3, 500e-3, 1.0, 2.5,
+)  # fmt: skip
+"""Seconds: from a loop at rest to one that something blocked."""
+
+WAIT_ERROR_BUCKETS: Final = (0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0)
+"""Ratios: from a wait far shorter than expected to one far longer."""
+
 
 class Histogram(msgspec.Struct):
     """Counts by upper bound. To observe is inlined where it is hot: the two lines of `observe`."""
@@ -44,7 +52,7 @@ class Histogram(msgspec.Struct):
 
     @classmethod
     def over(cls, bounds: tuple[float, ...]) -> Histogram:
-        """An empty histogram."""
+        """Make an empty histogram with these bounds."""
         return cls(bounds, [0] * (len(bounds) + 1))
 
     def observe(self, value: float) -> None:

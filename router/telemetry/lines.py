@@ -52,11 +52,11 @@ class Lines:
 
     @property
     def dropped(self) -> int:
-        """Lines given up."""
+        """Lines dropped because the queue was full, or writing failed."""
         return self._refused + self._lost
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread that writes."""
         self._stopping = self._abandoned = False
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         self._thread.start()

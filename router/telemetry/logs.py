@@ -101,7 +101,7 @@ class _Queued(logging.Handler):
         super().close()
 
 
-def setup(level: str = "info", form: str = "auto", fd: int = _STANDARD_ERROR) -> None:
+def setup(level: str, form: str, fd: int = _STANDARD_ERROR) -> None:
     """Send the log of this process to a descriptor, from level on, in this `log_format`.
 
     Raises ValueError for a level that is not in `LEVELS`.

@@ -6,7 +6,8 @@ number on a dashboard, a log line and an answer of /explain cannot disagree.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -37,6 +38,9 @@ APIS: Final = frozenset(
 """Every value the label ``api`` can take; a record with another word is counted as ``other``."""
 
 
+NOTHING_LOST: Final[Mapping[str, int]] = MappingProxyType({})
+
+
 class Outcome:
     """How a request ended: the word of `Finished.outcome`, and the metric label ``reason`` of
     errors."""
@@ -54,6 +58,9 @@ class Outcome:
     REFUSED_PATH: Final = "refused_path"
     """A path the router does not forward."""
     UNAUTHORIZED: Final = "unauthorized"
+    """No key, or none that is known."""
+    REFUSED_TENANT: Final = "refused_tenant"
+    """A tenant's limit is exceeded, or what was asked for is not allowed to it."""
     UNKNOWN_MODEL: Final = "unknown_model"
     NO_REPLICA: Final = "no_replica"
     """A known model, and no usable replica that serves it."""
@@ -107,7 +114,7 @@ class Finished(msgspec.Struct, gc=False):
     """One of `APIS`."""
     method: str = ""
     path: str = ""
-    """Without the query."""
+    """The path without its query."""
     model: str = ""
     """As the client wrote it; empty when the request named none."""
     slot: int = -1
@@ -159,8 +166,54 @@ class Finished(msgspec.Struct, gc=False):
     """The policy's word for its choice."""
     uncached_tokens: float = 0.0
     """Prompt tokens the replica was expected to compute."""
+    tenant: str = ""
+    """Whose request it is; empty without tenants."""
+    key_id: str = ""
+    """Names the tenant's key: the first digits of its hash."""
     considered: Sequence[Considered] = ()
     """The candidates, as the policy saw them."""
+    prefill_replica: str = ""
+    """The other replica that computed the prompt; empty where there was none."""
+    prefill_seconds: float = 0.0
+    """What that took, until it had told where its blocks are."""
+    prefill_skipped: str = ""
+    """Why no other replica computed the prompt, where some prefill for others."""
+    queued: float = -1.0
+    """Seconds that it waited in the queue before it was sent, or until it left; -1 when it did not
+    wait."""
+    waited_at: str = ""
+    """Where: `door`, `lane`, or both; empty when it did not wait."""
+    priority: int = 0
+    """-1 high, 0 normal, 1 low."""
+    queue_ahead: int = 0
+    """Requests before it when it began to wait."""
+    queue_expected: float = 0.0
+    """Seconds that it was expected to wait then."""
+    queue_wanted: float = 0.0
+    """At the door: the share of KV memory that sessions in progress wanted, at the replica nearest
+    to having room."""
+    back_in_time: bool = False
+    """Its session had paused for no longer than its cache was worth keeping."""
+    miss_reason: str = ""
+    """Why prompt tokens were computed again (`router.diagnosis.verdict`); empty where requests are
+    not diagnosed."""
+    missed_tokens: int = 0
+    """Prompt tokens that an earlier request had computed, and this one computed again."""
+    lost: Mapping[str, int] = NOTHING_LOST
+    """The same by reason."""
+    changed_part: str = ""
+    """The part of the prompt in which it parts from the one before; empty where it does not."""
+    changed_at: int = 0
+    """Where in that part: canonical bytes from its beginning."""
+    context: str = ""
+    """The text around that place, where `audit_text` asks for it."""
+    overflow: str = ""
+    """The target outside of the fleet that it was sent to; empty where it was not, or where the
+    target failed before it answered."""
+    overflow_why: str = ""
+    """Why: `no_replica`, or the queue's `late`, `full`, `expired`."""
+    overflow_money: float = 0.0
+    """What that cost, by the target's prices."""
     key: str = ""
     """What names the session. A secret of the client's: hashed in logs, absent from
     explanations."""

@@ -9,6 +9,19 @@ from typing import Protocol
 from router.types import Load
 
 
+class Legs(Protocol):
+    """What became of first legs. `router.disaggregation.disaggregation.Disaggregation` is one."""
+
+    @property
+    def counts(self) -> Mapping[str, int]: ...
+    @property
+    def prefill_seconds(self) -> float: ...
+    @property
+    def moved_tokens(self) -> float: ...
+    @property
+    def seconds_per_token(self) -> float: ...
+
+
 class BreakerSource(Protocol):
     @property
     def state(self) -> str: ...
@@ -43,7 +56,7 @@ class FleetSource(Protocol):
 
 
 class IndexSource(Protocol):
-    """The prefix index."""
+    """What telemetry reads of the prefix index."""
 
     @property
     def blocks(self) -> int: ...
@@ -52,14 +65,113 @@ class IndexSource(Protocol):
 
 
 class DiscoverySource(Protocol):
-    """What finds replicas."""
+    """What telemetry reads of discovery."""
 
     @property
     def current(self) -> bool: ...
 
 
+class QueueSource(Protocol):
+    """The queue."""
+
+    @property
+    def outcomes(self) -> Mapping[str, int]: ...
+    @property
+    def stretch(self) -> float: ...
+    @property
+    def sessions(self) -> tuple[int, int]:
+        """(active, idle)"""
+        ...
+
+    @property
+    def work_seconds(self) -> float: ...
+    def waiting(self) -> Mapping[tuple[int, str], int]:
+        """(priority, where) -> requests."""
+        ...
+
+    def kv_wanted(self, slot: int) -> float | None:
+        """Share of the replica's KV memory; None where the door does nothing."""
+        ...
+
+
+class OverflowTarget(Protocol):
+    """What telemetry reads of a target outside of the fleet."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def requests(self) -> Mapping[str, int]: ...
+    @property
+    def failed(self) -> int: ...
+    @property
+    def money(self) -> float: ...
+
+
+class OverflowSource(Protocol):
+    @property
+    def targets(self) -> Sequence[OverflowTarget]: ...
+
+
+class DiagnosisSource(Protocol):
+    """Why prompts missed caches, counted by reason. Both have every reason from the beginning."""
+
+    requests: dict[str, int]
+    tokens: dict[str, int]
+
+
+class TraceSource(Protocol):
+    """What telemetry reads of tracing."""
+
+    handed_over: int
+    dropped: int
+
+
+class ShadowRow(Protocol):
+    """One shadow policy since the start; tokens unless it says otherwise."""
+
+    @property
+    def policy(self) -> str: ...
+    @property
+    def requests(self) -> int: ...
+    @property
+    def prompt(self) -> int: ...
+    @property
+    def predicted(self) -> int: ...
+    @property
+    def delivered(self) -> int: ...
+    @property
+    def wait(self) -> float: ...
+    @property
+    def hottest(self) -> float | None: ...
+
+
+class ShadowSource(Protocol):
+    """The shadow policies."""
+
+    left_out: int
+
+    @property
+    def trusted(self) -> bool: ...
+    @property
+    def saved_tokens(self) -> int: ...
+    @property
+    def saved_seconds(self) -> float: ...
+    def rows(self) -> Sequence[ShadowRow]: ...
+
+
+class AuditSource(Protocol):
+    """What sessions did to the caches."""
+
+    step_prompt: list[int]
+    """Prompt tokens of the first steps of sessions, the second, ...; the last for all others."""
+    step_cached: list[int]
+    tool_bytes: dict[str, int]
+    resumed: dict[str, int]
+    volatile: dict[str, int]
+
+
 class ExactSource(Protocol):
-    """Exact mode."""
+    """What telemetry reads of exact mode."""
 
     prompts: dict[str, int]
     """Why prompts were not tokenised -> how many; "exact" for those that were."""
@@ -75,14 +187,14 @@ class ExactSource(Protocol):
 
 
 class LogSource(Protocol):
-    """The access log."""
+    """What telemetry reads of a log."""
 
     @property
     def dropped(self) -> int: ...
 
 
 class StateSource(Protocol):
-    """What is shared with other routers."""
+    """What telemetry reads of the state that routers share."""
 
     @property
     def up(self) -> bool: ...
@@ -108,6 +220,33 @@ class StateSource(Protocol):
     def skipped(self) -> int: ...
     @property
     def errors(self) -> int: ...
+
+
+class TenantCounters(Protocol):
+    """What one tenant used."""
+
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    isolated_tokens: int
+    refused: dict[str, int]
+
+
+class TenantSource(Protocol):
+    """Tenants, their use and their limits."""
+
+    auth_failures: dict[str, int]
+
+    def rows(self) -> Sequence[tuple[str, TenantCounters]]:
+        """Tenant, or `other`, and its counters."""
+
+    @property
+    def shadowed(self) -> Mapping[str, int]: ...
+    @property
+    def decided(self) -> Mapping[str, int]: ...
+    @property
+    def shared(self) -> bool: ...
 
 
 BuildInfo = Mapping[str, str]

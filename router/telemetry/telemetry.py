@@ -14,11 +14,14 @@ from router.telemetry.histogram import (
     OVERHEAD_BUCKETS,
     TPOT_BUCKETS,
     TTFT_BUCKETS,
+    WAIT_ERROR_BUCKETS,
     Histogram,
 )
 from router.telemetry.ledger import Ledger
+from router.telemetry.queue_metrics import CACHE_LOST, WORTH_EXPECTING_S
 from router.telemetry.record import APIS, OUTCOMES, Finished, Outcome
 from router.telemetry.series import Row, Series
+from router.telemetry.sources import Legs
 
 NONE: Final = "none"
 """Label value where there is no replica or no model."""
@@ -35,11 +38,13 @@ class Live(msgspec.Struct, gc=False):
     """Gauges that the data path changes in place."""
 
     connections: int = 0
-    """Client connections open."""
+    """Client connections that are open."""
     streams: int = 0
     """Answers being relayed that the client asked for as a stream."""
     body_bytes: int = 0
     """Bytes of request bodies held in memory."""
+    held: dict[str, int] = {}
+    """Model -> requests that wait until a replica of it is usable."""
 
 
 class Telemetry:
@@ -65,9 +70,20 @@ class Telemetry:
     ) -> None:
         self.live = Live()
         self.retries = 0
+        self.legs: Legs | None = None
+        """What became of first legs; None where no replica prefills for others."""
         self.overhead = Histogram.over(OVERHEAD_BUCKETS)
+        self.queue_waits = {each: Histogram.over(TTFT_BUCKETS) for each in (-1, 0, 1)}
+        """By priority: how long requests waited in the queue."""
+        self.wait_errors = {each: Histogram.over(WAIT_ERROR_BUCKETS) for each in ("door", "lane")}
+        """By where they began to wait: waits in relation to what was expected."""
+        self.reuse_lost = dict.fromkeys(("evicted", "waited", "moved", "replica_lost"), 0)
+        """Why -> prompt tokens computed again for sessions that came back in time."""
         self.decisions: dict[tuple[str, str], int] = {}
-        """(policy, reason) -> requests."""
+        """(policy, reason) -> number of requests."""
+        self.served_by: dict[str, int] = {}
+        """At a picker: whether the endpoint that answered was the first that it named, a
+        fallback, or another one -> answers."""
         self.attempts: dict[tuple[str, str], int] = {}
         """(replica, reason) -> attempts that failed."""
         self._max_models = max_models
@@ -96,8 +112,15 @@ class Telemetry:
         if outcome != OK:
             word = outcome if outcome in OUTCOMES else OTHER
             row.errors[word] = row.errors.get(word, 0) + 1
+        if done.queued >= 0.0:
+            self.queue_waits[done.priority].observe(done.queued)
+            if done.slot >= 0 and done.queue_expected >= WORTH_EXPECTING_S:
+                where = "door" if done.waited_at.startswith("door") else "lane"
+                self.wait_errors[where].observe(done.queued / done.queue_expected)
         if done.slot < 0:
             return
+        if done.back_in_time and done.missed_tokens:
+            self._session_lost(done)
         series = row.series
         value = done.duration
         histogram = series.duration
@@ -131,6 +154,14 @@ class Telemetry:
                 self.decisions[key] += 1
             except KeyError:
                 self._decision(key)
+
+    def _session_lost(self, done: Finished) -> None:
+        """Its session had a cache that was worth keeping, and something of it was gone."""
+        counts = self.reuse_lost
+        for cause, tokens in done.lost.items():
+            reason = CACHE_LOST.get(cause)
+            if reason is not None:
+                counts["waited" if reason == "evicted" and done.queued >= 0.0 else reason] += tokens
 
     def attempt_failed(self, replica: str, reason: str) -> None:
         """An attempt at a replica failed, whether or not another one followed."""

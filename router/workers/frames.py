@@ -17,14 +17,15 @@ MAX_WAITING_BYTES: Final = 16 << 20
 HEARTBEAT_INTERVAL_S: Final = 1.0
 """Seconds between two signs of life of a worker."""
 
-READY, BATCH, LOAD, MAP, LOADED, ALIVE = range(1, 7)
+READY, BATCH, LOAD, MAP, LOADED, ALIVE, LIMITS = range(1, 8)
 """READY: a worker says who it is (Ready). BATCH: facts for all others. LOAD: a worker asks for
 maps, and the supervisor another one for them. MAP: a replica's, for the worker numbered. LOADED:
-that was all. ALIVE: a worker's event loop turns."""
+that was all. ALIVE: a worker's event loop turns. LIMITS: a worker's call to the
+supervisor's counter, and its answer; numbered is not the worker but the call."""
 
 
 class Ready(msgspec.Struct):
-    """A worker listens."""
+    """What a worker sends when it listens."""
 
     router: int
     """Its router number; 0 where it shares through something else."""
@@ -81,6 +82,6 @@ class Frames(asyncio.Protocol):
         return True
 
     def close(self) -> None:
-        """Close at once."""
+        """Close the socket without sending what waits."""
         if self._transport is not None:
             self._transport.abort()

@@ -29,9 +29,11 @@ from router.reload import Reloader, Reread
 from router.signals import attend
 from router.state.codec import BYE, Writer
 from router.telemetry import logs
+from router.tenants.host_counter import HostCounter
 from router.workers.frames import (
     BATCH,
     HEARTBEAT_INTERVAL_S,
+    LIMITS,
     LOAD,
     LOADED,
     MAP,
@@ -39,6 +41,7 @@ from router.workers.frames import (
     Frames,
     Ready,
 )
+from router.workers.limits import LimitsCall
 from router.workers.worker import WORKER_ENV
 
 log = logging.getLogger(__name__)
@@ -55,6 +58,10 @@ GOODBYE_NUMBER: Final = (1 << 63) - 1
 """Number of the batch that says goodbye for a worker that died."""
 
 
+_encode = msgspec.json.Encoder().encode
+_decode_limits = msgspec.json.Decoder(LimitsCall).decode
+
+
 class _Member:
     """One place among the workers, and who holds it."""
 
@@ -66,10 +73,12 @@ class _Member:
         self.started = 0.0
         self.owed = 0
         """Signs of life that were due since the last one."""
+        self.counts_as = ""
+        """Its name at the counter of limits; empty where it has not called."""
 
 
 class Supervisor:
-    """The parent process."""
+    """The parent process: it starts, watches and replaces the workers."""
 
     def __init__(self, settings: Settings, arguments: Sequence[str], reread: Reread) -> None:
         """arguments: those of the command line, without the program."""
@@ -86,6 +95,7 @@ class Supervisor:
         self._admin: GatheredServer | None = None
         self._catching_up: set[asyncio.Task[None]] = set()
         self._reserved: socket.socket | None = None
+        self._limits = HostCounter(settings.workers)
         self.port = 0
 
     def admin_ports(self) -> list[tuple[int, int]]:
@@ -99,9 +109,9 @@ class Supervisor:
             loop.add_signal_handler(number, self._stop, number)
         settings = self._settings
         attend(loop, self._reload)
-        warning = descriptors.limit_warning(settings.max_connections, len(settings.replicas))
+        warning = descriptors.limit_warning(settings.max_connections, len(settings.engines))
         if warning:
-            log.warning("%s, for each worker", warning)
+            log.warning("%s (for each worker)", warning)
         self._reserve()
         self._admin = admin = GatheredServer(settings, self.admin_ports)
         await admin.start()
@@ -176,7 +186,7 @@ class Supervisor:
                     if member.ready is None
                     else MAX_MISSED_HEARTBEATS
                 ):
-                    log.error("worker %d is frozen, killing it", member.number)
+                    log.error("worker %d does not respond; killing it", member.number)
                     member.owed = 0
                     with contextlib.suppress(ProcessLookupError):
                         process.kill()
@@ -191,7 +201,9 @@ class Supervisor:
                 self.status = self.status or max(status, 0)
                 return
             if not self._served:
-                log.error("worker %d ended with status %d, stopping", member.number, status)
+                log.error(
+                    "worker %d ended with status %d; stopping all workers", member.number, status
+                )
                 self.status = status if status > 0 else 1
                 self._stop(signal.SIGTERM)
                 return
@@ -252,6 +264,7 @@ class Supervisor:
         frames, member.frames = member.frames, None
         if frames is not None:
             frames.close()
+        self._limits.gone(member.counts_as)
         if ready is not None and ready.router:
             writer = Writer()
             writer.plain(BYE)
@@ -266,6 +279,12 @@ class Supervisor:
         member.owed = 0
         if kind == BATCH:
             self._pass_on(member, data)
+        elif kind == LIMITS:
+            asked = _decode_limits(data)
+            member.counts_as = asked.call.router
+            if member.frames is not None:
+                reply = self._limits.call(asked.names, asked.call)
+                member.frames.tell(LIMITS, _encode(reply), worker)
         elif kind == READY:
             member.ready = msgspec.json.decode(data, type=Ready)
             self._served = True
@@ -279,12 +298,12 @@ class Supervisor:
         elif kind == LOAD:
             elders = [m for m in self._members if m.ready is not None and m is not member]
             elder = min(elders, key=lambda m: m.started, default=None)
-            asked = (
+            told = (
                 elder is not None
                 and elder.frames is not None
                 and elder.frames.tell(LOAD, b"", member.number)
             )
-            if not asked and member.frames is not None:
+            if not told and member.frames is not None:
                 member.frames.tell(LOADED)
         elif kind in (MAP, LOADED) and worker < len(self._members):
             frames = self._members[worker].frames

@@ -42,12 +42,12 @@ class WorkerTransport:
 
     @property
     def bytes_sent(self) -> int:
-        """Frames and all."""
+        """Bytes, the headers of frames included."""
         return self._frames.bytes_sent if self._frames is not None else 0
 
     @property
     def bytes_received(self) -> int:
-        """Frames and all."""
+        """Bytes, the headers of frames included."""
         return self._frames.bytes_received if self._frames is not None else 0
 
     def attach(self, frames: Frames) -> None:
@@ -107,7 +107,7 @@ class WorkerTransport:
             self._frames.tell(LOAD)
 
     def heard(self, kind: int, worker: int, data: bytes) -> None:
-        """A frame came."""
+        """Handle a frame from the supervisor."""
         shared = self._sync
         if shared is None:
             return
@@ -153,5 +153,7 @@ def _adopt(shared: StateSync, data: bytes) -> None:
             try:
                 shared.adopt(slot, decode(data[2 + length :], time.time()))
             except BadBatchError as error:
-                log.warning("workers: the map of %s was skipped: %s", name, error)
+                log.warning(
+                    "workers: skipped an unreadable snapshot of replica %s: %s", name, error
+                )
             return

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 import msgspec
 
 from router.config import Settings
-from router.workers.frames import ALIVE, HEARTBEAT_INTERVAL_S, READY, Frames, Ready
+from router.workers.frames import ALIVE, HEARTBEAT_INTERVAL_S, LIMITS, READY, Frames, Ready
+from router.workers.limits import SupervisorCounter
 from router.workers.transport import WorkerTransport
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ class Worker:
         self.transport = None if settings.state else WorkerTransport()
         """What it shares through, unless that is Redis."""
         self._frames = Frames(self._heard, self._orphaned)
+        self.counter = None if settings.state else SupervisorCounter(self._frames)
+        """Where it counts limits, unless that is Redis."""
 
     async def attach(self) -> None:
         """Take up the line. Before the app starts."""
@@ -54,11 +57,14 @@ class Worker:
         self._frames.tell(READY, msgspec.json.encode(Ready(router, admin_port)))
 
     def _heard(self, kind: int, worker: int, data: bytes) -> None:
-        if self.transport is not None:
+        if kind == LIMITS:
+            if self.counter is not None:
+                self.counter.heard(worker, data)
+        elif self.transport is not None:
             self.transport.heard(kind, worker, data)
 
     def _orphaned(self) -> None:
-        log.error("the supervisor is gone, stopping")
+        log.error("the supervisor has ended; this worker stops")
         os.kill(os.getpid(), signal.SIGTERM)
 
 

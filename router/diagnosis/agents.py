@@ -1,0 +1,84 @@
+"""Who asks, and which session a request belongs to, from what clients send without being told to.
+
+The order of names is the one that gateways have agreed on (CLIProxyAPI#4452): the client's own
+session headers first, then what the body says. What the body says often names a user or a bucket of
+conversations rather than one of them (`Session.weak`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+import xxhash
+
+SESSION_HEADERS: Final = (
+    b"x-claude-code-session-id",
+    b"session-id",
+    b"session_id",
+    b"x-session-id",
+    b"x-session-affinity",
+)
+"""Headers that name a session, the first one found counts."""
+
+_ORDER: Final = {name: place for place, name in enumerate(SESSION_HEADERS)}
+_AGENT: Final = b"user-agent"
+_NAME: Final = re.compile(rb"[A-Za-z][\w.+-]{0,40}(?:/[A-Za-z][\w.+-]{0,20})?")
+_WITHIN: Final = re.compile(r"session[_\"': -]*([0-9a-f-]{16,64})", re.IGNORECASE)
+
+
+class Origin(msgspec.Struct, frozen=True, gc=False):
+    """Where a request comes from."""
+
+    session: str
+    """The session's key; empty where nothing names one."""
+    weak: bool
+    """The key may stand for several conversations."""
+    agent: str
+    """The name in its User-Agent, without version; empty without one."""
+
+
+def origin_of(headers: Sequence[bytes], session: bytes, key: str) -> Origin:
+    """headers: name, value, name, ... session: the configured header's value. key: what the body
+    names (`prompt_cache_key`, `session_id`, `user`, or `metadata.user_id`)."""
+    agent = ""
+    found, best = b"", len(_ORDER)
+    for at in range(0, len(headers), 2):
+        name = headers[at]
+        # Nearly all names are longer or shorter than these.
+        if len(name) not in _LENGTHS:
+            continue
+        low = name.lower()
+        if low == _AGENT:
+            agent = agent_of(headers[at + 1])
+        elif _ORDER.get(low, best) < best:
+            found, best = headers[at + 1], _ORDER[low]
+    if session:
+        return Origin(session.decode("latin-1"), False, agent)
+    if found:
+        return Origin(found.decode("latin-1"), False, agent)
+    if key:
+        within = _WITHIN.search(key)
+        return Origin(within[1], False, agent) if within else Origin(key, True, agent)
+    return Origin("", True, agent)
+
+
+_LENGTHS: Final = frozenset(map(len, (*SESSION_HEADERS, _AGENT)))
+
+
+@lru_cache(maxsize=1024)
+def agent_of(user_agent: bytes) -> str:
+    """The name in a User-Agent: ``claude-cli`` of ``claude-cli/2.1.0 (external, cli)``."""
+    found = _NAME.match(user_agent)
+    return found[0].decode() if found else ""
+
+
+@lru_cache(maxsize=16_384)
+def session_name(tenant: str, key: str) -> str:
+    """What stands for a session's key everywhere: the queue, the audit, the admin port. A key is
+    its tenant's, and a secret of the client's."""
+    made: str = xxhash.xxh3_128_hexdigest(f"{tenant}\n{key}".encode("utf-8", "surrogatepass"))
+    return made

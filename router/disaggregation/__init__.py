@@ -1,0 +1,1 @@
+"""Prefill and decode apart: which prefill replica, what its connector speaks, what was learned."""

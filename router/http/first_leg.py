@@ -1,0 +1,352 @@
+"""The first leg of a request whose prefill and decode are apart.
+
+Before the exchange sends a request to the replica that was chosen to answer it (D), a prefill
+replica (P) computes the prompt, and tells where its KV blocks are. What D is sent says so too. P
+that fails is replaced by another one, and at last D computes the prompt by itself.
+
+P keeps the blocks until D has fetched them. When the client leaves in between, or D dies, a
+throwaway request for one token makes a decode replica fetch them (release.py). Once D was sent the
+params they are used up: blocks that P has given to others must not be read, so that another attempt
+begins anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from secrets import token_hex
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from router.disaggregation import bodies
+from router.disaggregation.disaggregation import Disaggregation, Leg
+from router.http.release import release
+from router.http.side_request import Answer, ask, with_body
+from router.http.upstream import ASK_USAGE, Asker, Failure, UpstreamConnection
+from router.telemetry.record import Outcome
+
+if TYPE_CHECKING:
+    from router.fleet.replica import Replica
+    from router.http.gateway import Gateway
+    from router.http.request import Request
+    from router.prompt import Prompt
+    from router.queue.ticket import Ticket
+    from router.scheduling.placer import Placement
+    from router.telemetry.record import Finished
+
+log = logging.getLogger(__name__)
+
+_MOST_PREFILLS = 2
+"""Prefill replicas that are tried for one request."""
+_SILENT = (Outcome.TIMEOUT_FIRST_BYTE, Outcome.TIMEOUT_SILENCE)
+_ALARM_SECONDS = 60.0
+"""Between two log lines about a prefill replica without a connector."""
+
+
+class Owner(Asker, Protocol):
+    """The exchange, as far as a first leg needs it."""
+
+    gateway: Gateway
+    request: Request
+    prompt: Prompt | None
+    placement: Placement | None
+    record: Finished
+    ticket: Ticket | None
+    leg: FirstLeg | None
+    connecting: asyncio.Task[None] | None
+
+    @property
+    def is_over(self) -> bool:
+        """Nobody waits for it any more."""
+
+    def deliver(self) -> None:
+        """Send it to the replica that was chosen to answer it."""
+
+    def crashed(self, exc: Exception) -> None:
+        """The router itself has failed on it."""
+
+
+def begins(exchange: Owner, apart: Disaggregation) -> bool:
+    """Whether a first leg has begun, which delivers the request at its end."""
+    leg, prompt, now = exchange.leg, exchange.prompt, monotonic()
+    if leg is not None and leg.params:
+        if not leg.handed and now < leg.expires:
+            return False  # the decode replica chosen before was never told
+        leg.over()
+        exchange.leg = None
+    placement, request = exchange.placement, exchange.request
+    assert placement is not None
+    if prompt is None:
+        return False
+    # What one of several answers fetched is gone for the others, and fields that the client sent
+    # itself are its own business.
+    rule = request.rule
+    if (
+        prompt.several
+        or prompt.more
+        or prompt.follows
+        or prompt.transfer
+        or not bodies.supports(rule.path)
+        or request.body[:1] != b"{"
+    ):
+        apart.counts[Leg.UNSUPPORTED] += 1
+        exchange.record.prefill_skipped = Leg.UNSUPPORTED
+        return False
+    prefilling = exchange.gateway.fleet.may_prefill(exchange.record.model)
+    prefilling &= ~(1 << placement.slot)
+    if not prefilling:
+        apart.counts[Leg.NO_PREFILL] += 1
+        exchange.record.prefill_skipped = Leg.NO_PREFILL
+        return False
+    prefilling &= ~apart.pairs.shunned(placement.slot, now)
+    if not prefilling:
+        apart.counts[Leg.CANNOT_FETCH] += 1
+        exchange.record.prefill_skipped = Leg.CANNOT_FETCH
+        return False
+    answering = exchange.gateway.fleet.serving(exchange.record.model)
+    choice = apart.choose(placement, placement.uncached, prefilling, answering, now)
+    if choice.slot < 0:
+        apart.counts[Leg.CHEAPER_LOCAL] += 1
+        exchange.record.prefill_skipped = Leg.CHEAPER_LOCAL
+        return False
+    if exchange.record.overhead < 0.0:
+        exchange.record.overhead = now - request.started  # the first leg is no overhead
+    exchange.leg = leg = FirstLeg(exchange, apart, choice.moved)
+    if exchange.ticket is not None:
+        exchange.gateway.queue.queue.relieve(exchange.ticket, now)
+    exchange.connecting = exchange.gateway.spawn(leg.run(choice.slot, prefilling))
+    return True
+
+
+class FirstLeg:
+    """One request's prefill on another replica, and what is to become of its blocks."""
+
+    __slots__ = (
+        "_apart",
+        "_asked",
+        "_began",
+        "_exchange",
+        "_fetched",
+        "_lost",
+        "_prefill_slot",
+        "_sent_at",
+        "_told",
+        "_transfer",
+        "cached_tokens",
+        "expires",
+        "handed",
+        "held_tokens",
+        "moved",
+        "params",
+    )
+
+    def __init__(self, exchange: Owner, apart: Disaggregation, moved: float) -> None:
+        self._exchange = exchange
+        self._apart = apart
+        self._asked: Request | None = None
+        """What a prefill replica was sent last."""
+        self._began = monotonic()
+        self._sent_at = 0.0
+        self._prefill_slot = -1
+        """Who has the blocks."""
+        self._transfer = ""
+        """What the connector may call it."""
+        self._told = -1
+        """The decode replica that was told where they are."""
+        self._fetched = False
+        """It has them: a token came."""
+        self._lost = ""
+        """How that replica has failed, before it had them."""
+        self.cached_tokens = -1
+        """Prompt tokens that the prefill replica had in its cache; -1 when it did not say."""
+        self.held_tokens = 0.0
+        """Those that it was believed to hold."""
+        self.moved = moved
+        """Tokens that the decode replica lacks."""
+        self.params = b""
+        """Where the blocks are; empty until a prefill replica told, or if none did."""
+        self.handed = False
+        """A decode replica was told."""
+        self.expires = 0.0
+        """Monotonic seconds from which the params are too old."""
+
+    async def run(self, slot: int, prefilling: int) -> None:
+        """Prefill on this replica, on failure on another of the mask, then deliver the request."""
+        exchange, apart = self._exchange, self._apart
+        try:
+            for _ in range(_MOST_PREFILLS):
+                if not await self._prefill(slot):
+                    break
+                # It failed: is there another?
+                apart.counts[Leg.FAILED] += 1
+                prefilling &= ~(1 << slot) & exchange.gateway.fleet.usable
+                assert exchange.placement is not None
+                if not prefilling:
+                    break
+                now = monotonic()
+                answering = exchange.gateway.fleet.serving(exchange.record.model)
+                slot = apart.choose(exchange.placement, self.moved, prefilling, answering, now).slot
+                if slot < 0:
+                    break
+        except asyncio.CancelledError:
+            apart.counts[Leg.CLIENT_GONE] += 1
+            raise
+        except Exception as exc:
+            exchange.connecting = None
+            exchange.crashed(exc)
+            return
+        if exchange.is_over:
+            self.over()
+            return
+        exchange.connecting = None
+        if not self.params:
+            self._burden()
+        exchange.deliver()
+
+    def _burden(self) -> None:
+        """The decode replica computes the prompt itself."""
+        exchange = self._exchange
+        if exchange.ticket is not None:
+            exchange.gateway.queue.queue.burden(exchange.ticket, monotonic())
+
+    async def _prefill(self, slot: int) -> bool:
+        """Have one replica prefill. Returns whether it failed, so that another may be asked."""
+        exchange = self._exchange
+        gateway, request, prompt = exchange.gateway, exchange.request, exchange.prompt
+        assert prompt is not None
+        fleet, now = gateway.fleet, monotonic()
+        replica = fleet.replicas[slot]
+        if replica is None:
+            return True
+        try:
+            self._transfer = token_hex(8)
+            asking = self._apart.connector.asking(self._transfer)
+            body = bodies.prefill_body(request.body, request.rule.path, asking)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return False  # the decode replica tells the client
+        placement = gateway.placer.place(prompt, 1 << slot, now)
+        if fleet.half_open >> slot & 1:
+            fleet.admitted(slot)
+        try:
+            self._asked = asked = with_body(request, body)
+            answer = await ask(gateway, replica, asked)
+        except BaseException:
+            placement.failed(monotonic())
+            fleet.withdrawn(slot)
+            raise
+        now = monotonic()
+        if isinstance(answer, Failure):
+            placement.failed(now)
+            if answer.reason is None:
+                fleet.withdrawn(slot)
+            else:
+                fleet.failed(slot, answer.reason, now)
+            gateway.telemetry.attempt_failed(replica.name, answer.outcome)
+            return True
+        return self._take(answer, placement, replica, now)
+
+    def _take(self, answer: Answer, placement: Placement, replica: Replica, now: float) -> bool:
+        """A whole answer has come. Returns whether it is a failure of the replica's."""
+        gateway, apart = self._exchange.gateway, self._apart
+        fleet, slot = gateway.fleet, placement.slot
+        if answer.status != 200:
+            placement.failed(now)
+            if answer.status >= 500:
+                fleet.failed(slot, "status", now)
+                gateway.telemetry.attempt_failed(replica.name, Outcome.UPSTREAM_5XX)
+                return True
+            fleet.withdrawn(slot)
+            apart.counts[Leg.REFUSED] += 1
+            return False
+        try:
+            found = bodies.read_answer(answer.body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            placement.failed(now)
+            fleet.failed(slot, "status", now)
+            gateway.telemetry.attempt_failed(replica.name, Outcome.BAD_RESPONSE)
+            return True
+        placement.first_token(now)
+        placement.finished(now, found.prompt_tokens, 0, found.cached_tokens)
+        fleet.succeeded(slot, now)
+        params = apart.connector.telling(found.params, self._transfer, replica.host)
+        if not params:
+            apart.counts[Leg.NO_PARAMS] += 1
+            apart.alarm(replica.name, now, _ALARM_SECONDS)
+            return False
+        self._exchange.record.prefill_replica = replica.name
+        self._exchange.record.prefill_seconds = now - self._began
+        self.params = params
+        self._prefill_slot = slot
+        self.cached_tokens = found.cached_tokens
+        self.held_tokens = placement.held_tokens
+        self.expires = now + apart.connector.lease_seconds
+        apart.prefill_seconds += now - self._began
+        return False
+
+    def hand_over(self, upstream: UpstreamConnection, replica: Replica, usage_at: int) -> None:
+        """Send the request to the decode replica, with where the blocks are."""
+        exchange, apart = self._exchange, self._apart
+        splice = bodies.insertion(self.params)
+        if not self.handed:  # a connection that had been closed is no second time
+            apart.counts[Leg.HANDED_OVER] += 1
+            apart.moved_tokens += self.moved
+        self.handed = True
+        self._told = replica.slot
+        self._sent_at = monotonic()
+        at = 1 if usage_at < 0 else usage_at
+        if usage_at >= 0:
+            splice = ASK_USAGE + splice
+        upstream.send(exchange, exchange.request, replica, at, splice)
+
+    def not_loaded(self) -> bool:
+        """The decode replica has failed. Whether it may be for the blocks, which it could not
+        fetch: then it is to be asked again without them."""
+        if not self.handed or not self.params:
+            return False
+        apart = self._apart
+        apart.counts[Leg.NOT_LOADED] += 1
+        apart.pairs.failed(self._prefill_slot, self._told, monotonic())
+        self._sent_at = 0.0  # what follows is no transfer
+        self._lost = Leg.NOT_LOADED
+        self.over()
+        self._burden()
+        return True
+
+    def attempt_failed(self, outcome: str) -> None:
+        """The decode replica has failed with this outcome."""
+        if self.handed and not self._fetched and self.params:
+            self._lost = outcome
+
+    def decoding(self, now: float) -> None:
+        """The first token has come from the decode replica."""
+        if self.handed and self.params and not self._fetched:
+            self._fetched = True
+            self._apart.pairs.worked(self._prefill_slot, self._told)
+        if self._sent_at:
+            self._apart.speed.saw(self.moved, now - self._sent_at)
+            self._sent_at = 0.0
+
+    @property
+    def used(self) -> bool:
+        """The decode replica was handed blocks, and has not failed on them."""
+        return self.handed and bool(self.params)
+
+    def over(self) -> None:
+        """Nothing more comes of it. Blocks that nobody has fetched are fetched and thrown away."""
+        params, asked = self.params, self._asked
+        if not params or asked is None or (self.handed and not self._lost):
+            return
+        self.params = b""
+        exchange, apart = self._exchange, self._apart
+        gateway, handed = exchange.gateway, self.handed
+        self.handed = True
+        if self._lost in _SILENT or not gateway.fleet.usable >> self._prefill_slot & 1:
+            # Who is silent may come back and fetch them; and where they were, there is nobody.
+            apart.counts[Leg.STRANDED] += 1
+            return
+        slot = exchange.placement.slot if exchange.placement is not None else -1
+        tried = 1 << self._told if handed else 0
+        model = exchange.record.model
+        gateway.spawn(release(gateway, apart, asked, params, model, slot, tried))
