@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 _HIDDEN = "..."
+_SECRET = ("--header", "--api-key")
 _IN_URL = re.compile(r"(?<=://)[^/@\s]*@")
 
 
@@ -26,9 +27,13 @@ class Made(msgspec.Struct, frozen=True):
     date: str
     """When they were ready, UTC, as ISO 8601 has it."""
     command: str
-    """The command line; no headers, which may hold keys, and no passwords of URLs."""
+    """The command line; no keys, no headers, which may hold keys, and no passwords of URLs."""
     machine: str
     """The load generator's: processor, cores, memory, system, Python. No host's name."""
+    engine: str = ""
+    """What answered, as far as it tells, or what was simulated."""
+    model: str = ""
+    """Its name, as it was asked for."""
 
 
 def version() -> str:
@@ -54,11 +59,11 @@ def command_line(program: str, arguments: Sequence[str]) -> str:
         name, sign, _ = argument.partition("=")
         if hide:
             shown.append(_HIDDEN)
-        elif name == "--header" and sign:
+        elif name in _SECRET and sign:
             shown.append(f"{name}={_HIDDEN}")
         else:
             shown.append(_IN_URL.sub(f"{_HIDDEN}@", argument))
-        hide = argument == "--header"
+        hide = argument in _SECRET
     return shlex.join([program, *shown])
 
 

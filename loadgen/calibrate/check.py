@@ -5,69 +5,51 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from heapq import heappop, heappush
 from math import inf
 from random import Random
-from statistics import median
 
 import msgspec
+import numpy as np
 import xxhash
 
-from loadgen.calibrate.fit import Fit
 from loadgen.calibrate.probe import Answered, Probe
 from loadgen.engine import Engine, EngineParams, Request
-
-REQUESTS = 200
-
-
-class Check(msgspec.Struct, frozen=True):
-    """Medians over the requests, in seconds and tokens."""
-
-    requests: int
-    measured_ttft: float
-    simulated_ttft: float
-    measured_cached: int
-    """Tokens, in all."""
-    simulated_cached: int
-    bunched: int
-    """Answers whose tokens came nearly all at once: the engine's processes, or the client, had to
-    wait for a processor."""
-
-    @property
-    def error(self) -> float:
-        """Simulated over measured, minus 1."""
-        return self.simulated_ttft / self.measured_ttft - 1
+from loadgen.engine.file import Agreement
 
 
 class Asked(msgspec.Struct, frozen=True):
     """One request as it was sent, and what came of it."""
 
-    ids: list[int]
     output_tokens: int
     answered: Answered
+    hashes: list[int]
+    """Of its prompt's full blocks, each covering those before it."""
 
 
-async def check(
-    probe: Probe, found: Fit, *, longest: int, at_a_time: int = 1, requests: int = REQUESTS
-) -> Check:
-    """Ask a mixed sequence (new prompts, follow-ups and branches of earlier ones), a few at a time,
-    then run it through the model with the very times of sending. Raises ProbeError."""
-    asked = await _play(probe, longest, at_a_time, requests)
-    simulated = replayed(asked, found)
-    return Check(
-        len(asked),
-        median(each.answered.first - each.answered.sent for each in asked),
-        median(ttft for ttft, _ in simulated),
-        sum(each.answered.cached_tokens for each in asked),
-        sum(cached for _, cached in simulated),
-        bunched([each.answered for each in asked], found.params),
-    )
+class Played(msgspec.Struct, frozen=True):
+    """Mixed requests, sent to an engine that knew none of them, so many at a time."""
+
+    at_a_time: int
+    asked: list[Asked]
 
 
-async def _play(probe: Probe, longest: int, at_a_time: int, requests: int) -> list[Asked]:
+class Seen(msgspec.Struct, frozen=True):
+    """One request on the model."""
+
+    ttft: float
+    tpot: float
+    cached_tokens: int
+
+
+async def play(probe: Probe, longest: int, at_a_time: int, requests: int) -> Played:
+    """Ask a mixed sequence: new prompts, follow-ups and branches of earlier ones. Raises
+    ProbeError."""
     random = Random(time.time_ns())
     known: list[list[int]] = []
     asked: list[Asked] = []
     left = iter(range(requests))
+    size = probe.known.block_size
 
     async def client() -> None:
         for _ in left:
@@ -77,29 +59,77 @@ async def _play(probe: Probe, longest: int, at_a_time: int, requests: int) -> li
                 ids = (earlier[: random.randrange(1, len(earlier) + 1)] + ids)[-longest:]
             output = random.choice((4, 16, 32))
             known.append(ids)
-            asked.append(Asked(ids, output, await probe.ask(ids, output)))
+            answered = await probe.ask(ids, output)
+            asked.append(Asked(output, answered, block_hashes(ids, size)))
 
     await asyncio.gather(*(client() for _ in range(at_a_time)))
-    return asked
+    asked.sort(key=lambda each: each.answered.sent)
+    return Played(at_a_time, asked)
 
 
-def replayed(asked: Sequence[Asked], found: Fit) -> list[tuple[float, int]]:
-    """(time to first token, cached tokens) of each, on an engine with an empty cache."""
-    engine = Engine(found.params)
-    made = []
-    order = sorted(asked, key=lambda each: each.answered.sent)
-    start = order[0].answered.sent
-    for each in order:
-        at = each.answered.sent - start
-        while engine.due <= at:
-            engine.step()
-        keys = _hashes(each.ids, found.params.block_size)
-        request = Request(len(each.ids), each.output_tokens, keys)
-        engine.add(request, at)
-        made.append((at, request))
-    while engine.due < inf:
-        engine.step()
-    return [(request.first_token_at - at, request.cached_tokens) for at, request in made]
+def replayed(played: Played, params: EngineParams) -> list[Seen]:
+    """The same requests on a model with an empty cache, in the same order, and as many at a time:
+    each is sent when one before it has ended, and the client has taken as long as it really took.
+    At the real times of sending, a model that is a little too slow would queue ever more."""
+    engine = Engine(params)
+    made: list[tuple[float, Request]] = []
+    free = [0.0] * played.at_a_time
+    """When each client that waits for nothing sends its next request."""
+    pause = _pause(played)
+    left = iter(played.asked)
+    each = next(left, None)
+    while each is not None or engine.due < inf:
+        if each is not None and free and free[0] < engine.due:
+            at = heappop(free)
+            request = Request(each.answered.prompt_tokens, each.output_tokens, each.hashes)
+            engine.add(request, at)
+            made.append((at, request))
+            each = next(left, None)
+            continue
+        result = engine.step()
+        for _ in result.finished:
+            heappush(free, result.at + pause)
+    return [
+        Seen(
+            request.first_token_at - at,
+            (request.finished_at - request.first_token_at) / max(1, request.output_tokens - 1),
+            request.cached_tokens,
+        )
+        for at, request in made
+    ]
+
+
+def _pause(played: Played) -> float:
+    """Seconds of a client between an answer and its next request, the median."""
+    ends = sorted(each.answered.last for each in played.asked)
+    begins = [each.answered.sent for each in played.asked][played.at_a_time :]
+    gaps = [sent - end for end, sent in zip(ends, begins, strict=False)]
+    return max(0.0, float(np.median(gaps))) if gaps else 0.0
+
+
+def agreement(plays: Sequence[Played], params: EngineParams) -> Agreement:
+    """What was measured and what the model says, over all of several plays at the same load."""
+    asked = [each for played in plays for each in played.asked]
+    model = [seen for played in plays for seen in replayed(played, params)]
+    real = [each.answered for each in asked]
+    ttft = [each.first - each.sent for each in real]
+    tpot = [each.tpot for each in real]
+    real50, real90 = np.percentile(ttft, (50, 90))
+    model50, model90 = np.percentile([seen.ttft for seen in model], (50, 90))
+    return Agreement(
+        at_a_time=plays[0].at_a_time,
+        requests=len(asked),
+        measured_ttft_p50=float(real50),
+        simulated_ttft_p50=float(model50),
+        measured_ttft_p90=float(real90),
+        simulated_ttft_p90=float(model90),
+        # A mean: answers of four tokens that one prefill holds up make medians jump.
+        measured_tpot=float(np.mean(tpot)),
+        simulated_tpot=float(np.mean([seen.tpot for seen in model])),
+        measured_cached=sum(each.cached_tokens for each in real),
+        simulated_cached=sum(seen.cached_tokens for seen in model),
+        bunched=bunched(real, params),
+    )
 
 
 def bunched(answers: Sequence[Answered], params: EngineParams) -> int:
@@ -108,7 +138,7 @@ def bunched(answers: Sequence[Answered], params: EngineParams) -> int:
     return sum(each.last - each.first < least * (each.output_tokens - 1) for each in answers)
 
 
-def _hashes(ids: Sequence[int], size: int) -> list[int]:
+def block_hashes(ids: Sequence[int], size: int) -> list[int]:
     """Of the full blocks, each covering those before it."""
     made, before = [], 0
     for end in range(size, len(ids) + 1, size):

@@ -21,23 +21,23 @@ LEAST_PER_TOKEN = 1e-9
 
 
 class Prefilling(msgspec.Struct, frozen=True):
-    """One prompt, alone on the engine."""
+    """A measurement of one prompt, alone on the engine."""
 
     tokens: int
     seconds: float
-    """To its first token."""
+    """Seconds to the first token."""
     cached: int = 0
-    """Of its tokens."""
+    """How many of its tokens were cached."""
 
 
 class Decoding(msgspec.Struct, frozen=True):
-    """Requests decoding together."""
+    """A measurement of requests that decode together."""
 
     requests: int
     context: float
     """Tokens of context of all of them together, on average over the steps."""
     seconds: float
-    """Of a step."""
+    """Seconds of one step."""
 
 
 class Together(msgspec.Struct, frozen=True):
@@ -45,14 +45,14 @@ class Together(msgspec.Struct, frozen=True):
 
     requests: int
     tokens: int
-    """Of each one's prompt."""
+    """Tokens of each prompt."""
     cached: int
     seconds: float
     """To the first token, the median of the requests."""
 
 
 class Fit(msgspec.Struct, frozen=True):
-    """What was found."""
+    """The result of a fit: parameters, and how far measurements are from them."""
 
     params: EngineParams
     prefill_error: float
@@ -61,7 +61,7 @@ class Fit(msgspec.Struct, frozen=True):
 
 
 class FitError(ValueError):
-    """Too little was measured."""
+    """There are too few measurements for a fit."""
 
 
 def fit(
@@ -88,7 +88,7 @@ def fit(
     and the rate bears it. Raises FitError for fewer than three different prompts or decoding loads.
     """
     if len({each.tokens for each in prefilling}) < 3 or len(set(decoding)) < 3:
-        raise FitError("at least three lengths of prompts and three decoding loads are needed")
+        raise FitError("three prompt lengths and three decoding loads are needed; raise --seconds")
     steps = np.array([each.seconds for each in decoding])
     running = np.array([each.requests for each in decoding], dtype=np.float64)
     context = np.array([each.context for each in decoding])

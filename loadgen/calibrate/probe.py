@@ -18,7 +18,7 @@ from loadgen.engine import EngineParams
 LOWEST_ID, HIGHEST_ID = 10, 2000
 """Token ids asked with: within every vocabulary, above the usual special ones."""
 ROUNDS = 5
-"""Of measuring everything, at least."""
+"""The least number of rounds, each of which measures everything."""
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 """Prompts' lengths as shares of the longest; up to a tenth shorter, no two alike, since engines
 are faster with a length that they have just had."""
@@ -40,6 +40,11 @@ class Answered(msgspec.Struct, frozen=True):
     prompt_tokens: int
     output_tokens: int
     cached_tokens: int
+
+    @property
+    def tpot(self) -> float:
+        """Seconds a token after the first."""
+        return (self.last - self.first) / max(1, self.output_tokens - 1)
 
 
 class _Card(msgspec.Struct):
@@ -104,7 +109,7 @@ class Probe:
             raise ProbeError(
                 "no vllm:cache_config_info in /metrics "
                 f"({metrics.status_code}), or no model in /v1/models ({models.status_code}): "
-                "calibrate needs the URL of a vLLM engine itself, not of a gateway"
+                "give calibrate the URL of a vLLM engine, not of a gateway"
             ) from error
         known = EngineParams(
             name="calibrated",
@@ -117,7 +122,7 @@ class Probe:
         return cls(client, card.id, known, seed)
 
     def prompt(self, tokens: int) -> list[int]:
-        """Token ids never sent before."""
+        """Token ids that were never sent before."""
         return self._random.choices(range(LOWEST_ID, HIGHEST_ID), k=tokens)
 
     async def ask(self, ids: Sequence[int], output_tokens: int) -> Answered:
@@ -230,4 +235,4 @@ class Probe:
 
 def _step(answers: list[Answered]) -> float:
     """Seconds of a decoding step while all of them decode."""
-    return median((each.last - each.first) / (each.output_tokens - 1) for each in answers)
+    return median(each.tpot for each in answers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,20 +16,26 @@ from loadgen.calibrate import command as calibration
 from loadgen.calibrate.fit import FitError
 from loadgen.calibrate.probe import ProbeError
 from loadgen.cli import options as opts
+from loadgen.cli import planned, whatif
 from loadgen.cli.parser import Parser
 from loadgen.cli.preflight import check_policies
 from loadgen.cli.simulated import Simulation
-from loadgen.cli.values import OptionsError, count, names
+from loadgen.cli.values import OptionsError, count, names, sentence
 from loadgen.client.target import address
 from loadgen.live.compare import DIRECT, Comparing, Comparison, Contender, FleetSpec, results_of
+from loadgen.live.gateway import EXACT_ARMS
 from loadgen.live.processes import ChildError, run_async
 from loadgen.live.run import RunError
 from loadgen.made import made, version
+from loadgen.planning import report as plan_report
 from loadgen.replicas import serve
 from loadgen.reproduce import command
+from loadgen.results.diff import diff, worse
+from loadgen.results.export import RunRecords, is_records, results_again, write_records
 from loadgen.results.merge import merged
 from loadgen.results.offered import shortfall
 from loadgen.results.schema import Kind, Results, ResultsError, read_json, write_csv, write_json
+from loadgen.show.markdown import write_markdown
 from loadgen.show.report.page import write_html
 from loadgen.show.tables import show
 from loadgen.show.terminal import Screen
@@ -40,6 +46,7 @@ _WRITERS: Mapping[str, Callable[[Results, Path], None]] = {
     "json": write_json,
     "csv": write_csv,
     "html": write_html,
+    "markdown": write_markdown,
 }
 _ERRORS = (ChildError, RunError, OSError, ValueError)
 
@@ -80,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     opts.add_workload(run)
     opts.add_client(run)
     opts.add_output(run)
+    opts.add_records(run)
     run.set_defaults(command=_run)
 
     versus = commands.add_parser("compare", help="routing policies under the same arrivals")
@@ -92,6 +100,12 @@ def parser() -> argparse.ArgumentParser:
     versus.add_argument("--router", action="append", default=[], metavar="NAME=URL")
     versus.add_argument(
         "--replicas", type=count(), metavar="N", help=f"simulated ones (default {REPLICAS})"
+    )
+    versus.add_argument(
+        "--prefill",
+        type=count(),
+        metavar="N",
+        help="so many more simulated ones, which prefill for them in a second arm of each policy",
     )
     opts.add_engine(versus)
     versus.add_argument(
@@ -107,6 +121,7 @@ def parser() -> argparse.ArgumentParser:
     opts.add_client(versus)
     opts.add_price(versus)
     opts.add_output(versus)
+    opts.add_records(versus)
     versus.set_defaults(command=_compare)
 
     simulated = commands.add_parser("simulate", help="the same in virtual time, without sockets")
@@ -116,6 +131,13 @@ def parser() -> argparse.ArgumentParser:
         default=str(REPLICAS),
         metavar="N[,N...]",
         help="several make a sweep (default %(default)s)",
+    )
+    simulated.add_argument(
+        "--prefill",
+        type=count(),
+        metavar="N",
+        help="so many more, which prefill for them: for the requests that the gateway chooses, and "
+        "for all; beside them each policy has all replicas alike",
     )
     opts.add_engine(simulated)
     simulated.add_argument(
@@ -131,6 +153,7 @@ def parser() -> argparse.ArgumentParser:
     opts.add_workload(simulated)
     opts.add_price(simulated)
     opts.add_output(simulated)
+    opts.add_records(simulated)
     simulated.set_defaults(command=_simulate)
 
     replicas = commands.add_parser("replicas", help="serve simulated vLLM replicas")
@@ -155,6 +178,30 @@ def parser() -> argparse.ArgumentParser:
     command.add_arguments(report)
     opts.add_output(report)
     report.set_defaults(command=_report)
+
+    plan = commands.add_parser("plan", help="the cheapest fleet that holds objectives")
+    planned.add_arguments(plan)
+    opts.add_workload(plan)
+    for name in ("json", "markdown"):
+        plan.add_argument(f"--{name}", type=Path, metavar="FILE")
+    plan.set_defaults(command=_plan)
+
+    otherwise = commands.add_parser(
+        "whatif", help="an access log with another policy, KV cache, fleet, or a replica lost"
+    )
+    whatif.add_arguments(otherwise)
+    opts.add_workload(otherwise)
+    opts.add_output(otherwise)
+    otherwise.set_defaults(command=_whatif)
+
+    changed = commands.add_parser("diff", help="two results, before and after, with intervals")
+    changed.add_argument("before", type=Path, help="what --json or --records wrote")
+    changed.add_argument("after", type=Path)
+    changed.add_argument(
+        "--check", action="store_true", help="exit with 1 where something got worse for certain"
+    )
+    opts.add_output(changed)
+    changed.set_defaults(command=_diff)
     for each in commands.choices.values():
         each.set_defaults(parser=each)
     return parser
@@ -189,20 +236,28 @@ def _compare(args: argparse.Namespace) -> int:
         address(url)
     clash = [name for name in routers if name in policies]
     if clash or len(routers) < len(args.router):
-        raise OptionsError("--router needs names, each a different one, and none of --policies")
+        raise OptionsError("--router: give each router a name of its own that is not in --policies")
     if args.replica and args.replicas:
-        raise OptionsError("--replicas starts simulated ones, --replica names running ones: one")
+        raise OptionsError(
+            "--replicas starts replicas, --replica names running ones: give only one"
+        )
     if routers and not args.replica:
         raise OptionsError(
             "--router compares a router that already runs: say with --replica which replicas it "
             "has, so that the other arms get the same and caches are emptied in between"
         )
-    simulated = 0 if args.replica else args.replicas or REPLICAS
+    prefill = args.prefill or 0
+    if prefill and args.replica:
+        raise OptionsError("--prefill starts replicas, --replica names running ones: give only one")
+    alone = [name for name in policies if prefill and (name == DIRECT or name in EXACT_ARMS)]
+    if alone:
+        raise OptionsError(f"--prefill: {alone[0]} cannot have prefill and decode apart")
+    simulated = 0 if args.replica else (args.replicas or REPLICAS) + prefill
     engine = opts.engine_from(args) if simulated else None
     axis, plans = opts.plans_from(args)
     comparison = Comparison(
         contenders=[
-            *(Contender(name) for name in policies),
+            *(each for name in policies for each in _arms(name, prefill)),
             *(Contender(name, url) for name, url in routers.items()),
         ],
         fleet=FleetSpec(
@@ -221,9 +276,15 @@ def _compare(args: argparse.Namespace) -> int:
     return _live(args, comparison, axis, "compare", description, simulated=bool(simulated))
 
 
+def _arms(policy: str, prefill: int) -> list[Contender]:
+    """A policy with all replicas alike, and with some that prefill for the others."""
+    alike = Contender(policy)
+    return [alike, Contender(f"{policy}_apart", "", policy, prefill)] if prefill else [alike]
+
+
 def _replica_arguments(args: argparse.Namespace) -> tuple[str, ...]:
     blocks = ("--num-blocks", str(args.num_blocks)) if args.num_blocks else ()
-    return ("--preset", args.preset, *blocks)
+    return ("--preset", args.preset, *blocks, *(("--nixl",) if args.prefill else ()))
 
 
 def _live(
@@ -236,6 +297,7 @@ def _live(
     simulated: bool,
 ) -> int:
     opts.check_plans(comparison.plans)
+    assumed = opts.assumptions_from(comparison.plans)
     with Screen(_progress()) as screen:
         comparing = Comparing(comparison, screen)
         status = _whole(lambda: run_async(comparing.run()))
@@ -251,11 +313,15 @@ def _live(
         kind=kind if len(comparison.plans) == 1 else "sweep",
         axis=axis,
         simulated=simulated,
-        description=description,
+        description=" ".join(filter(None, (description, *map(sentence, assumed)))),
         settings=opts.settings_from(args),
     )
-    results.made = args.made()
-    return _finish(args, results, status)
+    results.made = msgspec.structs.replace(
+        args.made(),
+        engine=comparing.engine or (description if simulated else ""),
+        model=comparing.model,
+    )
+    return _finish(args, results, status, comparing.records())
 
 
 def _simulate(args: argparse.Namespace) -> int:
@@ -265,8 +331,8 @@ def _simulate(args: argparse.Namespace) -> int:
     if status is not None and not simulation.begun:
         return status
     results = simulation.results()
-    results.made = args.made()
-    return _finish(args, results, status)
+    results.made = msgspec.structs.replace(args.made(), engine=simulation.engine)
+    return _finish(args, results, status, simulation.records())
 
 
 def _progress() -> Console:
@@ -308,14 +374,64 @@ def _report(args: argparse.Namespace) -> int:
     called = short if len(set(short)) == len(short) else [str(path) for path in args.file]
     if len(set(called)) < len(called):
         raise OptionsError("the same file is there twice")
-    read = [read_json(path) for path in args.file]
+    read = [_read(path) for path in args.file]
     return _finish(args, merged(dict(zip(called, read, strict=True))), None)
 
 
-def _finish(args: argparse.Namespace, results: Results, status: int | None) -> int:
+def _read(path: Path) -> Results:
+    """Results, or requests that results are made of again."""
+    return results_again(path) if is_records(path) else read_json(path)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    with Screen(_progress()) as screen:
+        found = planned.planned(args, _progress(), screen)
+    found.made = args.made()
+    status = OK
+    writers = {"json": plan_report.write_json, "markdown": plan_report.write_markdown}
+    for name, write in writers.items():
+        if path := getattr(args, name):
+            try:
+                write(found, path)
+            except OSError as error:
+                status = _fail(OSError(f"--{name} {path}: {error.strerror}"))
+    plan_report.show(found, Console())
+    return status if found.choices else FAILED
+
+
+def _whatif(args: argparse.Namespace) -> int:
+    with Screen(_progress()) as screen:
+        results = whatif.whatif(args, screen)
+    results.made = args.made()
+    return _finish(args, results, None)
+
+
+def _diff(args: argparse.Namespace) -> int:
+    for path in (args.before, args.after):
+        if not path.is_file():
+            raise OptionsError(f"{path}: there is no such file")
+    results = diff(_read(args.before), _read(args.after))
+    results.made = args.made()
+    status = _finish(args, results, None)
+    return FAILED if args.check and worse(results) else status
+
+
+def _finish(
+    args: argparse.Namespace,
+    results: Results,
+    status: int | None,
+    records: Iterable[RunRecords] = (),
+) -> int:
     """Write what was asked for, and show. Returns the exit status: that of what ended the work
     early, or a failure when nothing succeeded or was written."""
     written = _write(args, results)
+    if path := getattr(args, "records", None):
+        try:
+            write_records(results, opts.objectives_from(args), records, path)
+        except OSError as error:
+            written = _fail(OSError(f"--records {path}: {error.strerror or error}"))
+        except ResultsError as error:
+            written = _fail(error)
     show(results, Console())
     if status is not None:
         return status

@@ -16,7 +16,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # Here, so that Ctrl-C while it loads ends as it does later.
         from loadgen.cli.commands import run
+        from loadgen.cli.start import START
 
+        if not (sys.argv[1:] if arguments is None else arguments):
+            print(START)
+            return 0
         return run(arguments)
     except KeyboardInterrupt:
         print("Stopped; nothing is left running.", file=sys.stderr)

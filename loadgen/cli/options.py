@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -21,9 +22,10 @@ from loadgen.cli.values import (
     positives,
     seconds,
 )
-from loadgen.client.body import PATHS
 from loadgen.client.driver import Options
+from loadgen.client.formats import FORMATS
 from loadgen.engine import EngineParams
+from loadgen.engine.presets import GPUS
 from loadgen.live.run import Client
 from loadgen.replicas.named import WHAT, named_engine
 from loadgen.results.savings import Price
@@ -34,25 +36,51 @@ from loadgen.workloads import (
     Arrivals,
     Closed,
     Fixed,
+    Mooncake,
     Plan,
     Poisson,
     Ramp,
+    Replay,
     Traced,
+    Workload,
     make,
 )
 from loadgen.workloads.single import LADDER_RATES
+from loadgen.workloads.traces import Trace
+from loadgen.workloads.traces.formats.prompts import COLUMNS
+from loadgen.workloads.traces.recognise import cut_off
+from loadgen.workloads.traces.segments import bytes_per_token, load_tokenizer
 
+KEY_VARIABLE = "LOADGEN_API_KEY"
 PRESET = "32b-2xh100"
 DURATION = 60.0
 """Seconds, when neither --duration nor --requests says where to end."""
-FILES = ("json", "csv", "html")
+FILES = ("json", "csv", "html", "markdown")
 
 
 def add_workload(parser: argparse.ArgumentParser) -> None:
     """What is asked, when, and for how long."""
     group = parser.add_argument_group("workload")
     add = group.add_argument
-    add("--workload", default="agent", metavar="NAME", help="; ".join(NAMES) + " (default agent)")
+    add(
+        "--workload",
+        default="agent",
+        metavar="NAME|FILE",
+        help="; ".join(NAMES) + " (default agent)",
+    )
+    add(
+        "--columns",
+        default="",
+        metavar="WHAT=NAME,...",
+        help=f"of a csv or jsonl file: {', '.join(COLUMNS)}",
+    )
+    add(
+        "--tokenizer",
+        default="",
+        metavar="NAME|FILE",
+        help="counts texts, recorded and made up, in the model's own tokens: a tokenizer.json, its "
+        "folder, or a name on the Hugging Face hub",
+    )
     add(
         "--set",
         action="append",
@@ -76,7 +104,12 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
     )
     add("--concurrency", default="", metavar="N[,N...]", help="closed loop: sessions at a time")
     add("--speed", type=positive, help="of a trace, times its own (default 1)")
-    add("--duration", type=period, metavar="TIME", help="60s, 10m (default 60s)")
+    add(
+        "--duration",
+        type=period,
+        metavar="TIME",
+        help="60s, 10m (default 60s; simulate and plan play a trace with times to its end)",
+    )
     add("--requests", type=count(), metavar="N", help="stop starting sessions after N steps")
     add("--warmup", type=seconds, metavar="TIME", help="first seconds not counted")
     add(
@@ -99,7 +132,13 @@ def add_client(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("requests")
     add = group.add_argument
     add("--model", default="", help="default: the first that /v1/models names")
-    add("--api", default="chat", choices=sorted(PATHS))
+    add("--api", default="chat", choices=sorted(FORMATS))
+    add(
+        "--api-key",
+        default="",
+        metavar="KEY",
+        help=f"sent as a bearer token, never shown (default: {KEY_VARIABLE} of the environment)",
+    )
     add("--header", action="append", default=[], metavar="NAME:VALUE", help="may be repeated")
     add("--no-stream", action="store_true", help="ask for whole answers")
     add("--no-vllm-fields", action="store_true", help="leave out ignore_eos, which only vLLM knows")
@@ -130,7 +169,11 @@ def add_price(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="tokens/s of one replica (default: the simulated one's, or 20,000)",
     )
-    add("--gpus", type=count(), default=1, help="of one replica (default 1)")
+    add(
+        "--gpus",
+        type=count(),
+        help="of one replica (default: the simulated preset's, or 1)",
+    )
     add("--gpu-hour", type=positive, metavar="PRICE", help="of one GPU for one hour")
 
 
@@ -175,9 +218,19 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{name}", type=Path, metavar="FILE")
 
 
+def add_records(parser: argparse.ArgumentParser) -> None:
+    """Where every request goes."""
+    parser.add_argument(
+        "--records",
+        type=Path,
+        metavar="FILE",
+        help="every request: jsonl, or parquet by the ending; report makes results of it again",
+    )
+
+
 def check_output(args: argparse.Namespace) -> None:
     """Results can be written where they are asked for. Raises OptionsError."""
-    for name in FILES:
+    for name in (*FILES, "records"):
         if path := getattr(args, name, None):
             check_writable(f"--{name}", path)
 
@@ -188,19 +241,27 @@ def pairs(items: Iterable[str], sign: str, option: str) -> dict[str, str]:
     for item in items:
         name, found_sign, value = item.partition(sign)
         if not found_sign or not name:
-            raise OptionsError(f"{option} {item!r}: write NAME{sign}VALUE")
+            # A header without its name is perhaps a key, which is nobody else's business.
+            given = "" if option == "--header" else f" {item!r}"
+            raise OptionsError(f"{option}{given}: write NAME{sign}VALUE")
         found[name.strip()] = value.strip()
     return found
 
 
-def plans_from(args: argparse.Namespace) -> tuple[str, list[tuple[float, Plan]]]:
+def plans_from(
+    args: argparse.Namespace, *, whole: bool = False
+) -> tuple[str, list[tuple[float, Plan]]]:
     """The axis in words, and (load, plan) for each rate or concurrency. Raises OptionsError and
-    WorkloadError."""
-    workload = make(args.workload, pairs(args.set, "=", "--set"))
+    WorkloadError.
+
+    whole: without --duration and --requests a trace at its own times is played to its end, and not
+    for the usual duration.
+    """
+    workload = workload_from(args)
     duration = args.duration or (0.0 if args.requests else DURATION)
     warmup = args.warmup or 0.0
     if warmup and duration and warmup >= duration:
-        raise OptionsError(f"--warmup {warmup:g} leaves nothing of --duration {duration:g}")
+        raise OptionsError(f"--warmup {warmup:g} must be shorter than --duration {duration:g}")
     base = Plan(
         workload,
         Poisson(1.0),
@@ -211,9 +272,36 @@ def plans_from(args: argparse.Namespace) -> tuple[str, list[tuple[float, Plan]]]
         requests=args.requests or 0,
     )
     axis, loads = _arrivals(args, timed=workload.timed, duration=duration)
+    if whole and not args.duration and isinstance(loads[0][1], Traced):
+        base = msgspec.structs.replace(base, duration=0.0)
     return axis, [
         (load, msgspec.structs.replace(base, arrivals=arrivals)) for load, arrivals in loads
     ]
+
+
+def workload_from(args: argparse.Namespace) -> Workload:
+    """What --workload names, as --set, --columns and --tokenizer change it. Raises OptionsError,
+    WorkloadError and TraceError."""
+    settings = pairs(args.set, "=", "--set")
+    columns = pairs(args.columns.split(",") if args.columns else (), "=", "--columns")
+    workload = make(args.workload, settings, columns)
+    if not args.tokenizer:
+        return workload
+    load_tokenizer(args.tokenizer)
+    if not isinstance(workload, Trace):
+        if "bytes_per_token" not in args:
+            raise OptionsError(f"--tokenizer counts texts, and {args.workload} has none here")
+        return workload
+    return msgspec.structs.replace(workload, tokenizer=args.tokenizer)
+
+
+def assumptions_from(plans: Sequence[tuple[float, Plan]]) -> list[str]:
+    """What a trace does not tell and is assumed, and what is left out of it, in sentences."""
+    workload = plans[0][1].workload
+    said = workload.assumptions if isinstance(workload, Trace) else []
+    if isinstance(workload, Trace | Mooncake | Replay):
+        said += cut_off(workload.path)
+    return said
 
 
 def check_plans(plans: Iterable[tuple[float, Plan]]) -> None:
@@ -267,7 +355,7 @@ def _arrivals(
 
 def _no_speed(args: argparse.Namespace) -> None:
     if args.speed is not None:
-        raise OptionsError("--speed is of a trace's own times: they are not used here")
+        raise OptionsError("--speed needs a trace's own times: use --arrivals trace, or remove it")
 
 
 def _one(text: str, option: str) -> float:
@@ -297,8 +385,8 @@ def client_from(args: argparse.Namespace) -> Client:
         api=args.api,
         stream=not args.no_stream,
         vllm_fields=not args.no_vllm_fields,
-        bytes_per_token=args.bytes_per_token,
-        headers=dict(header(*each) for each in pairs(args.header, ":", "--header").items()),
+        bytes_per_token=_bytes_per_token(args),
+        headers=_headers(args),
         options=Options(
             timeout=args.timeout,
             declared_answers=args.declared_answers,
@@ -308,16 +396,37 @@ def client_from(args: argparse.Namespace) -> Client:
     )
 
 
+def _bytes_per_token(args: argparse.Namespace) -> float:
+    """Of made-up text, so that prompts have their declared length in the model's own tokens."""
+    if not args.tokenizer:
+        return float(args.bytes_per_token)
+    return bytes_per_token(load_tokenizer(args.tokenizer))
+
+
+def _headers(args: argparse.Namespace) -> dict[str, str]:
+    """Of --header and --api-key; what is given as a header is not written over."""
+    key = args.api_key or os.environ.get(KEY_VARIABLE, "")
+    found = {}
+    if key:
+        found = dict((header("authorization", f"Bearer {key}"),))
+        if args.api == "messages":
+            found["x-api-key"] = key
+    given = dict(header(*each) for each in pairs(args.header, ":", "--header").items())
+    lower = {name.lower() for name in given}
+    return {**{name: value for name, value in found.items() if name not in lower}, **given}
+
+
 def price_from(args: argparse.Namespace, engine: EngineParams | None) -> Price:
     """What saved work is worth; engine is the simulated replicas'."""
     rate = args.prefill_rate or (engine.prefill_rate if engine else Price().prefill_rate)
-    return Price(rate, args.gpus, args.gpu_hour)
+    gpus = args.gpus or (GPUS.get(engine.name, 1) if engine else 1)
+    return Price(rate, gpus, args.gpu_hour)
 
 
 def settings_from(args: argparse.Namespace) -> dict[str, str]:
     """What was asked for, for the report: every option that says something, but no headers, which
     may hold keys."""
-    hidden = {"command", "parser", "made", "header", *FILES}
+    hidden = {"command", "parser", "made", "header", "api_key", "records", *FILES}
     return {
         name: ",".join(map(str, value)) if isinstance(value, list) else str(value)
         for name, value in sorted(vars(args).items())

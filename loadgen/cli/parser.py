@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse's."""
+        """Remembers the arguments, so that an error can name what is misspelt."""
         if self._subparsers is None:
             self._given = args or ()
         return super().parse_known_args(args, namespace)
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
             said = command._strange(left)
             if not said and left[0].startswith("-"):
                 said = f"there is no option {left[0]}"
-            command.error(said or f"{left[0]!r} is too much: it belongs to no option")
+            command.error(said or f"{left[0]!r} belongs to no option; remove it")
         return parsed
 
     def _strange(self, arguments: Sequence[str]) -> str:

@@ -38,11 +38,11 @@ def check_policies(arms: Sequence[str]) -> None:
 def check_writable(option: str, path: Path) -> None:
     """A file can be written there. Raises OptionsError."""
     if path.is_dir():
-        raise OptionsError(f"{option} {path}: is a folder, name a file in it")
+        raise OptionsError(f"{option} {path}: is a folder; name a file in it")
     if path.exists():
         if not os.access(path, os.W_OK):
-            raise OptionsError(f"{option} {path}: may not be written")
+            raise OptionsError(f"{option} {path}: no permission to write it")
     elif not path.parent.is_dir():
-        raise OptionsError(f"{option} {path}: there is no folder {path.parent}")
+        raise OptionsError(f"{option} {path}: create the folder {path.parent} first")
     elif not os.access(path.parent, os.W_OK | os.X_OK):
-        raise OptionsError(f"{option} {path}: nothing may be written in {path.parent}")
+        raise OptionsError(f"{option} {path}: no write permission in {path.parent}")

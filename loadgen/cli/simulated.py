@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from loadgen.cli import options as opts
-from loadgen.cli.values import OptionsError, counts, names
+from loadgen.cli.values import OptionsError, counts, names, sentence
 from loadgen.live.compare import RunObserver, results_of
 from loadgen.results.bootstrap import ONE_RUN, against_first
+from loadgen.results.export import RunRecords
 from loadgen.results.offered import shortfall
 from loadgen.results.savings import savings
 from loadgen.results.schema import REPLICAS, Arm, Difference, Results
-from loadgen.simulate import ArmRun, arm_of, arrangement, prepare, run_once
+from loadgen.simulate import ArmRun, arm_of, arms_of, arrangement, prepare, run_once
 from loadgen.workloads import Closed, Plan
 from router.config.units import parse_duration
 from router.prompt.spans import SPANS
@@ -37,10 +38,14 @@ class Simulation:
         self._args = args
         self._params = opts.engine_from(args)
         chosen = names(args.policies, "--policies")
-        self._arrangements = [arrangement(name) for name in chosen]
+        self._prefill: int = args.prefill or 0
+        self._arrangements = [
+            each for name in chosen for each in arms_of(arrangement(name), self._prefill)
+        ]
         self._objectives = opts.objectives_from(args)
         self._sync = _sync(args.sync)
         self._axis, self._points = _points(args)
+        self._assumed = opts.assumptions_from([(each.load, each.plan) for each in self._points])
         self._runs: list[dict[str, list[ArmRun]]] = []
 
     def run(self, stage: RunObserver) -> None:
@@ -60,7 +65,8 @@ class Simulation:
                     run = run_once(
                         prepared,
                         each,
-                        [self._params] * point.replicas,
+                        [self._params] * (point.replicas + self._prefill),
+                        prefill=self._prefill,
                         routers=args.routers,
                         sync=self._sync,
                         seed=seed,
@@ -90,6 +96,8 @@ class Simulation:
         if args.repeats == 1 and found:
             warnings.append(ONE_RUN)
         count = f"{self._points[0].replicas} replicas" if self._axis != REPLICAS else "Replicas"
+        if self._prefill:
+            count += f" and {self._prefill} that prefill for them, or all alike,"
         return results_of(
             args.workload,
             arms,
@@ -98,9 +106,26 @@ class Simulation:
             kind="simulate" if len(self._points) == 1 else "sweep",
             axis=self._axis,
             simulated=True,
-            description=f"{count} ({self._params.name}: {self._params.origin}), in virtual time.",
+            description=" ".join(
+                (
+                    f"{count} ({self._params.name}: {self._params.origin}), in virtual time.",
+                    *map(sentence, self._assumed),
+                )
+            ),
             settings=opts.settings_from(args),
         )
+
+    def records(self) -> Iterator[RunRecords]:
+        """Of every run that ended."""
+        for point, runs in zip(self._points, self._runs, strict=False):
+            for name, own in runs.items():
+                for repeat, run in enumerate(own):
+                    yield RunRecords(name, point.load, repeat, run.records)
+
+    @property
+    def engine(self) -> str:
+        """What was simulated."""
+        return f"simulated {self._params.name}: {self._params.origin}"
 
     @property
     def begun(self) -> bool:
@@ -111,7 +136,7 @@ class Simulation:
         return arm_of(
             name,
             runs,
-            replicas=point.replicas,
+            replicas=point.replicas + self._prefill,
             objectives_ms=self._objectives,
             load=point.load,
         )
@@ -146,12 +171,12 @@ class Simulation:
 
 
 def _points(args: argparse.Namespace) -> tuple[str, list[Point]]:
-    axis, plans = opts.plans_from(args)
+    axis, plans = opts.plans_from(args, whole=True)
     fleets = counts(args.replicas, "--replicas")
     if len(plans) > 1 and len(fleets) > 1:
         raise OptionsError(
-            f"--replicas {args.replicas}: a sweep is over one thing at a time, and here are "
-            f"several {axis} as well"
+            f"--replicas {args.replicas}: a sweep varies one thing at a time; give one number of "
+            f"replicas, or one of {axis}"
         )
     points: list[Point] = []
     for load, plan in plans:

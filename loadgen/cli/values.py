@@ -112,10 +112,15 @@ def header(name: str, value: str) -> tuple[str, str]:
     """A header that can be sent. Raises OptionsError, which does not tell its value: it may be a
     key."""
     if not _HEADER_NAME.fullmatch(name):
-        raise OptionsError(f"--header {name!r}: no name of a header")
+        raise OptionsError(f"--header {name!r}: this is not the name of a header")
     if not _HEADER_VALUE.fullmatch(value):
         raise OptionsError(
             f"--header {name}: its value has a line break or another character that headers "
             "cannot carry"
         )
     return name, value
+
+
+def sentence(text: str) -> str:
+    """With a capital letter and a full stop."""
+    return f"{text[:1].upper()}{text[1:]}."

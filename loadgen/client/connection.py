@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from loadgen.client.target import Target
 
 REPLICA_HEADER = b"x-warmroute-replica"
+REASON_HEADER = b"x-warmroute-reason"
 _MOST_ERROR_BYTES = 2000
 
 
@@ -22,6 +23,7 @@ class Call:
 
     __slots__ = (
         "answer",
+        "decision",
         "done",
         "ended",
         "fresh",
@@ -42,6 +44,8 @@ class Call:
         """Wants a new connection: a kept one was closed under it."""
         self.on: Connection | None = None
         self.replica = ""
+        self.decision = ""
+        """Why a gateway chose the replica, in its words."""
         self.sent = 0.0
         self.status = 0
         self.tokens = 0
@@ -149,6 +153,8 @@ class Connection(asyncio.Protocol):
             self._document = not value.startswith(b"text/event-stream")
         elif size == 19 and name.lower() == REPLICA_HEADER and self.call is not None:
             self.call.replica = value.decode("latin-1")
+        elif size == 18 and name.lower() == REASON_HEADER and self.call is not None:
+            self.call.decision = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         call = self.call

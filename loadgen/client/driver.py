@@ -240,7 +240,8 @@ class Driver:
         session = running.session
         step = session.steps[number]
         possible, length = self._bound.add_sized(step, self._maker.sizes(step, running.answers))
-        answer = Answer(keep_text=number in running.keep)
+        api = self._maker.api_of(step)
+        answer = Answer(keep_text=number in running.keep, api=api)
 
         def done(call: Call) -> None:
             self._done(running, number, at, possible / max(1, length), call)
@@ -249,7 +250,7 @@ class Driver:
         target = self._targets[self._turn]
         self._turn = (self._turn + 1) % len(self._targets)
         name = f"{self._plan.seed}-{session.number}-{step.thread}"
-        call = Call(target.message(body, name), answer, done)
+        call = Call(target.message(body, name, api.path), answer, done)
         call.tokens = length
         if self._by_url:
             call.replica = target.url
@@ -299,6 +300,7 @@ class Driver:
             output_tokens=answer.output_tokens,
             replica=call.replica,
             reason=answer.reason,
+            decision=call.decision,
         )
 
     def _follow(self, running: _Running, number: int, now: float) -> None:

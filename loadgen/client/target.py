@@ -43,10 +43,14 @@ def address(url: str) -> Address:
         raise TargetError(f"{url!r}: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname or _UNFIT.search(url):
         raise TargetError(f"{url!r} is not a URL such as http://127.0.0.1:8000")
+    if "@" in parts.netloc:
+        raise TargetError(
+            f"the URL of {parts.hostname} has a name or a password in it, which results would "
+            "show and which is not sent: give it with --header authorization:... instead"
+        )
     tls = parts.scheme == "https"
-    authority = parts.netloc.rpartition("@")[2]
     return Address(
-        parts.hostname, port or (443 if tls else 80), tls, authority, parts.path.rstrip("/")
+        parts.hostname, port or (443 if tls else 80), tls, parts.netloc, parts.path.rstrip("/")
     )
 
 
@@ -62,17 +66,20 @@ class Target:
         self.url = url
         self.host, self.port = found.host, found.port
         self.ssl = ssl.create_default_context() if found.tls else None
-        prefix = found.prefix.removesuffix(path)
-        if prefix.endswith("/v1") and path.startswith("/v1/"):
-            prefix = prefix[:-3]
-        lines = [f"POST {prefix}{path} HTTP/1.1", f"host: {found.authority}"]
+        self.path = path
+        self._prefix = found.prefix.removesuffix(path)
+        if self._prefix.endswith("/v1") and path.startswith("/v1/"):
+            self._prefix = self._prefix[:-3]
+        lines = [f"host: {found.authority}"]
         lines += ["content-type: application/json", "accept: text/event-stream, application/json"]
         lines += [f"{EXPLAIN_HEADER}: 1"]
         for name, value in (headers or {}).items():
             if _UNFIT_HEADER.search(name + value):
                 raise TargetError(f"header {name!r} has a line break in it")
             lines.append(f"{name}: {value}")
-        self._head = "\r\n".join(lines).encode("latin-1")
+        self._headers = "\r\n".join(lines).encode("latin-1")
+        self._heads: dict[str, bytes] = {}
+        """By path: a recorded workload may have several APIs in it."""
         self._idle: list[Connection] = []
         self.open: set[Connection] = set()
         self._opening: set[asyncio.Task[None]] = set()
@@ -81,10 +88,16 @@ class Target:
         self.complaints: dict[int, bytes] = {}
         """The first error body of each status."""
 
-    def message(self, body: bytes, session: str) -> tuple[bytes, bytes]:
-        """Head and body of a request; session names it to gateways that route by session."""
+    def message(self, body: bytes, session: str, path: str = "") -> tuple[bytes, bytes]:
+        """Head and body of a request; session names it to gateways that route by session. Another
+        path than the target's own stands in its place."""
+        path = path or self.path
+        known = self._heads.get(path)
+        if known is None:
+            line = f"POST {self._prefix}{path} HTTP/1.1\r\n".encode("latin-1")
+            known = self._heads[path] = line + self._headers
         head = b"%b\r\nx-session-id: %b\r\ncontent-length: %d\r\n\r\n" % (
-            self._head,
+            known,
             session.encode(),
             len(body),
         )

@@ -5,6 +5,7 @@ from loadgen.engine.outcome import CacheObserver, Counters, StepResult
 from loadgen.engine.params import EngineParams
 from loadgen.engine.presets import PRESETS, preset
 from loadgen.engine.request import Request, Stage
+from loadgen.engine.transfer import Link, Transfer, transfer_for
 
 __all__ = [
     "PRESETS",
@@ -12,8 +13,11 @@ __all__ = [
     "Counters",
     "Engine",
     "EngineParams",
+    "Link",
     "Request",
     "Stage",
     "StepResult",
+    "Transfer",
     "preset",
+    "transfer_for",
 ]

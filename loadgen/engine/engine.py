@@ -1,21 +1,29 @@
-"""A vLLM engine as a state machine: which request gets which tokens of which step, and when it
-ends.
- No I/O and no clock. ``add`` puts a request in, ``due`` says when something becomes visible (a
-first token, an end, a change of the batch), and ``step`` completes everything up to ``due``::
+"""A vLLM engine as a state machine: which request gets which tokens of which step, and its end.
+
+There is no I/O and no clock. ``add`` puts a request in. ``due`` says when something becomes visible
+(a first token, an end, a change of the batch). ``step`` completes everything up to ``due``::
 
     engine.add(request, now)
     while engine.due < until:
         result = engine.step()
- Follows vLLM 0.32's v1 scheduler (``vllm/v1/core/sched/scheduler.py``, ``kv_cache_manager.py``) for
-full attention, first come first served, without speculative decoding, connectors or
+
+It follows vLLM 0.32's v1 scheduler (``vllm/v1/core/sched/scheduler.py``, ``kv_cache_manager.py``)
+for full attention, first come first served, without speculative decoding or
 ``long_prefill_token_threshold``.
- Two facts make it fast. Every decoding request gets one token of every step, so one counter
+
+Of its KV connectors it follows the scheduler's part of NIXL's pull mode. A request that is to
+``keep`` its blocks holds them after its end, until ``free``. One whose prompt is ``remote`` gets
+blocks for all of it and waits in ``to_fetch``, from where the caller takes it, moves what it lacks,
+and calls ``fetched``; then its last token is computed, as after a hit of everything else.
+
+Two facts make it fast. Every decoding request gets one token of every step, so one counter
 (``tick``) stands for all their positions, and a heap says at which tick one of them ends or needs a
 block. And at most one request is in the middle of its prefill: a chunk is cut only where the step's
 token budget ends, and no later request is admitted before that one is through. Steps in which only
 decoding happens are run as one, in closed form; an arrival and ``abort`` cut such a run at the end
 of the step in progress.
- Where the parameters give a request an overhead, it lies before the queue: until it is over, the
+
+Where the parameters give a request an overhead, it lies before the queue: until it is over, the
 scheduler does not know of the request.
 """
 
@@ -29,6 +37,8 @@ from loadgen.engine.blocks import BlockPool
 from loadgen.engine.outcome import CacheObserver, Counters, StepResult
 from loadgen.engine.params import EngineParams
 from loadgen.engine.request import Request, Stage
+
+_ABSENT = object()
 
 
 def block_key(request: Request, position: int, full: int) -> int | None:
@@ -62,7 +72,7 @@ class Engine:
         self._door = 0.0
         """When the next request can pass what lets one through at a time."""
         self.running: dict[Request, None] = {}
-        """In order of admission."""
+        """Running requests, in order of admission."""
         self.due = inf
         self._end = inf
         """Of the run in progress. ``due`` is this, or earlier when a request comes before."""
@@ -85,6 +95,13 @@ class Engine:
         self._slope_seconds = 0.0
         """How much longer each step of a decode run is than the one before."""
         self._aborting: list[Request] = []
+        self.kept: dict[Request, None] = {}
+        """Requests that are over and hold their blocks for another engine."""
+        self.to_fetch: list[Request] = []
+        """Requests that have blocks for what another engine holds of their prompt: new ones, which
+        the caller takes out."""
+        self.fetching: dict[Request, None] = {}
+        """Requests that have not got those yet."""
 
     # -- what callers use
 
@@ -157,6 +174,7 @@ class Engine:
                 request.first_token_at = at
                 counters.prompt_tokens += request.prompt_tokens
                 counters.prompt_tokens_cached += request.cached_tokens
+                counters.prompt_tokens_fetched += request.fetched_tokens
                 result.first_tokens.append(request)
             if request.outputs >= request.output_tokens:
                 self._finish(request, at)
@@ -181,17 +199,52 @@ class Engine:
         self._set_due()
         return result
 
+    def fetched(self, request: Request, now: float) -> None:
+        """What another engine has computed of its prompt is here. Does nothing for a request that
+        was aborted meanwhile."""
+        if self.fetching.pop(request, _ABSENT) is _ABSENT:
+            return
+        request.stage = Stage.WAITING
+        self.waiting.appendleft(request)
+        self._reconsider(now)
+
+    def free(self, request: Request, now: float) -> None:
+        """Give up the blocks that a request kept for another engine."""
+        if self.kept.pop(request, _ABSENT) is _ABSENT:
+            return
+        self.pool.release(request.blocks)
+        request.blocks = []
+        self._reconsider(now)
+
+    def _reconsider(self, now: float) -> None:
+        """The first waiting request may fit now."""
+        if self._end == inf:
+            self._plan(now)
+        elif self.waiting:
+            self._cut(now)
+        self._set_due()
+
     def abort(self, request: Request, now: float) -> None:
         """Give a request up. One that runs leaves when the step in progress ends, if not done by
         then."""
         if request.stage is Stage.DONE:
             return
-        if request.stage is Stage.WAITING:
+        if request.stage is Stage.FETCHING:
+            del self.fetching[request]
+            if request in self.to_fetch:
+                self.to_fetch.remove(request)
+            self._close(request, now)
+            self._give_back(request)
+            self._reconsider(now)
+        elif request.stage is Stage.WAITING:
             coming = deque(each for each in self._coming if each[1] is not request)
             if len(coming) == len(self._coming):
                 self.waiting.remove(request)
             self._coming = coming
             self._close(request, now)
+            if request.blocks:  # fetched, and not scheduled yet
+                self._give_back(request)
+                self._reconsider(now)
         else:
             self._aborting.append(request)
             self._cut(now)
@@ -202,6 +255,10 @@ class Engine:
         if request.stage is Stage.DECODE:
             return request.outputs + self.tick - request.entry_tick
         return request.outputs
+
+    def _give_back(self, request: Request) -> None:
+        self.pool.release(request.blocks)
+        request.blocks = []
 
     def reset_cache(self) -> bool:
         """Forget every cached block. False, and nothing done, while requests hold blocks."""
@@ -268,6 +325,10 @@ class Engine:
         if not preempted:
             waiting, running = self.waiting, self.running
             while budget > 0 and waiting and len(running) < params.max_num_seqs:
+                if waiting[0].remote:
+                    if not self._fetch(waiting[0], now):
+                        break
+                    continue
                 start = self._admit(waiting[0], budget, now)
                 if start < 0:
                     break
@@ -288,6 +349,7 @@ class Engine:
         if new_tokens:
             self._steps = 1
             seconds += new_tokens / params.prefill_rate + params.step_pair_seconds * pairs / 2
+            seconds += params.step_prefill_seconds * prefilling
             self._first_seconds = seconds
             self._end = now + seconds
         elif decoding:
@@ -297,7 +359,7 @@ class Engine:
             self._slope_seconds = params.step_token_seconds * decoding
             self._end = now + self._seconds(steps)
         else:
-            if self.waiting:
+            if self.waiting and not self.kept and not self.fetching:
                 raise RuntimeError("nothing runs and the first waiting request cannot be admitted")
             self._steps = 0
             self._end = inf
@@ -326,9 +388,53 @@ class Engine:
         if following <= request.entry_tick + request.output_tokens - request.outputs - 1:
             heappush(self._block_due, (following, request.order, request))
 
+    def _fetch(self, request: Request, now: float) -> bool:
+        """Give the first waiting request blocks for its whole prompt, and have what is not here
+        fetched. False when they do not fit."""
+        pool, size = self.pool, self.params.block_size
+        prompt = request.prompt_tokens
+        hits = pool.lookup(request.hashes, (prompt - 1) // size)
+        need = -(-prompt // size) - len(hits)
+        if need + pool.unreferenced(hits) > len(pool.free):
+            return False
+        self.waiting.popleft()
+        pool.touch(hits)
+        request.hashed = len(hits)
+        request.blocks = hits
+        start = len(hits) * size
+        request.blocks += pool.take(need)
+        request.computed = prompt - 1
+        request.remote = False
+        request.scheduled_at = now
+        request.cached_tokens = prompt - 1
+        request.fetched_tokens = prompt - 1 - start
+        self.counters.prefix_queries += prompt
+        self.counters.prefix_hits += start
+        request.stage = Stage.FETCHING
+        self.fetching[request] = None
+        self.to_fetch.append(request)
+        return True
+
+    def _admit_fetched(self, request: Request) -> int:
+        """Move a request whose blocks were fetched into the step, for its last token."""
+        end = request.prompt_tokens
+        start, request.computed = request.computed, end
+        self._cache(request, end // self.params.block_size)
+        self._run(request)
+        self._completing.append(request)
+        return start
+
+    def _run(self, request: Request) -> None:
+        request.stage = Stage.PREFILL
+        self._order += 1
+        request.order = self._order
+        self.running[request] = None
+
     def _admit(self, request: Request, budget: int, now: float) -> int:
         """Move a waiting request into the step; the tokens it had cached, or -1 when it does not
         fit."""
+        if request.blocks:
+            return self._admit_fetched(request)
         pool, size = self.pool, self.params.block_size
         target = request.prompt_tokens + request.outputs
         limit = (target - 1) // size
@@ -351,10 +457,7 @@ class Engine:
             request.cached_tokens = start
             self.counters.prefix_queries += target
             self.counters.prefix_hits += start
-        request.stage = Stage.PREFILL
-        self._order += 1
-        request.order = self._order
-        self.running[request] = None
+        self._run(request)
         if end == target:
             self._completing.append(request)
         else:
@@ -453,8 +556,10 @@ class Engine:
         request.finished_at = at
         del self.running[request]
         request.stage = Stage.DONE
-        self.pool.release(request.blocks)
-        request.blocks = []
+        if request.keep:
+            self.kept[request] = None
+        else:
+            self._give_back(request)
         self.counters.finished += 1
 
     def _drop(self, request: Request, at: float) -> None:

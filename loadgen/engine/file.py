@@ -14,16 +14,45 @@ class EngineFileError(ValueError):
     """A file that does not hold an engine's parameters; says which file, which field and why."""
 
 
+class Agreement(msgspec.Struct, frozen=True, kw_only=True):
+    """Mixed requests on the live engine and on the model, in seconds and tokens."""
+
+    at_a_time: int
+    requests: int
+    measured_ttft_p50: float
+    simulated_ttft_p50: float
+    measured_ttft_p90: float
+    simulated_ttft_p90: float
+    measured_tpot: float
+    """Mean over the answers."""
+    simulated_tpot: float
+    measured_cached: int
+    """All cached tokens that the engine reported."""
+    simulated_cached: int
+    bunched: int
+    """Answers whose tokens came nearly all at once: the engine's processes, or the client, had to
+    wait for a processor."""
+
+    @property
+    def errors(self) -> tuple[float, float, float]:
+        """Simulated over measured, minus 1: of the TTFT's p50 and p90, and of the TPOT."""
+        return (
+            self.simulated_ttft_p50 / self.measured_ttft_p50 - 1,
+            self.simulated_ttft_p90 / self.measured_ttft_p90 - 1,
+            self.simulated_tpot / self.measured_tpot - 1,
+        )
+
+
 class EngineFile(msgspec.Struct, frozen=True):
     """What the file holds. Only the parameters are read again; the rest says how good they are."""
 
     params: EngineParams
-    measured_ttft_p50_seconds: float | None = None
-    simulated_ttft_p50_seconds: float | None = None
+    agreements: list[Agreement] = []
+    """On requests that the parameters were not fitted to."""
 
 
 def write_engine(path: Path, held: EngineFile) -> None:
-    """As JSON. Raises OSError."""
+    """Write the parameters to a JSON file. Raises OSError."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(held), indent=2) + b"\n")
 
 
@@ -33,10 +62,10 @@ def read_engine(path: Path) -> EngineParams:
     try:
         held = msgspec.json.decode(path.read_bytes())
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise EngineFileError(f"{path}: this is no JSON: {error}") from None
+        raise EngineFileError(f"{path}: it is not JSON: {error}") from None
     params: Any = held.get("params") if isinstance(held, dict) else None
     if not isinstance(params, dict):
-        raise EngineFileError(f'{path}: no object "params" in it: is it a file calibrate wrote?')
+        raise EngineFileError(f'{path}: no object "params"; give a file that calibrate wrote')
     fields = EngineParams.__struct_fields__
     for name in fields:
         if name not in params:
@@ -44,7 +73,7 @@ def read_engine(path: Path) -> EngineParams:
     for name in params:
         if name not in fields:
             raise EngineFileError(
-                f"{path}: params.{name} is no engine parameter; they are {', '.join(fields)}"
+                f"{path}: params.{name} is not an engine parameter; those are {', '.join(fields)}"
             )
     try:
         return msgspec.convert(params, EngineParams)

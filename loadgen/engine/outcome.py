@@ -21,7 +21,7 @@ class CacheObserver(Protocol):
         ...
 
     def cleared(self) -> None:
-        """All blocks were forgotten at once."""
+        """The cache forgot all blocks at once."""
         ...
 
 
@@ -29,7 +29,7 @@ class StepResult(msgspec.Struct, gc=False):
     """What became visible at the end of a run of steps."""
 
     at: float
-    """When, in the engine's seconds."""
+    """The time of the step's end, on the engine's own clock in seconds."""
     steps: int
     first_tokens: list[Request]
     finished: list[Request]
@@ -45,6 +45,8 @@ class Counters(msgspec.Struct, gc=False):
     prompt_tokens: int = 0
     """Prompt tokens of requests whose prefill is done."""
     prompt_tokens_cached: int = 0
+    """Those fetched from another engine among them."""
+    prompt_tokens_fetched: int = 0
     generation_tokens: int = 0
     preemptions: int = 0
     finished: int = 0

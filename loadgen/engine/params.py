@@ -16,6 +16,7 @@ class EngineParams(msgspec.Struct, frozen=True, kw_only=True):
         + new prompt tokens / prefill_rate
         + step_pair_seconds * (new prompt token, earlier token) pairs      attention in prefill
         + step_request_seconds * requests in the step
+        + step_prefill_seconds * requests in the step with new prompt tokens
         + step_token_seconds * tokens of context of the decoding requests  reading their KV
 
     Before it is queued a request takes::
@@ -27,7 +28,7 @@ class EngineParams(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str = "custom"
     origin: str = "set by hand"
-    """Where the numbers come from."""
+    """Where the numbers come from, in words."""
     block_size: int = 16
     num_blocks: int = 4096
     """As ``num_gpu_blocks`` in ``vllm:cache_config_info``; one is set aside as vLLM's null
@@ -40,12 +41,14 @@ class EngineParams(msgspec.Struct, frozen=True, kw_only=True):
     step_pair_seconds: float = 0.0
     step_request_seconds: float = 40e-6
     step_token_seconds: float = 0.044e-6
+    step_prefill_seconds: float = 0.0
+    """What a prompt costs in a step whatever its length, which decoding requests wait for too."""
     overhead_seconds: float = 0.0
     """Network, API server, the way to the engine process and back."""
     overhead_serial_seconds: float = 0.0
     """Of these, what a process with one thread, such as the API server, is busy with."""
     overhead_token_seconds: float = 0.0
-    """Parsing or tokenising, copying, hashing."""
+    """Seconds for each prompt token outside of steps: parsing or tokenising, copying, hashing."""
 
     def __post_init__(self) -> None:
         if self.block_size < 1:
@@ -64,6 +67,7 @@ class EngineParams(msgspec.Struct, frozen=True, kw_only=True):
             "step_pair_seconds",
             "step_request_seconds",
             "step_token_seconds",
+            "step_prefill_seconds",
             "overhead_seconds",
             "overhead_token_seconds",
         ):
@@ -77,7 +81,7 @@ class EngineParams(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cache_tokens(self) -> int:
-        """Tokens the KV cache can hold."""
+        """Tokens that fit in the KV cache."""
         return (self.num_blocks - 1) * self.block_size
 
     @property

@@ -1,5 +1,6 @@
 """Engines of real pairs of model and GPU, derived from data sheets.
- No number here was measured. Each follows from the model's published shape and the GPU's data
+
+No number here was measured. Each follows from the model's published shape and the GPU's data
 sheet::
 
     prefill_rate         = gpus * flops * PREFILL_SHARE / (2 * weights)
@@ -8,7 +9,8 @@ sheet::
     step_token_seconds   = KV bytes of a token / (gpus * bandwidth * BANDWIDTH_SHARE)
     step_request_seconds = 1 / prefill_rate + SAMPLING
     num_blocks           = (gpus * (0.9 * memory - 2 GB) - 2 bytes * weights) / (16 * KV bytes)
- with weights and KV in bfloat16. The shares are assumptions in the middle of what is commonly
+
+with weights and KV in bfloat16. The shares are assumptions in the middle of what is commonly
 reported for vLLM on such machines; a measured engine may differ by a factor of 1.5 either way.
 ``max_num_batched_tokens`` and ``max_num_seqs`` are vLLM's defaults for the API server on that class
 of GPU (``EngineArgs.get_batch_defaults``).
@@ -98,16 +100,23 @@ def derive(name: str, model: Model, gpu: Gpu, gpus: int = 1) -> EngineParams:
     )
 
 
-PRESETS: dict[str, EngineParams] = {
-    params.name: params
-    for params in (
-        derive("8b-h100", LLAMA_8B, H100),
-        derive("32b-2xh100", QWEN_32B, H100, 2),
-        derive("70b-4xh100", LLAMA_70B, H100, 4),
-        derive("8b-a10g", LLAMA_8B, A10G),
-        derive("8b-l4", LLAMA_8B, L4),
-    )
+_MACHINES = {
+    "8b-h100": (LLAMA_8B, H100, 1),
+    "32b-2xh100": (QWEN_32B, H100, 2),
+    "70b-4xh100": (LLAMA_70B, H100, 4),
+    "8b-a10g": (LLAMA_8B, A10G, 1),
+    "8b-l4": (LLAMA_8B, L4, 1),
 }
+
+PRESETS: dict[str, EngineParams] = {
+    name: derive(name, model, gpu, gpus) for name, (model, gpu, gpus) in _MACHINES.items()
+}
+
+GPUS = {name: gpus for name, (_, _, gpus) in _MACHINES.items()}
+"""Of one replica."""
+
+KV_BYTES = {name: model.kv_bytes for name, (model, _, _) in _MACHINES.items()}
+"""Keys and values of one token."""
 
 
 def preset(name: str) -> EngineParams:

@@ -10,12 +10,14 @@ import msgspec
 
 
 class Stage(IntEnum):
-    """Where a request stands. A preempted request is WAITING again."""
+    """Where a request stands. A preempted request is WAITING again, and so is one whose blocks were
+    fetched."""
 
     WAITING = 0
     PREFILL = 1
     DECODE = 2
     DONE = 3
+    FETCHING = 4
 
 
 class Request(msgspec.Struct, eq=False):
@@ -35,7 +37,12 @@ class Request(msgspec.Struct, eq=False):
     and the answer's first tokens. Where they run out, a block gets a hash of its own that nothing
     can hit."""
     tag: Any = None
-    """The caller's own."""
+    """A value of the caller; the engine does not look at it."""
+    keep: bool = False
+    """Its blocks stay after its end, for another engine, until ``Engine.free``."""
+    remote: bool = False
+    """Another engine has the prompt's blocks, which are fetched instead of computed; False again
+    once that has begun."""
 
     stage: Stage = Stage.WAITING
     arrived: float = float("nan")
@@ -46,8 +53,10 @@ class Request(msgspec.Struct, eq=False):
     finished_at: float = float("nan")
     aborted: bool = False
     cached_tokens: int = -1
-    """Prompt tokens found in the cache when first scheduled (``cached_tokens`` in usage); -1
-    before."""
+    """Prompt tokens found in the cache or fetched when first scheduled (``cached_tokens`` in
+    usage); -1 before."""
+    fetched_tokens: int = 0
+    """Of these, what another engine has computed."""
     preemptions: int = 0
 
     blocks: list[int] = msgspec.field(default_factory=list)

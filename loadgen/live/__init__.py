@@ -1,1 +1,1 @@
-"""Runs and comparisons against real sockets."""
+"""Runs and compares arms against real sockets."""

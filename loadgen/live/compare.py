@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import httpx
@@ -18,11 +18,12 @@ from loadgen.live.engines import (
     read_counters,
     shown_names,
 )
-from loadgen.live.findings import Found, Run, Runs, answered, find, summary
+from loadgen.live.findings import Found, Run, Runs, answered, counts, find, only_cut, summary
 from loadgen.live.gateway import EXACT_ARMS, raised, read_reuse, start_gateway
 from loadgen.live.processes import Children, free_ports, ready
-from loadgen.live.run import Client, RunError, play
+from loadgen.live.run import Client, RunError, engine_of, first_model, play
 from loadgen.results.conclusion import conclude
+from loadgen.results.export import RunRecords
 from loadgen.results.savings import Price
 from loadgen.results.schema import Arm, Difference, Kind, Results
 from loadgen.workloads.plan import Plan
@@ -31,11 +32,22 @@ DIRECT = "direct"
 """The arm without a gateway: the client itself takes the replicas in turn."""
 
 
+FETCHED = (
+    "with prefill and decode apart, the hit rate that clients see is that of the engines that "
+    "answer, which count all that they fetched as cached; the hits' way as the gateway counts it "
+    "has the tokens that nobody computed"
+)
+
+
 class Contender(msgspec.Struct, frozen=True):
     """One arm: a policy of our gateway, ``direct``, or a router that already runs at a URL."""
 
     name: str
     url: str = ""
+    policy: str = ""
+    """Where it is not the name."""
+    prefill: int = 0
+    """How many of the simulated replicas, the last ones, only prefill for the others."""
 
 
 class FleetSpec(msgspec.Struct, frozen=True):
@@ -90,6 +102,9 @@ class Comparing:
         self._comparison = comparison
         self._stage = stage
         self._loads: list[tuple[float, Runs]] = []
+        self.engine = ""
+        """What the replicas that were named are, as far as they tell."""
+        self.model = comparison.client.model
 
     async def run(self) -> None:
         """Run everything. Arms take turns within a repeat, and the order turns with the repeats, so
@@ -99,6 +114,7 @@ class Comparing:
         that was started is left running."""
         comparison = self._comparison
         await _check(comparison)
+        await self._look()
         for load, plan in comparison.plans:
             runs: Runs = {each.name: [] for each in comparison.contenders}
             self._loads.append((load, runs))
@@ -113,6 +129,24 @@ class Comparing:
                     runs[contender.name].append(run)
                     await _one(comparison, contender, seeded, self._stage, run)
                     self._stage.ended(summary(comparison, contender, [run], load))
+
+    async def _look(self) -> None:
+        """Find out what is asked."""
+        client, urls = self._comparison.client, self._comparison.fleet.urls
+        if not urls:
+            return
+        self.engine = await engine_of(urls[0], client.headers)
+        if not self.model:
+            self.model = await first_model(urls[0], client.headers)
+
+    def records(self) -> Iterator[RunRecords]:
+        """Of the runs that the arms are made of."""
+        cut = only_cut(self._loads)
+        for load, runs in self._loads:
+            for name, own in runs.items():
+                for repeat, run in enumerate(own):
+                    if counts(run, cut=cut):
+                        yield RunRecords(name, load, repeat, run.records)
 
     def found(self) -> Found:
         """What is known by now."""
@@ -158,9 +192,16 @@ async def _one(
         elif contender.name == DIRECT:
             urls = replicas
         else:
+            answering = replicas[: len(replicas) - contender.prefill]
             gateway = await start_gateway(
-                children, replicas, contender.name, fleet.gateway_arguments
+                children,
+                answering,
+                contender.policy or contender.name,
+                fleet.gateway_arguments,
+                prefill=replicas[len(answering) :],
             )
+            if contender.prefill:
+                run.warnings.append(FETCHED)
             urls, admin = [gateway.url], gateway.admin
         # With `run`, a URL may be an engine's or a router's: an engine says so.
         asks_itself = not fleet.reset and await read_counters(urls, headers) is None

@@ -15,6 +15,8 @@ from router.kv_events.sources import parse_sources
 
 _ASK_SECONDS = 10.0
 _QUERIES, _HITS = "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"
+_OWN_ID = "wr-"
+"""What the ids begin with that a Warmroute gives to requests without one."""
 _REQUESTS, _OUTPUT = "vllm:request_success_total", "vllm:generation_tokens_total"
 
 
@@ -83,6 +85,8 @@ async def read_counters(
     found = []
     for url in urls:
         try:
+            if await _is_gateway(url, headers):
+                return None
             answer = await _get(url, "/metrics", headers)
             counted = parse_counters(answer.text) if answer.status_code == 200 else {}
         except (RunError, ValueError):
@@ -91,6 +95,12 @@ async def read_counters(
             return None
         found.append(counted)
     return found
+
+
+async def _is_gateway(url: str, headers: Mapping[str, str]) -> bool:
+    """A Warmroute's port for clients, which refuses /metrics and counts that as an error."""
+    answer = await _get(url, "/v1/models", headers)
+    return str(answer.headers.get("x-request-id", "")).startswith(_OWN_ID)
 
 
 def parse_counters(text: str) -> dict[str, float]:

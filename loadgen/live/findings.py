@@ -23,7 +23,7 @@ template is not counted."""
 
 
 class Found(NamedTuple):
-    """What a comparison has found."""
+    """The results of a comparison."""
 
     arms: list[Arm]
     differences: list[Difference]
@@ -48,7 +48,7 @@ Runs = dict[str, list[Run]]
 def find(comparison: Comparison, loads: Sequence[tuple[float, Runs]]) -> Found:
     """The whole runs of every arm. A run that was cut short is not like the others: it is only an
     arm where there is nothing else."""
-    cut = not any(run.whole for _, runs in loads for own in runs.values() for run in own)
+    cut = only_cut(loads)
     arms: list[Arm] = []
     differing: list[Difference] = []
     warnings: list[str] = []
@@ -56,7 +56,7 @@ def find(comparison: Comparison, loads: Sequence[tuple[float, Runs]]) -> Found:
         warnings += _told(runs) + _left_out(comparison, load, runs, kept=cut)
         own: dict[str, Arm] = {}
         for contender in comparison.contenders:
-            kept = [run for run in runs[contender.name] if run.whole or (cut and answered(run))]
+            kept = [run for run in runs[contender.name] if counts(run, cut=cut)]
             if kept:
                 own[contender.name] = summary(comparison, contender, kept, load)
         base = own.get(comparison.contenders[0].name)
@@ -73,8 +73,18 @@ def find(comparison: Comparison, loads: Sequence[tuple[float, Runs]]) -> Found:
     return Found(arms, differing, list(dict.fromkeys(warnings)))
 
 
+def only_cut(loads: Sequence[tuple[float, Runs]]) -> bool:
+    """No run came to its end."""
+    return not any(run.whole for _, runs in loads for own in runs.values() for run in own)
+
+
+def counts(run: Run, *, cut: bool) -> bool:
+    """A run is part of what was found; cut: there are only such that were cut short."""
+    return run.whole or (cut and answered(run))
+
+
 def answered(run: Run) -> bool:
-    """At least one request was."""
+    """Whether the run got at least one answer."""
     return any(reason == 0 for reason in run.records.reason)
 
 
@@ -120,7 +130,7 @@ def _judged(arms: Sequence[Arm], *, sweep: bool) -> list[str]:
 
 
 def summary(comparison: Comparison, contender: Contender, runs: Sequence[Run], load: float) -> Arm:
-    """An arm's runs, at least one."""
+    """Summarises the runs of one arm; there is at least one."""
     names = comparison.fleet.names
     told = {name for run in runs for name in run.records.replicas.names if name}
     # A router may know its replicas by names of its own, or not tell them at all.

@@ -22,7 +22,7 @@ EXACT_SECONDS = 180.0
 
 
 class Gateway(msgspec.Struct, frozen=True):
-    """A running gateway."""
+    """A gateway process that runs, with its URLs."""
 
     child: Child
     url: str
@@ -30,10 +30,15 @@ class Gateway(msgspec.Struct, frozen=True):
 
 
 async def start_gateway(
-    children: Children, replicas: Sequence[str], arm: str, extra: Sequence[str] = ()
+    children: Children,
+    replicas: Sequence[str],
+    arm: str,
+    extra: Sequence[str] = (),
+    *,
+    prefill: Sequence[str] = (),
 ) -> Gateway:
     """Start one on free loopback ports and wait until it is ready, and all replicas are exact for
-    an arm of EXACT_ARMS. Raises ChildError."""
+    an arm of EXACT_ARMS. prefill: replicas that prefill for the others. Raises ChildError."""
     policy = EXACT_ARMS.get(arm, arm)
     port, admin_port = free_ports(2)
     command = [sys.executable, "-m", "router.cli.main", "serve"]
@@ -43,6 +48,8 @@ async def start_gateway(
     command += ["--access-log", "0", "--log-level", "warning", "--settle-time", "0"]
     for replica in replicas:
         command += ["--replica", replica]
+    for replica in prefill:
+        command += ["--prefill", replica]
     if arm in EXACT_ARMS:
         command.append("--exact")
     child = children.start(f"gateway ({arm})", [*command, *extra])

@@ -45,7 +45,7 @@ def die_with_parent(how: signal.Signals = signal.SIGKILL) -> Callable[[], None] 
 
 
 class Child:
-    """One process and its group."""
+    """A process with its process group, so that its children end with it."""
 
     def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str]) -> None:
         self.name = name
@@ -66,7 +66,7 @@ class Child:
         return self.process.pid
 
     def said(self, most: int = 2000) -> str:
-        """The end of what it printed."""
+        """The last part of what the process printed."""
         self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, self._log.tell() - most))
         return self._log.read().decode(errors="replace").strip()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import httpx
 import msgspec
 
-from loadgen.client.body import CHAT, PATHS, BodyMaker
+from loadgen.client.body import CHAT, BodyMaker
 from loadgen.client.driver import Driver, Options, Progress
 from loadgen.client.target import Target
 from loadgen.results.records import Records
@@ -52,6 +52,19 @@ async def first_model(url: str, headers: Mapping[str, str]) -> str:
         ) from error
 
 
+async def engine_of(url: str, headers: Mapping[str, str]) -> str:
+    """What a server says it is: vLLM tells its version; empty where nothing does."""
+    base = url.rstrip("/").removesuffix("/v1")
+    try:
+        async with httpx.AsyncClient(timeout=5.0, trust_env=False) as client:
+            response = await client.get(f"{base}/version", headers=dict(headers))
+            told = response.json() if response.status_code == 200 else {}
+    except (httpx.HTTPError, ValueError):
+        return ""
+    version = told.get("version") if isinstance(told, dict) else None
+    return f"vLLM {version}" if version else ""
+
+
 def _many_files() -> None:
     """An open loop needs a socket for every request in flight."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -83,7 +96,7 @@ async def play(
         stream=client.stream,
         vllm_fields=client.vllm_fields,
     )
-    targets = [Target(url, PATHS[client.api], dict(client.headers)) for url in urls]
+    targets = [Target(url, maker.api.path, dict(client.headers)) for url in urls]
     driver = Driver(
         plan, targets, maker, client.options, names=names, by_url=by_url, records=records
     )

@@ -4,9 +4,10 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
 from loadgen.engine import Request
+from loadgen.replicas.errors import ApiError
 from loadgen.replicas.prompts import Job
 from loadgen.replicas.tokens import answer_words
 
@@ -38,12 +39,12 @@ class Choice:
 
     @property
     def text(self) -> str:
-        """The whole answer."""
+        """The text of the complete answer."""
         return b"".join(answer_words(self.seed, 0, self.request.output_tokens)).decode()
 
 
 class Answer:
-    """Everything one HTTP request gets."""
+    """Everything that one HTTP request gets: all its choices, and their usage."""
 
     __slots__ = (
         "choices",
@@ -64,11 +65,16 @@ class Answer:
         self.created = created
         self.choices: list[Choice] = []
         self.open = 0
-        """Choices not finished."""
+        """The number of choices that are not finished."""
         self.started = False
         self.words: ApiFormat
         self.die_after = -1
         """Cut the connection after this many tokens; -1 never."""
+
+    @property
+    def anthropic(self) -> bool:
+        """Its errors have Anthropic's form."""
+        return self.words.ANTHROPIC
 
     @property
     def followed(self) -> bool:
@@ -82,16 +88,16 @@ class Answer:
 
     @property
     def cached_tokens(self) -> int:
-        """Prompt tokens found in the cache."""
+        """Prompt tokens that the cache held."""
         return sum(choice.request.cached_tokens for choice in self.choices[:: self.job.n])
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens of all finished answers."""
+        """Tokens of all finished choices."""
         return sum(choice.request.output_tokens for choice in self.choices)
 
     def usage(self) -> dict[str, object]:
-        """OpenAI's usage object."""
+        """The `usage` object of OpenAI's API."""
         prompt, completion = self.prompt_tokens, self.completion_tokens
         return {
             "prompt_tokens": prompt,
@@ -103,6 +109,9 @@ class Answer:
 
 class ApiFormat(Protocol):
     """One API family's bytes for one answer. Streams are already framed as HTTP chunks."""
+
+    ANTHROPIC: ClassVar[bool]
+    """Errors have Anthropic's form, not OpenAI's."""
 
     def __init__(self, answer: Answer) -> None: ...
 
@@ -120,7 +129,11 @@ class ApiFormat(Protocol):
         ...
 
     def closing(self) -> bytes:
-        """After the last choice has ended."""
+        """The events that follow the end of the last choice."""
+        ...
+
+    def failed(self, error: ApiError) -> bytes:
+        """The events that end a stream with an error."""
         ...
 
     def whole(self) -> bytes:
@@ -129,5 +142,5 @@ class ApiFormat(Protocol):
 
 
 def frame(data: bytes) -> bytes:
-    """One HTTP chunk."""
+    """Data as one chunk of HTTP's chunked coding."""
     return b"%x\r\n%b\r\n" % (len(data), data)

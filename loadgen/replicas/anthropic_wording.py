@@ -3,11 +3,12 @@ only."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from loadgen.replicas.answers import Answer, Choice, frame
+from loadgen.replicas.errors import ApiError
 from loadgen.replicas.tokens import WORDS, answer_words
 
 _encode = msgspec.json.encode
@@ -15,12 +16,14 @@ _MARK = "@" * len(WORDS[0])
 
 
 def event(name: str, **fields: Any) -> bytes:
-    """One named event, framed."""
+    """A server-sent event with a name, framed as an HTTP chunk."""
     return frame(b"event: %b\ndata: %b\n\n" % (name.encode(), _encode({"type": name, **fields})))
 
 
 class MessagesFormat:
-    """Anthropic messages."""
+    """Answers in the form of Anthropic's messages API."""
+
+    ANTHROPIC: ClassVar = True
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
@@ -90,6 +93,9 @@ class MessagesFormat:
             )
             + event("message_stop")
         )
+
+    def failed(self, error: ApiError) -> bytes:
+        return frame(b"event: error\ndata: %b\n\n" % error.body(anthropic=True))
 
     def whole(self) -> bytes:
         answer, tool = self.answer, self.answer.job.tool

@@ -31,7 +31,7 @@ class Connection(asyncio.Protocol):
         self.replica = replica
         self.transport: asyncio.Transport
         self.answer: Answer | None = None
-        """The generating request being answered."""
+        """The answer in progress to a request that generates."""
         self.parser = httptools.HttpRequestParser(self)
         self.queue: deque[tuple[Received, bool]] = deque()
         self.busy = False
@@ -127,7 +127,7 @@ class Connection(asyncio.Protocol):
     def reply(
         self, status: int, body: bytes, kind: str = "application/json", more: bytes = b""
     ) -> None:
-        """A whole answer."""
+        """Write a complete answer, head and body."""
         head = b"HTTP/1.1 %d %b\r\nserver: uvicorn\r\ncontent-length: %d\r\n" % (
             status,
             _REASONS.get(status, "").encode(),
@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
         self.done()
 
     def stream_head(self) -> bytes:
-        """What precedes a stream's first chunk."""
+        """The bytes that precede the first chunk of a streamed answer."""
         return STREAM_HEAD + self._common()
 
     def _common(self) -> bytes:

@@ -12,6 +12,7 @@ from loadgen.replicas.connection import LAST_CHUNK
 from loadgen.replicas.errors import ApiError
 from loadgen.replicas.kv_events import EventPublisher, Origin
 from loadgen.replicas.metrics import RequestMetrics
+from loadgen.replicas.nixl import Connector, not_loaded, with_params
 from loadgen.replicas.prompts import Job
 from loadgen.replicas.tokens import TOKEN_BYTES, WORDS, answer_words, block_hashes, root_hash
 
@@ -42,6 +43,8 @@ class Driver:
         self.changed = changed
         self.engine = Engine(params, max_run=1, observer=events)
         self.metrics = RequestMetrics(params.max_model_len)
+        self.connector: Connector | None = None
+        """Moves blocks between engines; None: `kv_transfer_params` mean nothing."""
         self.frozen = False
         self._slow = 1.0
         self._live: dict[Request, Choice] = {}
@@ -60,6 +63,8 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self.connector is not None:
+            self.connector.close()
         self._live.clear()
         self._followed.clear()
         self._rate = 0.0
@@ -117,6 +122,8 @@ class Driver:
                 )
                 limited = job.max_tokens is not None
                 answer.choices.append(Choice(answer, len(answer.choices), request, seed, limited))
+        if self.connector is not None:
+            self.connector.read(answer)
         answer.open = len(answer.choices)
         answer.connection.answer = answer
         if job.stream:
@@ -143,7 +150,37 @@ class Driver:
             if self._live.pop(choice.request, None) is not None:
                 self._followed.pop(choice.request, None)
                 left.append(choice.request)
+                if self.connector is not None:
+                    self.connector.aborted(choice.request)
         return left
+
+    # -- what the connector asks for
+
+    def fetched(self, request: Request) -> None:
+        """Another engine's blocks are here."""
+        self.engine.fetched(request, self._advance())
+        self._arm()
+
+    def free(self, request: Request) -> None:
+        """Nobody will fetch this request's blocks any more."""
+        self.engine.free(request, self._advance())
+        self._arm()
+
+    def not_fetched(self, request: Request) -> None:
+        """Another engine's blocks cannot be had: its client is told."""
+        now = self._advance()
+        choice = self._live.pop(request)
+        self.engine.abort(request, now)
+        self.metrics.end(request, "error")
+        answer = choice.answer
+        connection, error = answer.connection, not_loaded()
+        if answer.job.stream:
+            connection.transport.write(answer.words.failed(error) + LAST_CHUNK)
+            connection.done()
+        else:
+            connection.answer = None
+            connection.reply(error.status, error.body(answer.anthropic))
+        self._arm()
 
     # -- time
 
@@ -161,10 +198,14 @@ class Driver:
             self.frozen = frozen
         self._rate = 0.0 if self.frozen else self.time_scale / self._slow
         self._arm()
+        if self.connector is not None and not self.frozen:
+            self.connector.thawed()
 
     def _arm(self) -> None:
         if self.events is not None:
             self.events.flush()
+        if self.engine.to_fetch and self.connector is not None:
+            self.connector.begin(self.engine.to_fetch, self._now())
         self.changed()
         if self._timer is not None:
             self._timer.cancel()
@@ -277,7 +318,11 @@ class Driver:
                 connection.done()
         elif not answer.open:
             connection.answer = None
-            connection.reply(200, answer.words.whole())
+            body = answer.words.whole()
+            kept = answer.choices[0].request
+            if self.connector is not None and kept.keep:
+                body = with_params(body, self.connector.lease(kept, answer.id))
+            connection.reply(200, body)
 
     def _cut(self, answer: Answer) -> None:
         """Break the connection off: what was written goes out, then the stream ends without its

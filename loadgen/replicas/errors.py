@@ -26,9 +26,13 @@ class ApiError(Exception):
         self.param = param
         self.kind = kind or _KINDS.get(status, "Error")
 
-    def body(self, anthropic: bool = False) -> bytes:
-        """The JSON body: OpenAI's shape, or Anthropic's for /v1/messages."""
+    def body(self, anthropic: bool = False, *, flat: bool = False) -> bytes:
+        """The JSON body: OpenAI's shape, or Anthropic's for /v1/messages; flat: without `error`
+        around it, as SGLang and TensorRT-LLM have it."""
         content: dict[str, Any]
+        if flat and not anthropic:
+            told = {"object": "error", "message": self.message, "type": self.kind}
+            return msgspec.json.encode({**told, "param": self.param, "code": self.status})
         if anthropic:
             content = {
                 "type": "error",
@@ -47,7 +51,7 @@ class ApiError(Exception):
 
 
 def missing(field: str) -> ApiError:
-    """A required field is absent."""
+    """The error for a required field that is absent."""
     return ApiError(
         400,
         "1 validation error:\n"

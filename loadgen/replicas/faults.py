@@ -51,7 +51,7 @@ class Fault(msgspec.Struct, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"kind {self.kind!r} is no fault; one of: {', '.join(KINDS)}")
+            raise ValueError(f"kind {self.kind!r} is not a fault; use one of: {', '.join(KINDS)}")
         if not 0 < self.factor < inf:
             raise ValueError(f"factor must be above 0, not {self.factor:g}")
         if not 0 <= self.rate <= 1:
@@ -78,7 +78,7 @@ def parse_fault(body: bytes) -> Fault:
     for field in given:
         if field not in takes:
             raise ApiError(
-                400, f"not a fault: {fault.kind} takes no {field!r}; it takes {', '.join(takes)}"
+                400, f"not a fault: {fault.kind} has no {field!r}; it takes {', '.join(takes)}"
             )
     if fault.kind == "slow" and "factor" not in given:
         raise ApiError(400, "not a fault: slow needs factor, how many times as long a step takes")
@@ -94,7 +94,10 @@ class FaultTrigger:
         self._random = Random(fault.seed)
 
     def strikes(self) -> bool:
-        """Ask once for each request."""
+        """Whether the fault hits this request.
+
+        Call it once for each request: it counts and draws.
+        """
         if self.left == 0 or self._random.random() >= self.fault.rate:
             return False
         self.left -= 1
@@ -106,20 +109,20 @@ class Received(msgspec.Struct, frozen=True):
 
     method: str
     path: str
-    """With the query."""
+    """The path with its query."""
     headers: list[tuple[str, str]]
-    """In order, names lowered."""
+    """Headers in the order received, with names in lower case."""
     body: bytes
     at: float
-    """Monotonic seconds."""
+    """The time of arrival in monotonic seconds."""
 
     def header(self, name: str) -> str | None:
-        """The first value of a header."""
+        """The first value of a header; None when it was not sent."""
         for key, value in self.headers:
             if key == name.lower():
                 return value
         return None
 
     def json(self) -> Any:
-        """The body, decoded."""
+        """The body, decoded from JSON."""
         return msgspec.json.decode(self.body)

@@ -7,6 +7,7 @@ from types import TracebackType
 
 from loadgen.engine import EngineParams
 from loadgen.replicas.kv_events import REPLAY_ABOVE
+from loadgen.replicas.nixl import NixlSettings
 from loadgen.replicas.replica import Replica
 
 LAST_PORT = 65_535
@@ -49,6 +50,8 @@ class SimulatedFleet:
     ``time_scale`` 10 lets the engines run ten times as fast as the machine ``params`` describe.
     ``first_port`` 0 takes free ports; a replica that dies and starts again keeps its own.
     ``kv_events_port`` (0: any) lets each publish KV events, the next replica on the next port.
+    ``engines`` names the surface of each: "vllm", "sglang" or "trtllm"; one name is for all.
+    ``nixl`` gives each a KV connector, with which it prefills for the others and fetches from them.
     """
 
     def __init__(
@@ -64,11 +67,15 @@ class SimulatedFleet:
         default_output_tokens: int = 128,
         keep_requests: int = 1000,
         kv_events_port: int | None = None,
+        engines: Sequence[str] = ("vllm",),
+        nixl: NixlSettings | None = None,
     ) -> None:
         if count < 1:
             raise ValueError(f"count must be at least 1, not {count}")
         check_ports("first_port", first_port, count)
         check_ports("kv_events_port", kv_events_port or 0, count, REPLAY_ABOVE)
+        if len(engines) not in (1, count):
+            raise ValueError(f"engines must name one, or one for each of {count} replicas")
         self.replicas = [
             Replica(
                 params=params,
@@ -81,6 +88,8 @@ class SimulatedFleet:
                 keep_requests=keep_requests,
                 name=f"replica-{index}",
                 kv_events_port=kv_events_port + index if kv_events_port else kv_events_port,
+                engine=engines[index] if len(engines) > 1 else engines[0],
+                nixl=nixl,
             )
             for index in range(count)
         ]
@@ -102,7 +111,7 @@ class SimulatedFleet:
             raise
 
     async def stop(self) -> None:
-        """Stop every replica."""
+        """Stop every replica of the fleet."""
         for replica in self.replicas:
             await replica.stop()
 

@@ -1,5 +1,6 @@
 """KV events over ZMQ, as vLLM 0.32 publishes them (``vllm/distributed/kv_events.py``).
- PUB frames are ``[topic, sequence as 8 bytes big-endian from 0, msgpack]``, the payload ``[time,
+
+PUB frames are ``[topic, sequence as 8 bytes big-endian from 0, msgpack]``, the payload ``[time,
 [event, ...], data-parallel rank]``, each event a map tagged by ``type``. A ROUTER answers ``["",
 first sequence]`` with what the buffer still has, ``["", topic, sequence, payload]`` each, and then
 ``["", "", ff x 8, ""]``.
@@ -31,7 +32,7 @@ class Origin(msgspec.Struct, frozen=True):
     """A request's tokens and what else names its blocks: the engine request's tag."""
 
     tokens: bytes
-    """Prompt and answer."""
+    """The tokens of prompt and answer."""
     adapter: str | None
     salt: str | None
 
@@ -52,7 +53,7 @@ class BlockStored(msgspec.Struct, tag=True, omit_defaults=True, gc=False):
 
 
 class BlockRemoved(msgspec.Struct, tag=True, omit_defaults=True, gc=False):
-    """One block was evicted."""
+    """The cache evicted one block."""
 
     block_hashes: list[int]
     medium: str | None
@@ -60,7 +61,7 @@ class BlockRemoved(msgspec.Struct, tag=True, omit_defaults=True, gc=False):
 
 
 class AllBlocksCleared(msgspec.Struct, tag=True, gc=False):
-    """The cache was reset."""
+    """The cache was reset and holds nothing."""
 
 
 class EventPublisher:
@@ -137,7 +138,7 @@ class EventPublisher:
         }
 
     def stored(self, request: Request, first: int, end: int) -> None:
-        """Note blocks stored."""
+        """Note blocks that entered the cache, for the step's batch."""
         origin: Origin = request.tag
         full = request.prompt_tokens // self.block_size
         keys = request.hashes, request.output_hashes
@@ -167,11 +168,11 @@ class EventPublisher:
         )
 
     def removed(self, key: int) -> None:
-        """Note one block evicted."""
+        """Note an evicted block, for the step's batch."""
         self._pending.append(BlockRemoved([key], "GPU", 0))
 
     def cleared(self) -> None:
-        """Note the cache reset."""
+        """Note a reset of the cache, for the step's batch."""
         self._pending.append(AllBlocksCleared())
 
     def flush(self) -> None:

@@ -1,4 +1,4 @@
-"""A replica's listening socket."""
+"""The socket on which a replica listens."""
 
 from __future__ import annotations
 

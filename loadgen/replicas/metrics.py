@@ -47,12 +47,12 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Count one value."""
+        """Add one value to its bucket and to the sum."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
     def lines(self, name: str, labels: str) -> list[str]:
-        """The exposition format's lines."""
+        """The histogram as lines of Prometheus' text format."""
         out = [f"# TYPE {name} histogram"]
         total = 0
         for bound, count in zip((*self.bounds, "+Inf"), self.counts, strict=True):
@@ -83,7 +83,7 @@ class RequestMetrics:
         self.finished = {"stop": 0, "length": 0, "abort": 0, "error": 0}
 
     def first_token(self, request: Request) -> None:
-        """A first token is out."""
+        """Note that a request's first token was sent."""
         self.histograms["vllm:time_to_first_token_seconds"].observe(
             request.first_token_at - request.arrived
         )
@@ -114,7 +114,7 @@ class RequestMetrics:
 
 
 def render(replica: Replica) -> bytes:
-    """The whole page."""
+    """The text of /metrics."""
     engine, params, counters = replica.engine, replica.params, replica.engine.counters
     labels = f'engine="0",model_name="{replica.model}"'
     computed = counters.prompt_tokens - counters.prompt_tokens_cached
@@ -141,8 +141,8 @@ def render(replica: Replica) -> bytes:
     out.append("# TYPE vllm:prompt_tokens_by_source_total counter")
     for source, value in (
         ("local_compute", computed),
-        ("local_cache_hit", counters.prompt_tokens_cached),
-        ("external_kv_transfer", 0),
+        ("local_cache_hit", counters.prompt_tokens_cached - counters.prompt_tokens_fetched),
+        ("external_kv_transfer", counters.prompt_tokens_fetched),
     ):
         name = "vllm:prompt_tokens_by_source_total"
         out.append(f'{name}{{{labels},source="{source}"}} {float(value)}')
@@ -154,6 +154,18 @@ def render(replica: Replica) -> bytes:
         out.append(f'{name}{{{labels},finished_reason="{reason}"}} {float(count)}')
     for name, histogram in replica.metrics.histograms.items():
         out += histogram.lines(name, labels)
+    connector = replica.connector
+    if connector is not None:
+        for name, total in (
+            ("vllm:nixl_xfer_time_seconds", connector.transfer_seconds),
+            ("vllm:nixl_bytes_transferred", connector.transfer_bytes),
+        ):
+            out.append(f"# TYPE {name} summary")
+            out.append(f"{name}_count{{{labels}}} {float(connector.transfers)}")
+            out.append(f"{name}_sum{{{labels}}} {total}")
+        counter("vllm:nixl_num_failed_transfers_total", connector.transfers_failed)
+        counter("vllm:nixl_num_kv_expired_reqs_total", connector.expired)
+        gauge("sim:kv_blocks_held", connector.held_blocks)
     adapters = ",".join(replica.adapters)
     out.append("# TYPE vllm:lora_requests_info gauge")
     out.append(

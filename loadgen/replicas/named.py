@@ -24,4 +24,4 @@ def named_engine(name: str) -> EngineParams:
     if path.suffix or path.exists() or path.name != name:
         return read_engine(path)
     like = did_you_mean(name, NAMES)
-    raise ValueError(f"no preset and no file {name!r}{like or ':'} use one of {WHAT}")
+    raise ValueError(f"{name!r} is neither a preset nor a file{like or ':'} use one of {WHAT}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from loadgen.replicas.answers import Answer, Choice, frame
+from loadgen.replicas.errors import ApiError
 from loadgen.replicas.tokens import WORDS, answer_words
 
 FINGERPRINT = "vllm-simulated"
@@ -16,13 +17,14 @@ DONE = frame(b"data: [DONE]\n\n")
 
 
 def sse(value: Any) -> bytes:
-    """One data event, framed."""
+    """A server-sent event without a name, framed as an HTTP chunk."""
     return frame(b"data: %b\n\n" % _encode(value))
 
 
 class _Streamed:
     """Token events all have one length, so all but the token is prepared when a choice starts."""
 
+    ANTHROPIC: ClassVar = False
     OBJECT = ""
 
     def __init__(self, answer: Answer) -> None:
@@ -30,7 +32,7 @@ class _Streamed:
         self.frugal = not answer.job.continuous_usage and answer.job.tool is None
 
     def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        """The envelope of one event."""
+        """The JSON object around what one event carries."""
         answer = self.answer
         return {
             "id": answer.id,
@@ -75,7 +77,7 @@ class _Streamed:
         return sse(self.chunk([self.delta(choice, word[0].decode(), finish)], **more))
 
     def _tokens_slowly(self, choice: Choice, end: int, last: bool) -> bytes:
-        """With usage in every event."""
+        """Write token by token, because every event has to carry usage."""
         out = []
         total = choice.request.output_tokens
         for position, word in enumerate(
@@ -101,6 +103,9 @@ class _Streamed:
             "completion_tokens": completion,
         }
 
+    def failed(self, error: ApiError) -> bytes:
+        return frame(b"data: %b\n\n" % error.body()) + DONE
+
     def closing(self) -> bytes:
         if not self.answer.job.include_usage:
             return DONE
@@ -109,7 +114,7 @@ class _Streamed:
 
 
 class ChatFormat(_Streamed):
-    """Chat completions."""
+    """Answers in the form of OpenAI's chat completions."""
 
     OBJECT = "chat.completion.chunk"
 
@@ -227,7 +232,7 @@ class ChatFormat(_Streamed):
 
 
 class CompletionsFormat(_Streamed):
-    """Plain completions."""
+    """Answers in the form of OpenAI's plain completions."""
 
     OBJECT = "text_completion"
 

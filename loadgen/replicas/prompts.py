@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -15,13 +15,13 @@ class ToolCall(msgspec.Struct, gc=False, frozen=True):
 
     name: str
     arguments: str
-    """JSON."""
+    """The arguments as JSON text."""
     named: bool
     """The client named this very function; otherwise it asked for any."""
 
 
 class Job(msgspec.Struct):
-    """One body, understood."""
+    """What a request body asks for, in the engine's terms."""
 
     model: str
     prompts: list[bytes]
@@ -35,6 +35,10 @@ class Job(msgspec.Struct):
     salt: str
     tool: ToolCall | None
     body: dict[str, Any]
+
+
+MOST_ANSWERS: Final = 16_384
+"""Answers to one prompt, as vLLM has it without ``VLLM_MAX_N_SEQUENCES``."""
 
 
 def _number(body: dict[str, Any], *names: str, least: int = 0) -> int | None:
@@ -67,10 +71,13 @@ def _job(body: dict[str, Any], prompts: list[bytes], *limits: str) -> Job:
     if options and not stream:
         raise invalid("stream_options", "Stream options can only be defined when `stream=True`.")
     options = options or {}
+    n = _number(body, "n", least=1) or 1
+    if n > MOST_ANSWERS:
+        raise invalid("n", f"n must be at most {MOST_ANSWERS}, got {n}.")
     return Job(
         model=model or "",
         prompts=prompts,
-        n=_number(body, "n", least=1) or 1,
+        n=n,
         max_tokens=_number(body, *limits, least=1),
         min_tokens=_number(body, "min_tokens") or 0,
         stream=stream,
@@ -104,7 +111,7 @@ def _plain_prompt(prompt: Any) -> bytes:
 
 
 def chat_job(body: dict[str, Any]) -> Job:
-    """/v1/chat/completions."""
+    """The job of a body of /v1/chat/completions."""
     if "messages" not in body:
         raise missing("messages")
     tools = body.get("tools")
@@ -124,7 +131,7 @@ def chat_job(body: dict[str, Any]) -> Job:
 
 
 def messages_job(body: dict[str, Any]) -> Job:
-    """/v1/messages (Anthropic)."""
+    """The job of a body of /v1/messages (Anthropic)."""
     for field in ("messages", "max_tokens"):
         if field not in body:
             raise missing(field)
@@ -144,7 +151,7 @@ def messages_job(body: dict[str, Any]) -> Job:
 
 
 def responses_job(body: dict[str, Any]) -> Job:
-    """/v1/responses."""
+    """The job of a body of /v1/responses."""
     given = body.get("input")
     if given is None:
         raise missing("input")

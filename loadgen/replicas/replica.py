@@ -1,4 +1,5 @@
-"""One simulated replica: an engine run by the wall clock, behind vLLM's HTTP surface."""
+"""One simulated replica: an engine run by the wall clock, behind the HTTP surface of vLLM or of
+another engine."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from loadgen.replicas.faults import Fault, FaultTrigger, Received
 from loadgen.replicas.kv_events import EventPublisher
 from loadgen.replicas.listener import HttpListener
 from loadgen.replicas.metrics import RequestMetrics
-from loadgen.replicas.routes import GENERATING, ROUTES, JobReader, decode_body
+from loadgen.replicas.nixl import Connector, NixlSettings
+from loadgen.replicas.routes import JobReader, decode_body
+from loadgen.replicas.surfaces import surface_of
 
 GARBAGE = b"\x16\x03\x01\x02\x00SMTP 220 this is no HTTP\r\n\r\n"
 
@@ -43,13 +46,20 @@ class Replica:
         keep_requests: int = 1000,
         name: str = "replica",
         kv_events_port: int | None = None,
+        engine: str = "vllm",
+        nixl: NixlSettings | None = None,
     ) -> None:
+        """nixl: it has a KV connector, and moves blocks from and to its siblings."""
         if not 0 < time_scale < inf:
             raise ValueError(f"time_scale must be positive, not {time_scale}")
         if default_output_tokens < 1:
             raise ValueError(
                 f"default_output_tokens must be at least 1, not {default_output_tokens}"
             )
+        self.surface = surface_of(engine)
+        """How the replica speaks; `engine` is its name."""
+        if kv_events_port is not None and engine != "vllm":
+            raise ValueError(f"KV events are simulated for vllm only, not for {engine}")
         self.params = params
         self.model = model
         self.adapters = list(adapters)
@@ -68,6 +78,7 @@ class Replica:
         """Publishes KV events when ``kv_events_port`` was given (0: any free port)."""
         if kv_events_port is not None:
             self.events = EventPublisher(host, kv_events_port, params.block_size)
+        self._nixl = nixl
         self._listener: HttpListener | None = None
         self._triggers: dict[str, FaultTrigger] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -76,7 +87,7 @@ class Replica:
         self.start_time = time()
 
     def _new_driver(self) -> Driver:
-        return Driver(
+        driver = Driver(
             self.params,
             model=self.model,
             time_scale=self.time_scale,
@@ -84,6 +95,36 @@ class Replica:
             events=self.events,
             changed=self._notice,
         )
+        if self._nixl is not None:
+            driver.connector = Connector(
+                driver,
+                self._nixl,
+                f"{self.name}-{uuid4().hex[:8]}",  # another one at each start, as docs ask for
+                self.host,
+                self.port,
+                self._connector_of,
+                driver.not_fetched,
+            )
+        return driver
+
+    def _connector_of(self, engine_id: str) -> Connector | None:
+        """Of an engine of the fleet that lives."""
+        for each in self.siblings:
+            connector = each.connector
+            if each.alive and connector is not None and connector.engine_id == engine_id:
+                return connector
+        return None
+
+    @property
+    def connector(self) -> Connector | None:
+        """The KV connector of this life, for what it holds and has moved."""
+        return self.driver.connector
+
+    @property
+    def held_blocks(self) -> int:
+        """KV blocks that wait for another engine."""
+        connector = self.driver.connector
+        return connector.held_blocks if connector is not None else 0
 
     @property
     def engine(self) -> Engine:
@@ -92,17 +133,17 @@ class Replica:
 
     @property
     def metrics(self) -> RequestMetrics:
-        """What this life's requests measured."""
+        """Metrics of the requests since the replica last started."""
         return self.driver.metrics
 
     @property
     def frozen(self) -> bool:
-        """Nothing is answered but /_sim/."""
+        """Whether it answers only /_sim/."""
         return self.driver.frozen
 
     @property
     def listening(self) -> bool:
-        """New connections are accepted."""
+        """Whether it accepts new connections."""
         return self._listener is not None
 
     # -- life
@@ -115,7 +156,7 @@ class Replica:
 
     @property
     def models(self) -> list[str]:
-        """The base model and its adapters."""
+        """The names of the base model and its adapters."""
         return [self.model, *self.adapters]
 
     async def start(self) -> None:
@@ -123,13 +164,13 @@ class Replica:
         one."""
         if self.alive:
             return
+        self._listen()
         self.driver = self._new_driver()
         self.start_time = time()
         self.healthy = True
         self._triggers.clear()
         if self.events is not None:
             self.events.open()
-        self._listen()
         self.alive = True
 
     async def die(self) -> None:
@@ -150,7 +191,7 @@ class Replica:
         await self.start()
 
     async def stop(self) -> None:
-        """End for good."""
+        """Die and end its tasks, for the end of a test or run."""
         for task in self._tasks:
             task.cancel()
         await self.die()
@@ -191,7 +232,7 @@ class Replica:
             connection.serve_next()
 
     async def apply(self, fault: Fault) -> None:
-        """Do what a fault says."""
+        """Make a fault happen, or end it."""
         match fault.kind:
             case "die":
                 await self.die()
@@ -261,15 +302,15 @@ class Replica:
     # -- requests
 
     def record(self, received: Received) -> None:
-        """Remember a request."""
+        """Keep a request in `requests`, for tests to look at."""
         self.requests.append(received)
         self._notice()
 
     def dispatch(self, connection: Connection, received: Received) -> None:
         """Answer a request, now or when the engine has."""
         path = received.path.partition("?")[0]
-        generating = GENERATING.get(path)
-        route = ROUTES.get(path)
+        generating = self.surface.generating.get(path)
+        route = self.surface.routes.get(path)
         anthropic = path == "/v1/messages"
         try:
             if generating is not None and received.method == "POST":
@@ -283,7 +324,8 @@ class Replica:
             else:
                 route.handler(self, connection, received)
         except ApiError as error:
-            connection.reply(error.status, error.body(anthropic))
+            body = error.body(anthropic, flat=self.surface.object_errors)
+            connection.reply(error.status, body)
 
     def _wrong_method(self, connection: Connection, allowed: str) -> None:
         connection.reply(
@@ -305,7 +347,9 @@ class Replica:
         failing = self._triggers.get("error_rate")
         if failing is not None and failing.strikes():
             raise ApiError(failing.fault.status, "simulated failure")
-        job = read(decode_body(received.body))
+        body = decode_body(received.body)
+        self.surface.prepare(received.path.partition("?")[0], body)
+        job = read(body)
         job.model = job.model or self.model
         self.check_model(job.model)
         name = prefix + (connection.request_id.decode("latin-1") or uuid4().hex[:16])

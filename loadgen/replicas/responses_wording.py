@@ -1,12 +1,13 @@
-"""/v1/responses as vLLM 0.32 words it."""
+"""Answers of /v1/responses, as vLLM 0.32 words them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from loadgen.replicas.answers import Answer, Choice, frame
+from loadgen.replicas.errors import ApiError
 from loadgen.replicas.tokens import answer_words
 
 _encode = msgspec.json.encode
@@ -14,6 +15,8 @@ _encode = msgspec.json.encode
 
 class ResponsesFormat:
     """OpenAI responses. Events are numbered, so none can be prepared but for its head."""
+
+    ANTHROPIC: ClassVar = False
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
@@ -157,6 +160,9 @@ class ResponsesFormat:
             "response.output_item.done", item=self._item("completed"), output_index=0
         )
         return out + self._event("response.completed", response=self._response(True))
+
+    def failed(self, error: ApiError) -> bytes:
+        return self._event("error", code=str(error.status), message=error.message, param=None)
 
     def whole(self) -> bytes:
         return _encode(self._response(True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from time import time
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -35,7 +36,10 @@ _encode = msgspec.json.encode
 JobReader: TypeAlias = Callable[[dict[str, Any]], Job]
 Handler: TypeAlias = "Callable[[Replica, Connection, Received], None]"
 
-GENERATING: dict[str, tuple[JobReader, type[ApiFormat], str]] = {
+GeneratingRoute: TypeAlias = "tuple[JobReader, type[ApiFormat], str]"
+"""Who reads a body, who words the answer, and what its id begins with."""
+
+GENERATING: dict[str, GeneratingRoute] = {
     "/v1/chat/completions": (chat_job, ChatFormat, "chatcmpl-"),
     "/v1/completions": (completions_job, CompletionsFormat, "cmpl-"),
     "/v1/responses": (responses_job, ResponsesFormat, "resp_"),
@@ -68,7 +72,15 @@ def decode_body(body: bytes) -> dict[str, Any]:
 
 
 def _health(replica: Replica, connection: Connection, _: Received) -> None:
-    connection.reply(200 if replica.healthy else 503, b"", "")
+    def reply() -> None:
+        if connection in replica.connections:
+            connection.reply(200 if replica.healthy else 503, b"", "")
+
+    seconds = replica.surface.health_seconds
+    if seconds:
+        asyncio.get_running_loop().call_later(seconds, reply)
+    else:
+        reply()
 
 
 def _version(_replica: Replica, connection: Connection, _: Received) -> None:
@@ -193,6 +205,24 @@ def _fault(replica: Replica, connection: Connection, received: Received) -> None
     target.apply_soon(fault)
 
 
+def _kv(replica: Replica, connection: Connection, _: Received) -> None:
+    """What is kept for other engines, and what became of the rest."""
+    connector = replica.connector
+    if connector is None:
+        raise ApiError(404, "this replica has no KV connector")
+    answer = {
+        "engine_id": connector.engine_id,
+        "held_requests": connector.held_requests,
+        "held_blocks": connector.held_blocks,
+        "expired": connector.expired,
+        "transfers": connector.transfers,
+        "transfers_failed": connector.transfers_failed,
+        "transfer_seconds": connector.transfer_seconds,
+        "transfer_bytes": connector.transfer_bytes,
+    }
+    connection.reply(200, _encode(answer))
+
+
 ROUTES: dict[str, Route] = {
     "/health": Route(("GET",), _health),
     "/ping": Route(("GET", "POST"), _health),
@@ -208,4 +238,5 @@ ROUTES: dict[str, Route] = {
     "/v1/load_lora_adapter": Route(("POST",), _load_adapter),
     "/v1/unload_lora_adapter": Route(("POST",), _unload_adapter),
     "/_sim/fault": Route(("POST",), _fault),
+    "/_sim/kv": Route(("GET",), _kv),
 }

@@ -12,10 +12,12 @@ import msgspec
 import uvloop
 
 from loadgen.cli import values
-from loadgen.engine import EngineParams
+from loadgen.engine import EngineParams, transfer_for
 from loadgen.replicas.fleet import QUICK, SimulatedFleet, check_ports
 from loadgen.replicas.kv_events import REPLAY_ABOVE
 from loadgen.replicas.named import WHAT, named_engine
+from loadgen.replicas.nixl import NixlSettings
+from loadgen.replicas.surfaces import SURFACES
 
 _CHANGES: dict[str, Callable[[str], float]] = {
     "block_size": values.count(),
@@ -38,6 +40,8 @@ async def serve_replicas(
     adapters: Sequence[str] = (),
     default_output_tokens: int = 128,
     kv_events_port: int | None = None,
+    engine: str = "vllm",
+    nixl: NixlSettings | None = None,
     ready: Callable[[SimulatedFleet], None] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM. ``ready`` is called once all ports are open.
@@ -55,6 +59,8 @@ async def serve_replicas(
         default_output_tokens=default_output_tokens,
         keep_requests=0,
         kv_events_port=kv_events_port,
+        engines=(engine,),
+        nixl=nixl,
     )
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -67,7 +73,7 @@ async def serve_replicas(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the options of `replicas` to a parser."""
     add = parser.add_argument
     add("--count", type=values.count(), default=1, help="how many replicas (default 1)")
     add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
@@ -89,6 +95,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1.0,
         help="run the engines this many times as fast as the machine they imitate",
     )
+    told = "; ".join(f"{each.name}: {each.origin}" for each in SURFACES.values())
+    add(
+        "--engine",
+        choices=tuple(SURFACES),
+        default="vllm",
+        help=f"whose HTTP surface to speak (default %(default)s). {told}",
+    )
     add("--model", default="sim", help="served model name (default sim)")
     add("--adapter", action="append", default=[], help="a LoRA adapter's name; may be repeated")
     add(
@@ -101,7 +114,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-events-port",
         type=values.count(0),
         default=None,
-        help="publish KV events: replica i on this port + i, replay 1000 above; needs pyzmq",
+        help="publish KV events as vLLM does: replica i on this port + i, replay 1000 above; needs "
+        "pyzmq",
+    )
+    add(
+        "--nixl",
+        action="store_true",
+        help="each has a NixlConnector, and prefills for the others that are started with it",
+    )
+    add(
+        "--kv-lease",
+        type=values.positive,
+        default=NixlSettings().lease_seconds,
+        metavar="SECONDS",
+        help="how long prefilled blocks wait for another engine (default %(default)g)",
     )
     for name, kind in _CHANGES.items():
         option = "--" + name.replace("_", "-")
@@ -122,12 +148,18 @@ def main(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     try:
         params = params_from(args)
+        if args.engine != "vllm" and args.kv_events_port is not None:
+            raise ValueError(f"--kv-events-port: KV events are vLLM's, not those of {args.engine}")
         check_ports("--port", args.port, args.count)
         check_ports("--kv-events-port", args.kv_events_port or 0, args.count, REPLAY_ABOVE)
     except ValueError as error:
         return _fail(str(error), 2)
     except OSError as error:
         return _fail(f"--preset {args.preset}: {error.strerror}", 2)
+
+    nixl = None
+    if args.nixl:
+        nixl = NixlSettings(lease_seconds=args.kv_lease, transfer=transfer_for(params))
 
     def ready(fleet: SimulatedFleet) -> None:
         print(f"{params.name}: {params.origin}; {params.num_blocks} blocks of {params.block_size}")
@@ -146,6 +178,8 @@ def main(args: argparse.Namespace) -> int:
                 adapters=args.adapter,
                 default_output_tokens=args.output_tokens,
                 kv_events_port=args.kv_events_port,
+                engine=args.engine,
+                nixl=nixl,
                 ready=ready,
             )
         )

@@ -1,5 +1,6 @@
 """A cheap tokenizer: every four bytes are one token.
- A prompt is a byte string whose length is a multiple of four; token ``i`` is bytes ``4i..4i+4``
+
+A prompt is a byte string whose length is a multiple of four; token ``i`` is bytes ``4i..4i+4``
 read as a little-endian number. What a real tokenizer guarantees at its special tokens holds here at
 the seams between pieces (a role, a message's content): each piece is padded with zero bytes to a
 whole token, so a piece's tokens do not depend on what surrounds it. Equal leading text gives equal

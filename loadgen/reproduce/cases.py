@@ -24,7 +24,7 @@ class Case(msgspec.Struct, frozen=True):
     """One workload at one load on one fleet."""
 
     workload: str
-    """As on the command line."""
+    """The workload, written as on the command line."""
     load: float
     """Requests a second; of a trace, times its own speed; of a closed loop, sessions at a time."""
     requests: int
@@ -33,7 +33,7 @@ class Case(msgspec.Struct, frozen=True):
     settings: Mapping[str, str] = {}
     """Of the workload, where they are not its own."""
     keys: bool = False
-    """Clients name their session."""
+    """Whether clients name their session in the request."""
     chosen: bool = False
     """The policies' weights were chosen on it, with other seeds."""
     fleet: Fleet = H100_32B
@@ -44,7 +44,7 @@ class Case(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """Short, and different from the others'."""
+        """A short name that no other case has."""
         kind = self.workload.partition(":")[0]
         if self.traced:
             return f"{kind} x{self.load:g}"
@@ -90,7 +90,7 @@ SECTIONS = {
     "another": "Another engine, other arrivals",
     "uneven": "Replicas of different speed",
 }
-"""Titles, in the page's order."""
+"""Titles of the page's sections, in its order."""
 SWEPT = frozenset({"agent", "chat", "rag", "hot", "burst", "unique", "ladder"})
 """Sections whose cases differ in nothing but their load: these have a chart."""
 _LOADS = {

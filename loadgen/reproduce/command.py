@@ -23,7 +23,7 @@ USUAL_TRACE = Path("../shared/traces/mooncake_conversation_first_half.jsonl")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the options of `report` to a parser."""
     add = parser.add_argument
     add(
         "--trace",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import wrap
 
 from loadgen.reproduce.verdict import value
 from loadgen.results.schema import Arm, Difference, Results, read_json
 
 FILE = Path("docs/design/results-engines.json")
-"""What `make engines` writes."""
+"""The file that `make engines` writes."""
 TITLE = "Two real engines"
 _METRICS = {
     "hit_rate": "hit rate",
@@ -40,7 +41,7 @@ def section(results: Results | None) -> str:
         f"## {TITLE}\n",
         f"Not simulated. {results.description} `make engines` repeats it and writes {FILE.name}, "
         "of which this section is made:\n",
-        f"    {results.settings.get('command', '')}\n",
+        _shell(results.settings.get("command", "")),
         f"{base.requests:,} requests for each arm in {base.repeats} runs, {failed} failed over all "
         f"arms; most possible hit rate {base.upper_bound:.1%}. Milliseconds.\n",
         _table(results.arms),
@@ -55,6 +56,12 @@ def section(results: Results | None) -> str:
         parts.append("Warnings of the run:\n\n" + "\n".join(f"- {w}" for w in results.warnings))
         parts[-1] += "\n"
     return "\n".join(parts)
+
+
+def _shell(command: str) -> str:
+    """A block of code that a shell takes as one line."""
+    lines = wrap(command, 100, break_long_words=False, break_on_hyphens=False)
+    return "    " + " \\\n      ".join(lines) + "\n"
 
 
 def _table(arms: list[Arm]) -> str:

@@ -1,4 +1,4 @@
-"""The fleets of docs/design/results.md."""
+"""The fleets that docs/design/results.md compares on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Fleet(msgspec.Struct, frozen=True):
 
     @property
     def engines(self) -> list[EngineParams]:
-        """As they are at the start."""
+        """The engines' parameters at the start of a run."""
         slow = slower(self.engine, self.times) if not self.since else self.engine
         return [self.engine] * (self.replicas - self.slow) + [slow] * self.slow
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 
 import msgspec
 
@@ -17,6 +18,7 @@ from loadgen.reproduce.verdict import METRICS, behind, best, geometric, rivals, 
 from loadgen.results.schema import Arm, Results
 
 IMAGES = "img"
+_WIDTH = 118
 _TITLES = {
     "ttft_ms.mean": "TTFT mean",
     "ttft_ms.p90": "TTFT p90",
@@ -69,35 +71,64 @@ def page(outcomes: Sequence[Outcome], engines: Results | None) -> tuple[str, lis
             parts.append(f"![{chart.name}]({IMAGES}/{chart.name})\n")
         parts += [_table(outcome) for outcome in own]
     parts.append(section_of(engines))
-    return "\n".join(parts), pictures
+    return _wrapped("\n".join(parts)), pictures
+
+
+def _wrapped(text: str) -> str:
+    """Prose in lines that can be reviewed; tables, headings, pictures and code as they are."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        hanging = "  " if line.startswith("- ") else ""
+        kept = line.startswith(("|", "#", "![", "    ")) or len(line) <= _WIDTH
+        lines += (
+            [line]
+            if kept
+            else wrap(
+                line,
+                _WIDTH,
+                subsequent_indent=hanging,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
+    return "\n".join(lines)
 
 
 def _opening(outcomes: Sequence[Outcome]) -> str:
     engine = H100_32B.engine
     chosen = [outcome.case.name for outcome in outcomes if outcome.case.chosen]
     requests = sum(outcome.arms[0].requests for outcome in outcomes)
+    seen = "\n".join(f"- {name}" for name in chosen)
     return f"""# Results
 
-Written by `make report` (`warmroute-loadgen report`), all of it, and all but \
-[the last section](#{ENGINES.lower().replace(" ", "-")}) from simulation in virtual time: the \
-gateway's own policies, index and books over model engines, no HTTP, no \
-GPU: {H100_32B.replicas} of {engine.name} ({engine.origin}) where nothing else is \
-said. What the model leaves out is in [replicas.md](../operate/replicas.md). \
-{len(outcomes)} cases, {requests:,} requests for each arm, the same for every arm. All caches \
-start empty, and the cold start counts. Loads reach from easy to overloaded.
+This page answers: how do the policies, and our reading of other gateways' rules, compare on the \
+same requests, and where does `cache_aware` lose?
+
+`make report` (`warmroute-loadgen report`) writes all of this page. All but \
+[the last section](#{ENGINES.lower().replace(" ", "-")}) is simulated in virtual time: the \
+gateway's own policies, index and load accounting over model engines, without HTTP and without a \
+GPU. Where nothing else is said there are {H100_32B.replicas} replicas of {engine.name} \
+({engine.origin}). What the model leaves out is in [replicas.md](../operate/replicas.md). There \
+are {len(outcomes)} cases with {requests:,} requests for each arm, the same for every arm. All \
+caches start empty, and the cold start counts. Loads reach from easy to overloaded, but arrivals \
+last for seconds: [queue-results.md](queue-results.md) tells what happens when caches bind for \
+minutes.
 
 The arms named `peer_` are **our reading of other gateways' documents**, run on our index and \
-books: SGLang's cache_aware, llm-d's weighted scorers with an approximate and with a precise \
-index, NVIDIA Dynamo's cost. They are not those programs. `peer_llmd_precise` and `peer_dynamo` \
-are told what every cache holds at that moment; the others go by what was sent. In `agent` and \
-`chat` clients name their session, which only `consistent_hash` uses. `pooled` is no rule but a \
-bound: one server with the speed and the memory of all replicas.
+load accounting: SGLang's cache_aware, llm-d's weighted scorers with an approximate and with a \
+precise index, NVIDIA Dynamo's cost. They are not those programs. `peer_llmd_precise` and \
+`peer_dynamo` are told what every cache holds at that moment; the others go by what was sent. In \
+`agent` and `chat` clients name their session, which only `consistent_hash` uses. `pooled` is no \
+rule but a bound: one server with the speed and the memory of all replicas.
 
 The weights of `cache_aware` were chosen on {len(chosen)} of the {len(outcomes)} cases, with other \
-seeds than these: {", ".join(chosen)}. No weight was fitted to the others. \
-But drafts of this page, with another seed, were read while weights still changed, and poor lines \
-among the others led to the rejection of two candidates. In the tables below the \
-former are marked "chosen on".
+seeds than these:
+
+{seen}
+
+No weight was fitted to the others. But drafts of this page, with another seed, were read while
+weights still changed, and poor lines among the others led to the rejection of two candidates, and
+to the weight of b where replicas differ. In the tables below the former are marked "chosen on".
 
 Times are milliseconds. TTFT counts from when a request was due. Work is prompt tokens computed \
 plus tokens written, for each replica: its maximum over its mean (1 is even).

@@ -21,14 +21,14 @@ from router.prompt.spans import SPANS
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What one case gave."""
+    """The results of one case."""
 
     case: Case
     arms: list[Arm]
     against_best: list[Difference]
     """For each of METRICS: OURS minus the best other arm."""
     seconds: float
-    """It took, of processor time."""
+    """CPU seconds that the case took."""
 
 
 def run_cases(

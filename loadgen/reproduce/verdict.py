@@ -20,7 +20,7 @@ def value(arm: Arm, metric: str) -> float:
 
 
 def best(arms: Sequence[Arm], metric: str) -> Arm:
-    """The one with the least."""
+    """The arm with the least value of a metric."""
     return min(arms, key=lambda arm: value(arm, metric))
 
 
@@ -35,5 +35,5 @@ def behind(arm: Arm, others: Sequence[Arm], metric: str) -> float:
 
 
 def geometric(ratios: Sequence[float]) -> float:
-    """Their geometric mean."""
+    """The geometric mean of some ratios."""
     return exp(sum(map(log, ratios)) / len(ratios))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from loadgen.results.metrics import Columns
+from loadgen.results.columns import Columns
 from loadgen.results.records import Records
 from loadgen.results.schema import Difference
 
@@ -95,37 +95,35 @@ def differences(
     load: float = 0.0,
     draws: int = DRAWS,
     seed: int = 0,
+    paired: bool = True,
 ) -> list[Difference]:
-    """arm minus baseline, at this load. Both have one Records for each repeat, in the same order.
+    """arm minus baseline, at this load. Both have one Records for each repeat; paired ones are in
+    the same order and had the same arrivals, others are drawn independently of each other.
 
-    Raises ValueError when their repeats are not as many. With one repeat, the interval knows
+    Raises ValueError when paired repeats are not as many. With one repeat, the interval knows
     nothing of what changes from run to run."""
     (base_name, base_runs), (arm_name, arm_runs) = baseline, arm
-    if len(base_runs) != len(arm_runs) or not base_runs:
+    if (paired and len(base_runs) != len(arm_runs)) or not base_runs or not arm_runs:
         raise ValueError("both arms need the same number of runs, at least one")
-    sessions = [
-        np.unique(np.concatenate([Columns(one).session, Columns(other).session]))
-        for one, other in zip(base_runs, arm_runs, strict=True)
-    ]
-    ours = _Weighted([_Sample(run, own) for run, own in zip(base_runs, sessions, strict=True)])
-    theirs = _Weighted([_Sample(run, own) for run, own in zip(arm_runs, sessions, strict=True)])
+    base_sessions = [np.unique(Columns(run).session) for run in base_runs]
+    arm_sessions = [np.unique(Columns(run).session) for run in arm_runs]
+    if paired:
+        both = zip(base_sessions, arm_sessions, strict=True)
+        base_sessions = arm_sessions = [np.union1d(one, other) for one, other in both]
+    ours = _weighted(base_runs, base_sessions)
+    theirs = _weighted(arm_runs, arm_sessions)
     if not len(ours.ttft) or not len(theirs.ttft):
         return []
     random = np.random.default_rng(seed)
     found: dict[str, list[float]] = {name: [] for name in _METRICS}
     for _ in range(draws):
-        runs = np.bincount(
-            random.integers(len(sessions), size=len(sessions)), minlength=len(sessions)
-        )
-        drawn = [
-            times * np.bincount(random.integers(len(own), size=len(own)), minlength=len(own))
-            for times, own in zip(runs.astype(np.float64), sessions, strict=True)
-        ]
-        base_weights, arm_weights = ours.weights(drawn), theirs.weights(drawn)
+        drawn = _drawn(random, base_sessions)
+        base_weights = ours.weights(drawn)
+        arm_weights = theirs.weights(drawn if paired else _drawn(random, arm_sessions))
         for name, metric in _METRICS.items():
             found[name].append(metric(theirs, arm_weights) - metric(ours, base_weights))
-    ones = [np.ones(len(own)) for own in sessions]
-    base_ones, arm_ones = ours.weights(ones), theirs.weights(ones)
+    base_ones = ours.weights([np.ones(len(own)) for own in base_sessions])
+    arm_ones = theirs.weights([np.ones(len(own)) for own in arm_sessions])
     result = []
     for name, metric in _METRICS.items():
         before = metric(ours, base_ones)
@@ -134,6 +132,21 @@ def differences(
         relative = value / before if before else None
         result.append(Difference(name, base_name, arm_name, value, low, high, relative, load))
     return result
+
+
+def _weighted(runs: Sequence[Records], sessions: Sequence[npt.NDArray[np.int64]]) -> _Weighted:
+    return _Weighted([_Sample(run, own) for run, own in zip(runs, sessions, strict=True)])
+
+
+def _drawn(random: np.random.Generator, sessions: Sequence[npt.NDArray[np.int64]]) -> list[Floats]:
+    """How often each session is there: of runs drawn with replacement, and sessions of them."""
+    runs = np.bincount(random.integers(len(sessions), size=len(sessions)), minlength=len(sessions))
+    return [
+        times * np.bincount(random.integers(len(own), size=len(own)), minlength=len(own))
+        if len(own)
+        else np.zeros(0)
+        for times, own in zip(runs.astype(np.float64), sessions, strict=True)
+    ]
 
 
 def against_first(runs: Mapping[str, Sequence[Records]], *, load: float = 0.0) -> list[Difference]:

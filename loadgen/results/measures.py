@@ -13,7 +13,7 @@ NONE = "-"
 
 
 class Measure(msgspec.Struct, frozen=True):
-    """One of them."""
+    """One quantity that tables show of an arm, and how it is written."""
 
     title: str
     value: Callable[[Arm], float | None]
@@ -24,10 +24,10 @@ class Measure(msgspec.Struct, frozen=True):
     brief: str = ""
     """Its title in tables with an arm in each row; empty: not in those."""
     detail: bool = False
-    """Left out in a terminal."""
+    """Left out of tables in a terminal."""
 
     def said(self, arm: Arm) -> str:
-        """Its value as text."""
+        """The arm's value as text."""
         value = self.value(arm)
         return NONE if value is None else self.form(value)
 

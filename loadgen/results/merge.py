@@ -67,8 +67,15 @@ def _difference(first: Results, other: Results) -> str:
         mine, theirs = getattr(first, field), getattr(other, field)
         if mine != theirs:
             return f"{field} is {theirs!r}, not {mine!r}"
-    for setting in sorted({*first.settings, *other.settings} - ARMS):
+    settings = setting_differences(first, other, leave_out=ARMS)
+    return settings[0] if settings else ""
+
+
+def setting_differences(first: Results, other: Results, *, leave_out: frozenset[str]) -> list[str]:
+    """Settings that are not the same in both, in words."""
+    found = []
+    for setting in sorted({*first.settings, *other.settings} - leave_out):
         mine, theirs = (each.settings.get(setting, "not set") for each in (first, other))
         if mine != theirs:
-            return f"--{setting.replace('_', '-')} is {theirs}, not {mine}"
-    return ""
+            found.append(f"--{setting.replace('_', '-')} is {theirs}, not {mine}")
+    return found

@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from loadgen.results.records import Gaps, Records, floats, ints, joined
+from loadgen.results.columns import Columns, Floats
+from loadgen.results.records import Gaps, Records, floats, joined
+from loadgen.results.samples import sample_of, steps_of
 from loadgen.results.schema import (
     NO_LATENCY,
     Arm,
@@ -31,9 +32,6 @@ BUCKETS = 12
 """Of time: few, so that each holds many requests."""
 BEHIND_MS = 50.0
 """A lag p99 above this makes the load something else than what was asked for."""
-
-Floats = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
 
 
 def latency(seconds: Floats) -> Latency:
@@ -62,49 +60,6 @@ def gap_latency(gaps: Gaps) -> Latency:
     mean = gaps.total / gaps.count * 1e3
     std, top = float(kept.std()) * 1e3, float(kept.max()) * 1e3
     return Latency(gaps.count, mean, std, p50, p90, p95, p99, top)
-
-
-class Columns:
-    """A run's records as numpy columns, with what is derived from them."""
-
-    def __init__(self, records: Records) -> None:
-        self.session = ints(records.session)
-        self.scheduled = floats(records.scheduled)
-        self.sent = floats(records.sent)
-        self.first = floats(records.first)
-        self.end = floats(records.end)
-        self.tokens = ints(records.tokens)
-        self.possible = ints(records.possible_tokens)
-        self.prompt = ints(records.prompt_tokens)
-        self.cached = ints(records.cached_tokens)
-        self.output = ints(records.output_tokens)
-        self.replica = ints(records.replica)
-        self.reason = ints(records.reason)
-        self.ok: Flags = self.reason == 0
-        self.told: Flags = self.ok & (self.cached >= 0) & (self.prompt > 0)
-        self.ttft = self.first - self.scheduled
-        self.e2e = self.end - self.scheduled
-        self.prompt_told = np.where(self.prompt >= 0, self.prompt, self.tokens)
-        """As reported, else as declared."""
-        self.output_told = np.maximum(self.output, 0)
-        many = self.output > 1
-        self.tpot = np.where(many, (self.end - self.first) / np.where(many, self.output - 1, 1), 0)
-        self.has_tpot: Flags = self.ok & many
-
-    def hit_rate(self, which: Flags) -> float | None:
-        """Cached over prompt tokens of the requests that told; None when none did."""
-        told = self.told & which
-        prompt = int(self.prompt[told].sum())
-        return int(self.cached[told].sum()) / prompt if prompt else None
-
-    def over_time(self, which: Flags, ended: Floats, edges: Floats) -> list[float | None]:
-        """Hit rate of the requests that ended in each bucket, by their tokens."""
-        told = self.told & which
-        if not told.any():
-            return [None] * (len(edges) - 1)
-        prompt, _ = np.histogram(ended[told], edges, weights=self.prompt[told])
-        cached, _ = np.histogram(ended[told], edges, weights=self.cached[told])
-        return [round(float(c / p), 4) if p else None for c, p in zip(cached, prompt, strict=True)]
 
 
 def goodput(columns: Columns, objectives_ms: Mapping[str, float], duration: float) -> Goodput:
@@ -230,6 +185,8 @@ def summarise(
         hit_rate_over_time=columns.over_time(ok, within, edges),
         ttft_quantiles_ms=_quantiles(columns.ttft[ok]),
         e2e_quantiles_ms=_quantiles(columns.e2e[ok]),
+        steps=steps_of(records, columns),
+        sample=sample_of(runs),
         repeats=len(runs),
         load=load,
     )

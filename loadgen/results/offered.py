@@ -22,16 +22,16 @@ ENOUGH = 0.9
 
 
 class Offered(msgspec.Struct, frozen=True):
-    """One load of a run."""
+    """The load that a run was asked for, and the load that was due."""
 
     asked: float
-    """Requests a second."""
+    """The rate asked for, in requests a second."""
     told: float
     """Requests a second that were due in the time that counts."""
     warmup: int
     """Seconds after which as long a time has ENOUGH of the rate offered in it, on average."""
     counted: float
-    """Seconds that count."""
+    """Seconds of the run that count, without warm-up."""
 
 
 def ages(session: Session, answer: float, pause_scale: float = 1.0) -> list[float]:
@@ -70,7 +70,7 @@ def offered(plan: Plan, arms: Sequence[Arm], *, pause_scale: float = 1.0) -> Off
 
 
 def _last(plan: Plan) -> float:
-    """When the last session starts."""
+    """The time at which the last session starts."""
     return max((at for at, _ in plan.sessions()), default=0.0)
 
 

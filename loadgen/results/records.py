@@ -69,12 +69,14 @@ class Names:
 class Records:
     """One run's requests. Times are seconds from the run's start.
 
-    Reason 0 is "" (success) and replica 0 is "" (not told). ``first`` is when the first token came,
-    ``end`` when the last did; both NaN if none came. Counts are -1 where the server did not
-    tell."""
+    Reason 0 is "" (success), replica 0 and decision 0 are "" (not told). ``first`` is when the
+    first token came, ``end`` when the last did; both NaN if none came. Counts are -1 where the
+    server did not tell."""
 
     __slots__ = (
         "cached_tokens",
+        "decision",
+        "decisions",
         "end",
         "first",
         "gaps",
@@ -106,8 +108,10 @@ class Records:
         self.output_tokens = array("q")
         self.replica = array("q")
         self.reason = array("q")
+        self.decision = array("q")
         self.replicas = Names("")
         self.reasons = Names("")
+        self.decisions = Names("")
         self.gaps = Gaps()
 
     def __len__(self) -> int:
@@ -134,6 +138,7 @@ class Records:
         output_tokens: int = UNKNOWN,
         replica: str = "",
         reason: str = "",
+        decision: str = "",
     ) -> None:
         """One request that has ended, well (reason "") or not.
 
@@ -153,6 +158,7 @@ class Records:
         self.output_tokens.append(output_tokens)
         self.replica.append(self.replicas.number(replica))
         self.reason.append(self.reasons.number(reason))
+        self.decision.append(self.decisions.number(decision))
 
     def append_run(self, other: Records, *, after: float, sessions_from: int) -> None:
         """Add another run as if it had started ``after`` seconds in, its sessions renumbered from
@@ -172,6 +178,7 @@ class Records:
                 output_tokens=other.output_tokens[place],
                 replica=other.replicas.names[other.replica[place]],
                 reason=other.reasons.names[other.reason[place]],
+                decision=other.decisions.names[other.decision[place]],
             )
         self.gaps.extend(other.gaps.kept)
 

@@ -13,7 +13,7 @@ class Price(msgspec.Struct, frozen=True):
     prefill_rate: float = 20_000.0
     """Prompt tokens a second one replica computes."""
     gpus: int = 1
-    """GPUs of one replica."""
+    """The number of GPUs in one replica."""
     gpu_hour: float | None = None
     """Price of one GPU for an hour, in any currency."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from inspect import cleandoc
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -15,7 +16,7 @@ import msgspec
 from loadgen.made import Made
 
 VERSION: Literal[1] = 1
-Kind: TypeAlias = Literal["run", "compare", "sweep", "simulate", "report"]
+Kind: TypeAlias = Literal["run", "compare", "sweep", "simulate", "report", "diff"]
 RATE = "requests/s"
 SESSIONS = "sessions at a time"
 SPEED = "times the trace's speed"
@@ -115,6 +116,32 @@ class Reuse(msgspec.Struct, frozen=True):
     delivered: float
 
 
+class StepReuse(msgspec.Struct, frozen=True):
+    """Requests at the same place in their sessions: how reuse grows, or gets lost, as an agent
+    goes on."""
+
+    first: int
+    """Counted from 1."""
+    last: int
+    requests: int
+    hit_rate: float | None
+    upper_bound: float
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """Requests that succeeded, of whole sessions taken evenly, for comparisons with other files;
+    columns of the same length."""
+
+    run: list[int]
+    """Of the repeats, from 0."""
+    session: list[int]
+    ttft_ms: list[float]
+    e2e_ms: list[float]
+    prompt_tokens: list[int]
+    cached_tokens: list[int]
+    """-1 where the engine did not tell."""
+
+
 class Arm(msgspec.Struct):
     """One way of routing, under the same arrivals as the others."""
 
@@ -150,6 +177,10 @@ class Arm(msgspec.Struct):
     ttft_quantiles_ms: list[float] = []
     """TTFT at 0%, 1%, ... 100%: enough to draw its distribution."""
     e2e_quantiles_ms: list[float] = []
+    steps: list[StepReuse] = []
+    """Empty where sessions are single requests."""
+    sample: Sample | None = None
+    """None in files that older versions wrote."""
     repeats: int = 1
     load: float = 0.0
     """What was asked of this arm, as ``Results.axis`` says."""
@@ -223,7 +254,12 @@ def read_json(path: Path) -> Results:
 
 def schema() -> str:
     """JSON Schema (2020-12) of a results file, as kept in docs/reference/results.schema.json."""
-    return msgspec.json.format(msgspec.json.encode(msgspec.json.schema(Results)), indent=2).decode()
+    made = msgspec.json.schema(Results)
+    for kind in made["$defs"].values():
+        # Of a docstring's further lines, msgspec before 0.23 keeps the indentation.
+        if "description" in kind:
+            kind["description"] = cleandoc(kind["description"])
+    return msgspec.json.format(msgspec.json.encode(made), indent=2).decode()
 
 
 LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms")

@@ -48,7 +48,7 @@ def show(
     if results.description:
         say(console, results.description, soft_wrap=soft_wrap)
     if arms:
-        _summary(results, console)
+        _summary(results, console, soft_wrap=soft_wrap)
     alone = results.kind not in ("sweep", "report")
     if alone and not brief:
         _replicas(arms, console)
@@ -69,7 +69,7 @@ def show(
         say(console, results.conclusion, "bold", soft_wrap=soft_wrap)
 
 
-def _summary(results: Results, console: Console) -> None:
+def _summary(results: Results, console: Console, *, soft_wrap: bool) -> None:
     if results.kind not in ("sweep", "report") and len(results.arms) <= MOST_COLUMNS:
         table = across(results)
         # Titles may be broken, numbers not.
@@ -80,7 +80,7 @@ def _summary(results: Results, console: Console) -> None:
     console.print(table)
     if left_out:
         said = f"Not in {console.width} columns: {'; '.join(left_out)}. --csv and --json have all."
-        say(console, said, "dim")
+        say(console, said, "dim", soft_wrap=soft_wrap)
 
 
 def _titled(results: Results, more: str = "") -> Text:

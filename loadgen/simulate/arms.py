@@ -1,9 +1,12 @@
-"""What can be simulated, by name."""
+"""The policies and gateways that can be simulated, by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
+from loadgen.simulate.apart import ALWAYS, CHOSEN
 from loadgen.simulate.checked import own_policy, try_policy
 from loadgen.simulate.fleet import Arrangement
 from loadgen.simulate.peers import PEERS
@@ -35,6 +38,22 @@ ARRANGEMENTS: dict[str, Arrangement] = {
 """Built-in policies, the default policy with an exact index, and our reading of other gateways."""
 
 
+def arms_of(arranged: Arrangement, prefill: int) -> list[Arrangement]:
+    """An arrangement, and where some engines prefill for the others, the same engines in both
+    ways: as the gateway chooses, and always. Raises ValueError for one with a queue."""
+    if not prefill:
+        return [arranged]
+    if arranged.queue is not None or arranged.holding is not None:
+        raise ValueError(f"{arranged.name} has a queue, which is not simulated with --prefill")
+    return [
+        arranged,
+        *(
+            msgspec.structs.replace(arranged, name=f"{arranged.name}_{word}", apart=apart)
+            for word, apart in (("apart", CHOSEN), ("always_apart", ALWAYS))
+        ),
+    ]
+
+
 def arrangement(name: str) -> Arrangement:
     """By name, or a policy by its import path. Raises ValueError (PolicyError) with what there
     is, and PolicyFailedError for a policy that does not work."""
@@ -44,7 +63,7 @@ def arrangement(name: str) -> Arrangement:
     if ":" not in name:
         like = did_you_mean(name, ARRANGEMENTS)
         raise ValueError(
-            f"nothing to simulate is called {name!r}{like or ':'} use one of "
+            f"no policy or gateway is called {name!r}{like or ':'} use one of "
             f"{', '.join(ARRANGEMENTS)}, or the import path of a policy as "
             '"package.module:Class"'
         )

@@ -29,11 +29,11 @@ class Checked:
         self._policy = policy
 
     def members(self, names: Mapping[int, str]) -> None:
-        """As Policy.members."""
+        """Calls the policy's `members`."""
         _guarded(self._name, lambda: self._policy.members(names))
 
     def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:
-        """As Policy.choose."""
+        """Calls the policy's `choose`, and checks what it returns."""
         choice: Choice = _guarded(self._name, lambda: self._policy.choose(ask, loads))
         wrong = _wrong(choice, ask, len(loads))
         if wrong:
@@ -87,7 +87,7 @@ def _raised(error: BaseException | None) -> str:
 
 
 def _place(policy: Policy) -> str:
-    """Where its `choose` is written."""
+    """The file and line of a policy's `choose`."""
     try:
         file = inspect.getsourcefile(type(policy).choose)
         _, line = inspect.getsourcelines(type(policy).choose)

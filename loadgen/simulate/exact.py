@@ -15,15 +15,17 @@ class EngineRoom:
     Implements ``router.types.CacheRoom``.
     """
 
-    def __init__(self, engine: Engine, scale: int) -> None:
-        self._pool = engine.pool
-        self._block = engine.params.block_size * scale
-        self.capacity = engine.params.cache_tokens * scale
+    def __init__(self, engines: Sequence[Engine], slot: int, scale: int) -> None:
+        self._engines = engines
+        self._slot = slot
+        params = engines[slot].params
+        self._block = params.block_size * scale
+        self.capacity = params.cache_tokens * scale
         self.used = 0
 
     def look(self) -> None:
         """Read the engine: blocks with content."""
-        self.used = len(self._pool.cached) * self._block
+        self.used = len(self._engines[self._slot].pool.cached) * self._block
 
 
 class ExactIndex:
@@ -36,7 +38,7 @@ class ExactIndex:
         self._engines = engines
         self._weight = engines[0].params.block_size * bytes_per_token
         self.spans = range(0, 1 << 40, self._weight)
-        self._rooms = [EngineRoom(engine, bytes_per_token) for engine in engines]
+        self._rooms = [EngineRoom(engines, slot, bytes_per_token) for slot in range(len(engines))]
         self._coming: list[dict[int, int]] = [{} for _ in engines]
         self._under_way: set[int] = set()
 
@@ -66,7 +68,7 @@ class ExactIndex:
                 groups[depth] = groups.get(depth, 0) | 1 << slot
         return [(depth * self._weight, groups[depth]) for depth in sorted(groups, reverse=True)]
 
-    def record(self, slot: int, chain: Chain, now: float) -> None:  # noqa: ARG002
+    def record(self, slot: int, chain: Chain, now: float) -> CacheRoom:  # noqa: ARG002
         """Routed there, the first time; ended, the second time (of the same chain object)."""
         coming = self._coming[slot]
         if id(chain) in self._under_way:
@@ -81,6 +83,7 @@ class ExactIndex:
             self._under_way.add(id(chain))
             for key in chain:
                 coming[key] = coming.get(key, 0) + 1
+        return self.room(slot)
 
     def room(self, slot: int) -> CacheRoom:
         """The engine's cache as it is now."""

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from math import inf
 
 import msgspec
 
 from loadgen.engine import Engine, EngineParams
+from loadgen.simulate.apart import Apart
 from loadgen.simulate.exact import ExactIndex
 from loadgen.simulate.prepare import BYTES_PER_TOKEN, Job
+from loadgen.simulate.queueing import Asked, Holding, OneQueue, Queues, Sender
+from router.config.queueing import QueueSettings
 from router.index import ByteIndex
+from router.prompt import Prompt
+from router.queue.ticket import Refusal, Ticket
+from router.scheduling.peer_request import PeerRequest
 from router.scheduling.placer import INDEX_ROOM, Placement, Placer
-from router.scheduling.prefills import Prefill
 from router.types import Load, Policy, PrefixIndex
 
 MODEL = "model"
 AT_ONCE = 0.001
 """Seconds until others hear of a request that was sent, which is told at once."""
+
+
+PREFILL_RATE_START = 20_000.0
+"""Prefill speed that a simulated gateway starts from when it does not know the engine's own."""
 
 
 class Arrangement(msgspec.Struct, frozen=True):
@@ -33,6 +41,16 @@ class Arrangement(msgspec.Struct, frozen=True):
     """The index's size for each replica, in units of the KV cache's."""
     polled: float = 0.0
     """Seconds between readings of the engines' metrics, for policies with a `polled` method."""
+    queue: QueueSettings | None = None
+    """The gateway's queue; None: every request is sent when it comes."""
+    holding: Callable[[Placer], Holding] | None = None
+    """Another gateway's queue instead, made from the router's placer. For one router."""
+    by_prompt: bool = False
+    """The queue tells sessions apart by their prompts, not by their keys."""
+    apart: str = ""
+    """Which requests replicas of their own prefill, the last ones of the fleet: "chosen" as the
+    gateway does, or "always"; "both": these answer clients as well. Empty: every replica computes
+    what it answers."""
 
 
 class Gauge(msgspec.Struct, frozen=True, gc=False):
@@ -45,7 +63,7 @@ class Gauge(msgspec.Struct, frozen=True, gc=False):
 
 def make_load(params: EngineParams, *, known_speed: bool) -> Load:
     """The books of one idle replica; with `known_speed` they start with the engine's true rates."""
-    load = Load(kv_capacity=params.cache_tokens)
+    load = Load(prefill_rate=PREFILL_RATE_START, kv_capacity=params.cache_tokens)
     if known_speed:
         load.prefill_rate = params.prefill_rate
         load.step_request_seconds = params.step_request_seconds
@@ -72,15 +90,23 @@ class Gateways:
         seed: int,
         known_speed: bool,
         later: Callable[[float, Callable[[float], None]], None],
+        prefill: int = 0,
     ) -> None:
-        self._later = later
+        self.later = later
+        self._engines = engines
         self._sync = sync
-        self._eligible = (1 << len(engines)) - 1
+        self._spans = spans
+        self._by_prompt = arrangement.by_prompt
+        self.eligible = (1 << len(engines)) - 1
+        """Replicas that are there and answer clients, as a mask."""
+        self.apart = Apart(arrangement.apart, len(engines), prefill, routers)
+        """Which requests others prefill."""
+        self.eligible = self.apart.answering
         self._random = random.Random(f"{seed}/routers")
         self._exact = arrangement.exact
         self.placers: list[Placer] = []
-        self._heard: list[dict[int, Prefill]] = [{} for _ in range(routers)]
-        """By router: a placement's id -> the prefill it heard of, until the first token."""
+        self._heard: list[dict[int, PeerRequest]] = [{} for _ in range(routers)]
+        """By router: a placement's id -> what the router was told of that request."""
         for number in range(routers):
             policy = arrangement.policy(seed + number)
             policy.members({slot: f"replica-{slot}" for slot in range(len(engines))})
@@ -94,82 +120,170 @@ class Gateways:
                     index.add_replica(slot, int(size))
             loads = [make_load(engine.params, known_speed=known_speed) for engine in engines]
             self.placers.append(Placer(index, policy, loads))
+        self.queues: Sequence[OneQueue] | None = None
+        """By router, where requests are queued."""
+        self._own: Queues | None = None
+        self._holding: Holding | None = None
+        self._limit = 0.0
+        if arrangement.queue is not None:
+            self._own = Queues(self, arrangement.queue, self.placers)
+            self.queues = self._own.all
+            self._limit = arrangement.queue.ttft_limit
+        elif arrangement.holding is not None:
+            if routers > 1:
+                raise ValueError("another gateway's queue is simulated for one router")
+            self._holding = arrangement.holding(self.placers[0])
+            self.queues = [self._holding]
+
+    def begin(self, more: Callable[[], bool]) -> None:
+        """Let the queues' own time pass, as long as there is more to come."""
+        if self._own is not None:
+            self._own.begin(self._engines, more)
+
+    def polled(self, gauges: list[Gauge], now: float) -> None:
+        """The engines' metrics were read."""
+        for placer in self.placers:
+            placer.policy.polled(gauges)  # type: ignore[attr-defined]
+        if self._holding is not None:
+            self._holding.polled(now)
+
+    def lose(self, slot: int) -> None:
+        """A replica is gone, and its cache with it."""
+        self.eligible &= ~(1 << slot)
+        for placer in self.placers:
+            placer.index.forget(slot)
+
+    def regain(self, slot: int) -> None:
+        """It is there again."""
+        self.eligible |= 1 << slot
 
     def place(self, job: Job, now: float) -> tuple[int, Placement]:
         """(router, placement) of a request at a router taken at random."""
-        router = 0 if len(self.placers) == 1 else self._random.randrange(len(self.placers))
-        placement = self.placers[router].place(
-            job.hashes if self._exact else job.chain,  # type: ignore[arg-type]
-            job.prompt_tokens * BYTES_PER_TOKEN,
-            MODEL,
-            self._eligible,
-            job.key,
-            now,
-        )
-        if len(self.placers) > 1:
-            p = placement
-            self._tell(
-                router,
-                now,
-                lambda other, at: self._hear(other, p, at),
-                AT_ONCE,
-            )
-        return router, placement
+        router = self._router()
+        return router, self.choose(router, job, self.eligible, now)
 
-    def _hear(self, other: int, p: Placement, at: float) -> None:
-        prefill = self.placers[other].apply_peer_routed(
-            p.slot, p.chain, p.prompt_bytes, p.uncached, p.tokens, at
+    def offer(
+        self,
+        job: Job,
+        now: float,
+        send: Sender,
+        refused: Callable[[Refusal, float], None],
+        take: Callable[[int, Ticket], None],
+    ) -> None:
+        """Hand a request to the queue of a router taken at random; `take` is told both before."""
+        assert self.queues is not None
+        router = self._router()
+        asked = Asked(
+            self,
+            router,
+            job,
+            send,
+            refused,
+            self._spans,
+            now,
+            by_prompt=self._by_prompt,
+            limit=self._limit,
         )
-        if prefill is not None:
-            self._heard[other][id(p)] = prefill
+        take(router, asked.ticket)
+        self.queues[router].offer(asked.ticket, now)
+
+    def _router(self) -> int:
+        return 0 if len(self.placers) == 1 else self._random.randrange(len(self.placers))
+
+    def choose(self, router: int, job: Job, eligible: int, now: float) -> Placement:
+        """Place a request, and tell the other routers."""
+        prompt = Prompt(
+            model=MODEL,
+            chain=job.hashes if self._exact else job.chain,  # type: ignore[arg-type]
+            size=job.prompt_tokens * BYTES_PER_TOKEN,
+            stream=True,
+            key=job.key,
+        )
+        placement = self.placers[router].place(prompt, eligible, now)
+        if len(self.placers) > 1:
+            self.tell(router, now, lambda other, at: self._hear(other, placement, at), at_once=True)
+        return placement
+
+    def _hear(self, other: int, placement: Placement, at: float) -> None:
+        prompt = placement.prompt
+        request = self._heard[other][id(placement)] = PeerRequest(
+            placement.slot,
+            prompt.size,
+            placement.uncached,
+            placement.tokens,
+            prompt.chain,
+            len(prompt.chain),
+        )
+        self.placers[other].apply_peer_routed(request, at)
 
     def first_token(self, router: int, placement: Placement, now: float) -> None:
         """The first token came back through its router."""
-        self.placers[router].first_token(placement, now)
+        placement.first_token(now)
         if len(self.placers) > 1:
-            p = placement
-            self._tell(
+            self.tell(
                 router,
                 now,
                 lambda other, at: self.placers[other].apply_peer_first_token(
-                    p.slot, p.uncached, at, self._heard[other].pop(id(p), None)
+                    self._heard[other][id(placement)], at
                 ),
             )
 
+    def prefill(self, router: int, placement: Placement, job: Job, now: float) -> Placement | None:
+        """Where its prompt is to be prefilled, if elsewhere than where it was placed."""
+        slot = self.apart.choose(router, placement, now)
+        if slot < 0:
+            return None
+        placement.relieve(now)
+        return self.choose(router, job, 1 << slot, now)
+
     def finished(
-        self, router: int, placement: Placement, job: Job, cached: int, now: float
+        self,
+        router: int,
+        placement: Placement,
+        job: Job,
+        cached: int,
+        now: float,
+        *,
+        output: int | None = None,
     ) -> None:
-        """The answer's end came back through its router."""
-        self.placers[router].finished(placement, now, job.prompt_tokens, job.output_tokens, cached)
+        """The answer's end came back through its router. output: its tokens, where they are not the
+        job's."""
+        if output is None:
+            output = job.output_tokens
+        placement.finished(now, job.prompt_tokens, output, cached)
         if len(self.placers) > 1:
-            p = placement
-            self._tell(
+            self.tell(
                 router,
                 now,
                 lambda other, at: self.placers[other].apply_peer_finished(
-                    p.slot, p.chain, p.prompt_bytes, p.uncached, p.tokens, at
+                    self._heard[other].pop(id(placement)), at
                 ),
             )
 
     def failed(self, router: int, placement: Placement, now: float) -> None:
         """The engine refused it."""
-        self.placers[router].failed(placement, now)
+        placement.failed(now)
         if len(self.placers) > 1:
-            p = placement
-            self._tell(
+            self.tell(
                 router,
                 now,
                 lambda other, at: self.placers[other].apply_peer_failed(
-                    p.slot, p.uncached, p.tokens, at, self._heard[other].pop(id(p), None)
+                    self._heard[other].pop(id(placement)), at
                 ),
             )
 
-    def _tell(
-        self, router: int, now: float, fact: Callable[[int, float], None], most: float = inf
+    def tell(
+        self,
+        router: int,
+        now: float,
+        fact: Callable[[int, float], None],
+        *,
+        at_once: bool = False,
     ) -> None:
+        """Have the other routers hear a fact."""
         if self._sync is None:
             return
-        lag = min(self._sync, most)
+        lag = min(self._sync, AT_ONCE) if at_once else self._sync
 
         def arrive(at: float) -> None:
             for other in range(len(self.placers)):
@@ -177,6 +291,6 @@ class Gateways:
                     fact(other, at)
 
         if lag:
-            self._later(now + lag, arrive)
+            self.later(now + lag, arrive)
         else:
             arrive(now)

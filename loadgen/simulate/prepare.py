@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from loadgen.engine import EngineParams
-from loadgen.workloads import Closed, Plan, UpperBound, chain, chain_at
+from loadgen.workloads import Closed, Plan, Prompt, UpperBound, chain, chain_at
 from router.types import Chain
 
 BYTES_PER_TOKEN = 4
@@ -18,7 +18,7 @@ BYTES_PER_TOKEN = 4
 
 
 class Job(msgspec.Struct, gc=False):
-    """One request."""
+    """One request, prepared for the simulation."""
 
     session: int
     step: int
@@ -37,6 +37,9 @@ class Job(msgspec.Struct, gc=False):
     """Steps of its session that wait for this one."""
     pause: float
     key: str
+    prompt: Prompt = ()
+    tenant: str = ""
+    priority: int = 0
 
 
 class Prepared(msgspec.Struct):
@@ -62,11 +65,19 @@ def coarser(params: EngineParams, block_tokens: int) -> EngineParams:
     return msgspec.structs.replace(params, block_size=block_tokens, num_blocks=blocks)
 
 
-def prepare(plan: Plan, block_tokens: int, spans: Sequence[int], *, keys: bool = False) -> Prepared:
+def prepare(
+    plan: Plan,
+    block_tokens: int,
+    spans: Sequence[int],
+    *,
+    keys: bool = False,
+    tenant: str = "",
+    priority: int = 0,
+) -> Prepared:
     """Hash a plan for engines of this block size and a gateway of these spans (bytes).
 
-    keys: requests name their session, as a client with a session header would. The upper bound
-    counts sessions in the order they start.
+    keys: requests name their session, as a client with a session header would. tenant, priority: of
+    all of them. The upper bound counts sessions in the order they start.
     """
     ends = np.asarray(spans[1:], dtype=np.int64) // BYTES_PER_TOKEN
     bound = UpperBound(block_tokens)
@@ -97,7 +108,10 @@ def prepare(plan: Plan, block_tokens: int, spans: Sequence[int], *, keys: bool =
                     waits=len(step.after),
                     then=tuple(followers[number]),
                     pause=step.pause,
-                    key=f"session-{session.number}" if keys else "",
+                    key=f"{tenant}session-{session.number}" if keys else "",
+                    prompt=step.prompt,
+                    tenant=tenant,
+                    priority=priority,
                 )
             )
         requests += len(jobs)
@@ -107,4 +121,35 @@ def prepare(plan: Plan, block_tokens: int, spans: Sequence[int], *, keys: bool =
     until = plan.duration if plan.duration and not plan.finish else inf
     return Prepared(
         plan.workload.name, sessions, concurrency, until, requests, bound.hit_rate, plan.warmup
+    )
+
+
+def later(prepared: Prepared, seconds: float) -> Prepared:
+    """The same, beginning so much later."""
+    sessions = [(at + seconds, jobs) for at, jobs in prepared.sessions]
+    return msgspec.structs.replace(prepared, sessions=sessions, until=prepared.until + seconds)
+
+
+def together(*all_of: Prepared) -> Prepared:
+    """Several open loops at once. Sessions are numbered anew, those of the first before those of
+    the second, so that records tell them apart."""
+    sessions: list[tuple[float, list[Job]]] = []
+    first = 0
+    for prepared in all_of:
+        most = 0
+        for at, jobs in prepared.sessions:
+            most = max(most, jobs[0].session + 1)
+            sessions.append(
+                (at, [msgspec.structs.replace(job, session=first + job.session) for job in jobs])
+            )
+        first += most
+    sessions.sort(key=lambda one: one[0])
+    return Prepared(
+        " + ".join(prepared.name for prepared in all_of),
+        sessions,
+        0,
+        max(prepared.until for prepared in all_of),
+        sum(prepared.requests for prepared in all_of),
+        0.0,
+        max(prepared.warmup for prepared in all_of),
     )

@@ -14,7 +14,7 @@ from loadgen.results.records import Records
 from loadgen.results.schema import Arm, Reuse
 from loadgen.simulate.arms import arrangement
 from loadgen.simulate.fleet import Arrangement
-from loadgen.simulate.loop import Change, Loop
+from loadgen.simulate.loop import Change, Loop, Outage
 from loadgen.simulate.prepare import Prepared, prepare
 from loadgen.workloads import Plan
 from router.prompt.spans import SPANS
@@ -28,6 +28,8 @@ class ArmRun(msgspec.Struct, frozen=True):
     preemptions: int
     learned: float
     """Prefill tokens a second that the first router took the engines for at the end, on average."""
+    handed_over: int = 0
+    """Requests that another replica prefilled than the one that answered."""
 
 
 def simulate(
@@ -87,6 +89,9 @@ class Setup(TypedDict, total=False):
     seed: int
     known_speed: bool
     changes: Sequence[Change]
+    outages: Sequence[Outage]
+    patience: float
+    prefill: int
 
 
 def run_arm(
@@ -117,6 +122,7 @@ def run_once(
         reuse,
         sum(engine.counters.preemptions for engine in loop.engines),
         float(np.mean(rates)),
+        loop.gateways.apart.handed_over,
     )
 
 
@@ -142,6 +148,9 @@ def arm_of(
         "preemptions": float(sum(run.preemptions for run in runs)),
         "learned_prefill_tokens_per_s": float(np.mean([run.learned for run in runs])),
     }
+    elsewhere = sum(run.handed_over for run in runs)
+    if elsewhere:
+        arm.extra["prefilled_elsewhere"] = float(elsewhere)
     return arm
 
 
@@ -155,8 +164,14 @@ def run_loop(
     seed: int = 0,
     known_speed: bool = False,
     changes: Sequence[Change] = (),
+    outages: Sequence[Outage] = (),
+    patience: float = 0.0,
+    prefill: int = 0,
 ) -> Loop:
-    """The loop after its end, with its records and engines. changes: of engines, under way."""
+    """The loop after its end, with its records and engines. changes: of engines, under way.
+    outages: of replicas. patience: seconds after which a client without a first token leaves; 0:
+    never. prefill: how many of the engines, the last ones, prefill for the others in arrangements
+    that have them apart."""
     loop = Loop(
         prepared,
         arranged,
@@ -167,6 +182,9 @@ def run_loop(
         seed=seed,
         known_speed=known_speed,
         changes=changes,
+        outages=outages,
+        patience=patience,
+        prefill=prefill,
     )
     loop.run()
     return loop

@@ -35,7 +35,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
     applications: Count = 16
     zipf: Exponent = 1.1
     tool_schemas: Count = 8
-    """Tool schemas of an application."""
+    """The number of tool schemas of an application."""
     tool_tokens: Tokens = 250
     system_tokens: Tokens = 1500
     task_tokens: Tokens = 200
@@ -84,7 +84,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Task:
-    """One session in the making."""
+    """A session that is being built."""
 
     def __init__(self, shape: Agent, random: Random, shared: list[Prompt], popular: Zipf) -> None:
         self._shape = shape

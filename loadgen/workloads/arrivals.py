@@ -1,4 +1,4 @@
-"""When sessions arrive."""
+"""Arrivals: the times at which sessions start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Poisson(msgspec.Struct, frozen=True):
 
 
 class Fixed(msgspec.Struct, frozen=True):
-    """Open loop at equal distances."""
+    """An open loop with equal gaps between sessions."""
 
     rate: float
 
@@ -50,7 +50,7 @@ Arrivals: TypeAlias = Poisson | Fixed | Ramp | Traced | Closed
 
 
 def sample(workload: Workload, seed: int, size: int = 400) -> list[Session]:
-    """The first sessions."""
+    """The first sessions of a workload."""
     return list(islice(workload.sessions(seed), size))
 
 

@@ -30,7 +30,7 @@ class Chat(msgspec.Struct, frozen=True, kw_only=True):
     user_tokens: Tokens = 60
     output_tokens: Tokens = 200
     turns: Mean = 5.0
-    """Mean turns."""
+    """The mean number of turns."""
     most_turns: Count = 30
     think: Seconds = 10.0
     """Seconds between an answer and the user's next message."""

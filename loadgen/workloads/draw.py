@@ -21,7 +21,7 @@ def segment(random: Random, tokens: int, role: Role = Role.USER) -> Segment:
 
 
 def around(random: Random, median: float, sigma: float, low: int, high: int) -> int:
-    """A log-normal count, clipped."""
+    """A token count drawn from a log-normal distribution, clipped to bounds."""
     return min(high, max(low, round(random.lognormvariate(math.log(median), sigma))))
 
 

@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Annotated, TypeAlias, TypeVar
+from typing import Annotated, TypeAlias
 
 import msgspec
 import xxhash
 
 from loadgen.workloads.draw import rng
-from loadgen.workloads.types import Prompt, Role, Segment, Session, Step, Tokens
+from loadgen.workloads.traces.formats.lengths import layout
+from loadgen.workloads.traces.recognise import open_source
+from loadgen.workloads.traces.recorded import Length, PromptLength, Reading, TraceError
+from loadgen.workloads.traces.rows import HUB
+from loadgen.workloads.traces.source import Source
+from loadgen.workloads.types import Prompt, Role, Segment, Session, Step, Workload
 from router.prompt.spans import SPANS
 
 MOONCAKE_BLOCK = 512
 MOONCAKE_STEP = 3000.0
 """Milliseconds between the time stamps there are."""
-_Line = TypeVar("_Line")
 _NotNegative: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 _Time: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
-
-
-class TraceError(ValueError):
-    """A trace that cannot be read; names the file and the line."""
 
 
 class MooncakeLine(msgspec.Struct):
@@ -31,26 +31,13 @@ class MooncakeLine(msgspec.Struct):
 
     timestamp: _Time
     """Milliseconds from the start; no line has an earlier one than the line before it."""
-    input_length: Tokens
-    output_length: _NotNegative
-    hash_ids: list[int]
+    input_length: PromptLength
+    output_length: Length
+    hash_ids: list[int | str]
     """One for each block of 512 tokens; equal leading ids are a shared prefix."""
 
 
-def _lines(path: str, kind: type[_Line]) -> Iterator[tuple[int, _Line]]:
-    """(number from 1, line) of every line that is not blank. Raises TraceError and OSError."""
-    decoder = msgspec.json.Decoder(kind)
-    with Path(path).open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.isspace():
-                continue
-            try:
-                yield number, decoder.decode(line)
-            except msgspec.MsgspecError as error:
-                raise TraceError(f"{path} line {number}: {error}") from error
-
-
-def _segment_id(salt: str, number: int) -> int:
+def _segment_id(salt: str, number: int | str) -> int:
     return xxhash.xxh3_64_intdigest(f"{salt}/{number}".encode()) >> 1
 
 
@@ -59,9 +46,9 @@ class LogLine(msgspec.Struct):
 
     time: _Time
     """Seconds since 1970."""
-    prompt_tokens: _NotNegative = 0
-    output_tokens: _NotNegative = 0
-    prompt_bytes: _NotNegative = 0
+    prompt_tokens: Length = 0
+    output_tokens: Length = 0
+    prompt_bytes: Length = 0
     blocks: list[int] | None = None
     """One for each full block of canonical prompt bytes (router.prompt.spans), naming all to it."""
 
@@ -87,7 +74,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
         lines = sorted(
             (
                 line
-                for _, line in _lines(self.path, LogLine)
+                for _, line in Source(Path(self.path)).records(LogLine)
                 if line.blocks is not None and line.prompt_bytes > 0
             ),
             key=lambda line: line.time,
@@ -168,7 +155,7 @@ class Mooncake(msgspec.Struct, frozen=True, kw_only=True):
         bucket: list[tuple[int, MooncakeLine]] = []
         start = 0.0
         width = MOONCAKE_STEP
-        for number, line in _lines(self.path, MooncakeLine):
+        for number, line in Source(Path(self.path)).records(MooncakeLine):
             if line.timestamp < start:
                 raise TraceError(
                     f"{self.path} line {number}: timestamp {line.timestamp:g} comes after "
@@ -207,3 +194,25 @@ class Mooncake(msgspec.Struct, frozen=True, kw_only=True):
                 f"tokens do not cover input_length {line.input_length}"
             )
         return tuple(prompt)
+
+
+def of_known_log(path: str) -> Workload | None:
+    """A gateway's access log or a trace as Mooncake publishes them; None for any other file.
+    Raises TraceError for an access log without blocks."""
+    if path.startswith(HUB) or Path(path).is_dir():
+        return None
+    source = open_source(Path(path))
+    first = source.first[0] if source.kind == "jsonl" and source.first else {}
+    if {"time", "api", "outcome"} <= set(first):
+        if not any("blocks" in record for record in source.first):
+            raise TraceError(
+                f"{path} is an access log without blocks: start the gateway with "
+                "--access-log-blocks true"
+            )
+        return Replay(path=path)
+    mooncake = {"timestamp", "input_length", "output_length", "hash_ids"}
+    if mooncake <= set(first) and not {"session_id", "delay"} & set(first):
+        found = layout(source, Reading())
+        if found.unit == "ms" and found.block_tokens == MOONCAKE_BLOCK:
+            return Mooncake(path=path)
+    return None

@@ -1,4 +1,4 @@
-"""Several workloads at once, by weight."""
+"""A workload that mixes several workloads by weight."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Rag(msgspec.Struct, frozen=True, kw_only=True):
     documents: Count = 400
     zipf: Exponent = 0.9
     found: Count = 4
-    """Documents in one prompt."""
+    """The number of documents in one prompt."""
     system_tokens: Tokens = 500
     document_tokens: Tokens = 900
     question_tokens: Tokens = 40

@@ -1,4 +1,4 @@
-"""What a workload is made of, without text, so that the live client and the simulator share it.
+"""What a workload is made of, so that the live client and the simulator share it.
 
 A prompt is a sequence of segments. Two segments with the same id start with the same text; two with
 different ids differ from their first token. That is all a prefix cache can see, so block hashes
@@ -9,10 +9,27 @@ same id.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import IntEnum
 from typing import Annotated, Protocol, TypeAlias
 
 import msgspec
+
+from loadgen.workloads.content import Content, Role
+
+__all__ = [
+    "Count",
+    "Exponent",
+    "Mean",
+    "Prompt",
+    "Role",
+    "Seconds",
+    "Segment",
+    "Session",
+    "Share",
+    "Step",
+    "Tokens",
+    "Workload",
+    "tokens",
+]
 
 # What a workload's numbers may be when they are set by hand (``make``).
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
@@ -21,18 +38,6 @@ Mean: TypeAlias = Annotated[float, msgspec.Meta(ge=1, le=1e6)]
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Exponent: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=100)]
-
-
-class Role(IntEnum):
-    """Where a segment stands in a chat request."""
-
-    TOOLS = 0
-    """One tool's schema. These come before all messages, as chat templates render them."""
-    SYSTEM = 1
-    USER = 2
-    ASSISTANT = 3
-    TOOL = 4
-    """A tool's result."""
 
 
 class Segment(msgspec.Struct, frozen=True, gc=False):
@@ -62,6 +67,8 @@ class Step(msgspec.Struct, frozen=True):
     """Seconds from the end of the last of them (or from the session's start) to this request."""
     thread: int = 0
     """Which of the session's agents asks: 0 for the main one, others for its sub-agents."""
+    content: Content | None = None
+    """What to send, where it was recorded; None: text made up for the segments."""
 
 
 class Session(msgspec.Struct, frozen=True):

@@ -27,7 +27,7 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Group(msgspec.Struct, frozen=True):
-    """Bars that belong together."""
+    """Bars that stand together under one label."""
 
     name: str
     bars: Sequence[tuple[int, float, str]]

@@ -69,6 +69,14 @@ _HITS = (
     "the most that one endless cache for all replicas could have reused in the whole run."
 )
 _SPREAD = "Dashed: the mean. Work is prompt tokens that had to be computed plus tokens written."
+_STEPS = (
+    "Reused share of the prompt tokens by the place of a request in its session: an agent's first "
+    "step can only reuse what others left, later ones its own history. Dashed: the most that one "
+    "endless cache could have reused."
+)
+_GOODPUT = (
+    "Requests a second whose first token came within a time. Higher, and further left, is better."
+)
 _REPEATS = " Repeated runs lie on top of each other."
 _WAY = (
     "Prompt tokens that any replica held (available), that the chosen one held (chosen), that an "
@@ -85,8 +93,10 @@ def _sections(results: Results) -> list[str]:
         section("Summary", _summary(results), tables.summary(results)),
         section("Load and latency", _SWEEP, charts(sections.sweep(results))),
         section("Latency", _LATENCY + _which(results), charts(sections.distributions(results))),
+        section("Goodput", _GOODPUT + last, charts(sections.goodput(results))),
         section("Hit rate over time", _HITS + repeated + last, hits and ramp() + hits),
         section("Load spread", _SPREAD + last, charts(sections.spread(results))),
+        section("Reuse by step", _STEPS + last, charts(sections.by_step(results))),
         section("The reuse funnel", _WAY + last, charts(sections.way(results))),
     ]
 

@@ -48,7 +48,7 @@ def axis(results: Results) -> str:
 
 
 def at(results: Results, load: float) -> str:
-    """A load in words: 40 requests/s."""
+    """A load in words, such as 40 requests/s."""
     return f"{load:g} {axis(results)}"
 
 
@@ -60,7 +60,7 @@ def few(found: Sequence[Part], most: int) -> list[Part]:
 
 
 def names(results: Results) -> list[str]:
-    """Of the arms, each once."""
+    """The names of the arms, each once and in order."""
     return list(dict.fromkeys(arm.name for arm in results.arms))
 
 

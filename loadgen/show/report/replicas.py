@@ -37,7 +37,7 @@ class Panel(msgspec.Struct, frozen=True):
 
     title: str
     values: Sequence[tuple[str, float]]
-    """(replica, value)"""
+    """Pairs of replica and value."""
     colour: int
 
 

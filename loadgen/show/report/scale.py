@@ -51,8 +51,8 @@ def inside(high: float, start: float, end: float) -> Scale:
 
 def logarithmic(values: Sequence[float], start: float, end: float) -> Scale:
     """A logarithmic scale around the values above 0; ticks are 1, 2 or 5 times powers of ten,
-    and finer ones where those would be fewer than four. It
-    spans at least a factor of two, so that small differences look small."""
+    and finer ones where those would be fewer than four. It spans at least a factor of two, so that
+    small differences look small."""
     above = [value for value in values if value > 0] or [1.0, 10.0]
     low, high = min(above), max(above)
     ladder = _ladder(low, high, (1, 2, 5))
@@ -75,7 +75,7 @@ def _ladder(low: float, high: float, factors: Sequence[float]) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number for a tick."""
+    """A number as the short text of a tick."""
     size = abs(value)
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= limit:

@@ -41,10 +41,7 @@ def sweep(results: Results) -> list[str]:
             Line(name, _points(arms, x, y), number, marked=True)
             for number, (name, arms) in enumerate(by_name.items())
         ]
-        share = y is _hit_rate
-        top = (0.0, 1.0) if share else None
-        log = y_title == _SECONDS
-        return line_chart(title, lines, x_title, y_title, log_y=log, y_range=top, percent=share)
+        return line_chart(title, lines, x_title, y_title, log_y=y_title == _SECONDS)
 
     done, reached = _answered, "requests/s answered"
     if axis(results) == REPLICAS:
@@ -56,7 +53,88 @@ def sweep(results: Results) -> list[str]:
         chart("TTFT p90", _load, offered, _ttft, _SECONDS),
         chart("End to end p90", _load, offered, _e2e, _SECONDS),
         chart("Output tokens a second", _load, offered, _tokens, "tokens/s"),
-        chart("Hit rate", _load, offered, _hit_rate, "hit rate"),
+        chart("Output tokens a second against TTFT p90", _ttft, "TTFT p90, s", _tokens, "tokens/s"),
+        *_hits_and_goodput(results, rising, by_name, offered),
+    ]
+
+
+def _hits_and_goodput(
+    results: Results, rising: Sequence[Arm], by_name: dict[str, list[Arm]], offered: str
+) -> list[str]:
+    """Against the load: the hit rate beside the most possible, and goodput where there were
+    objectives."""
+    hits = [
+        Line(name, _points(arms, _load, _hit_rate), number, marked=True)
+        for number, (name, arms) in enumerate(by_name.items())
+    ]
+    first = by_name[names(results)[0]]
+    hits.append(Line("most possible", _points(first, _load, _possible), len(hits), "dashed"))
+    drawn = [line_chart("Hit rate", hits, offered, "hit rate", y_range=(0.0, 1.0), percent=True)]
+    if any(arm.goodput for arm in rising):
+        good = [
+            Line(name, _points(arms, _load, _good), number, marked=True)
+            for number, (name, arms) in enumerate(by_name.items())
+        ]
+        told = next(arm.goodput for arm in rising if arm.goodput).objectives_ms
+        within = ", ".join(f"{name} within {ms:g} ms" for name, ms in told.items())
+        drawn.append(line_chart(f"Goodput: {within}", good, offered, "requests/s"))
+    return drawn
+
+
+def _good(arm: Arm) -> float | None:
+    return arm.goodput.requests_per_s if arm.goodput else None
+
+
+def _possible(arm: Arm) -> float | None:
+    return arm.upper_bound
+
+
+def goodput(results: Results) -> list[str]:
+    """How many requests a second were answered within a time."""
+    part = top(results)
+    if part is None:
+        return []
+    lines = []
+    for arm in part.arms:
+        rate = arm.throughput.requests_per_s
+        within = [(x, y and y * rate) for x, y in _shares(arm.ttft_quantiles_ms)[1:-1]]
+        if within:
+            lines.append(Line(arm.name, within, colours(results)[arm.name]))
+    if not lines:
+        return []
+    title = titled(results, part, "Goodput against the TTFT objective")
+    return [line_chart(title, lines, "seconds", "requests/s", log_x=True)]
+
+
+def by_step(results: Results) -> list[str]:
+    """The hit rate by the place in a session."""
+    part = top(results)
+    arms = [arm for arm in part.arms if len(arm.steps) > 1] if part else []
+    if part is None or not arms:
+        return []
+    lines = [
+        Line(
+            arm.name,
+            [(float(step.first), step.hit_rate) for step in arm.steps],
+            colours(results)[arm.name],
+            marked=True,
+        )
+        for arm in arms
+    ]
+    longest = max(arms, key=lambda arm: len(arm.steps))
+    bound = [(float(step.first), step.upper_bound) for step in longest.steps]
+    lines.append(Line("most possible", bound, len(names(results)), "dashed"))
+    title = titled(results, part, "Hit rate by step")
+    return [
+        line_chart(
+            title,
+            lines,
+            "step of a session",
+            "hit rate",
+            log_x=True,
+            y_range=(0.0, 1.0),
+            percent=True,
+        )
     ]
 
 

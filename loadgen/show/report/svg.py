@@ -26,7 +26,7 @@ def text(x: float, y: float, said: str, kind: str = "tick", anchor: str = "") ->
 
 
 def rule(x1: float, y1: float, x2: float, y2: float, kind: str = "grid") -> str:
-    """A straight line."""
+    """A straight line as SVG."""
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
@@ -69,7 +69,7 @@ def y_title(title: str, middle: float) -> str:
 
 
 def legend(entries: Sequence[tuple[str, int, str]]) -> str:
-    """(name, colour, a line's CSS class)."""
+    """A legend of entries (name, colour, CSS class of a line)."""
     items = "".join(
         f'<li><svg width="22" height="10" aria-hidden="true"><line class="line {style}" x1="1" '
         f'x2="21" y1="5" y2="5" stroke="{colour(number)}"/></svg>{escape(name)}</li>'

@@ -162,8 +162,9 @@ def settings(results: Results) -> str:
 
 
 def made(results: Results) -> str:
-    """Version, date, command line and machine."""
-    return _listed(msgspec.structs.asdict(results.made)) if results.made else ""
+    """Version, date, command line, machine, engine and model."""
+    told = msgspec.structs.asdict(results.made) if results.made else {}
+    return _listed({name: value for name, value in told.items() if value})
 
 
 def _listed(entries: Mapping[str, str]) -> str:

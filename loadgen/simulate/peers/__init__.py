@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from loadgen.simulate.fleet import Arrangement
 from loadgen.simulate.peers.dynamo import DynamoCost
+from loadgen.simulate.peers.holding import dynamo_queue, llmd_flow_control
 from loadgen.simulate.peers.llmd import POLL_SECONDS, WeightedScorers
 from loadgen.simulate.peers.sglang import SglangCacheAware
 
@@ -31,5 +32,16 @@ PEERS: dict[str, Arrangement] = {
     ),
     "peer_dynamo": Arrangement("peer_dynamo", lambda seed: DynamoCost(seed=seed), exact=True),
 }
+LLMD_QUEUE = Arrangement(
+    "llm-d's queue",
+    lambda seed: WeightedScorers(seed=seed),
+    exact=True,
+    polled=POLL_SECONDS,
+    holding=llmd_flow_control,
+)
+DYNAMO_QUEUE = Arrangement(
+    "Dynamo's queue", lambda seed: DynamoCost(seed=seed), exact=True, holding=dynamo_queue
+)
+"""Both are opt-in there, so that they are no arms of the comparison without a queue."""
 """Capacities: SGLang's tree holds far more than a cache (max_tree_size); llm-d's LRU of 31,250
 blocks a server is about twice ours."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from router.types import Choice, Load, RoutingRequest, slots
 
 BLOCK = 64
-"""Tokens."""
+"""Tokens of a block."""
 
 
 class DynamoCost:
@@ -26,10 +26,10 @@ class DynamoCost:
         self._random = random.Random(seed).random
 
     def members(self, names: Mapping[int, str]) -> None:
-        """Nothing to prepare."""
+        """Does nothing: the cost needs no names."""
 
     def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:
-        """Reason: cost."""
+        """The reason is always `cost`."""
         ranked = []
         left = ask.eligible
         for depth, mask in (*ask.held, (0.0, ask.eligible)):

@@ -27,21 +27,22 @@ class WeightedScorers:
     ) -> None:
         self._weights = (prefix, queue, kv)
         self._random = random.Random(seed).random
-        self._gauges: list[Gauge] = []
+        self.gauges: list[Gauge] = []
+        """As of the last reading, by slot."""
 
     def members(self, names: Mapping[int, str]) -> None:
         """Until metrics are read, all are idle."""
-        self._gauges = [Gauge(0, 0, 0.0)] * (max(names, default=-1) + 1)
+        self.gauges = [Gauge(0, 0, 0.0)] * (max(names, default=-1) + 1)
 
     def polled(self, gauges: list[Gauge]) -> None:
-        """The engines' metrics were read."""
-        self._gauges = gauges
+        """Take over the metrics that were just read from the engines."""
+        self.gauges = gauges
 
     def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:
         """Reason: score. Costs considered are scores below zero."""
         prefix, queue, kv = self._weights
         fleet = slots(ask.eligible)
-        gauges = self._gauges
+        gauges = self.gauges
         waiting = [gauges[slot].waiting for slot in fleet]
         low, high = min(waiting), max(waiting)
         depth_of = dict.fromkeys(fleet, 0.0)

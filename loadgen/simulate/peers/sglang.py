@@ -30,10 +30,10 @@ class SglangCacheAware:
         self._random = random.Random(seed)
 
     def members(self, names: Mapping[int, str]) -> None:
-        """Nothing to prepare."""
+        """Does nothing: the choice needs no names."""
 
     def choose(self, ask: RoutingRequest, loads: Sequence[Load]) -> Choice:
-        """Reasons: least, cached, no_holder."""
+        """The reason is `least`, `cached` or `no_holder`."""
         fleet = slots(ask.eligible)
         running = [loads[slot].in_flight for slot in fleet]
         low, high = min(running), max(running)
