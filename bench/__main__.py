@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 
 class Suite(NamedTuple):
-    """A module of this package and how it is called."""
+    """A module of this package, with its command-line arguments."""
 
     arguments: tuple[str, ...] = ()
     tells_json: bool = False
@@ -26,9 +26,12 @@ class Suite(NamedTuple):
 
 SUITES = {
     "proxy": Suite(tells_json=True),
+    "tenants": Suite(tells_json=True),
+    "picker": Suite(tells_json=True),
     "memory": Suite(tells_json=True),
     "state": Suite(tells_json=True),
     "index": Suite(tells_json=True),
+    "policies": Suite(tells_json=True),
     "prompt": Suite(),
     "shapes": Suite(),
     "telemetry": Suite(),

@@ -12,7 +12,7 @@ WORDS = (
 
 
 def text(rng: random.Random, size: int) -> str:
-    """About size bytes of words and line ends."""
+    """Words and line ends of about `size` bytes."""
     out: list[str] = []
     length = 0
     while length < size:

@@ -28,7 +28,7 @@ from bench.sessions import Workload
 from bench.vllm import Engine, EngineError, NoEngineError, block_of, empty, find_venv
 
 SMALL = {"MAX_LEN": "4096", "NUM_BLOCKS": "160"}
-"""Engines that evict all the time under a few sessions."""
+"""Settings of engines that evict all the time under a few sessions."""
 MODES = {
     "round_robin": ("--policy", "round_robin"),
     "cache_aware": (),
@@ -68,7 +68,7 @@ async def compare(urls: Sequence[str], requests: int, sessions: int, seed: int) 
 
 
 def main() -> int:
-    """The command."""
+    """The command `python -m bench.engines`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -26,14 +26,16 @@ from typing import Any
 import msgspec
 
 from bench.chat_model import make_model
-from router.exact.mode import ExactMode, ExactSettings, TokenisedChain
+from router import garbage
+from router.config import Settings
+from router.exact.mode import ExactMode
 from router.fleet.fleet import Fleet
-from router.fleet.settings import FleetSettings
 from router.kv_events.decode import decode
 from router.kv_events.token_index import TokenIndex
 from router.prompt import PARSERS
-from router.render.loading import ExactModel, ModelSettings
+from router.render.loading import ExactModel
 from router.render.model import RenderModel
+from router.render.tokens import TokenPrompt
 
 REPLICAS = 8
 BLOCK = 16
@@ -79,7 +81,7 @@ class Talk:
 
 
 def tool(number: int, talk: Talk) -> dict[str, Any]:
-    """A tool's definition, of about 200 tokens."""
+    """A tool's definition with about 200 tokens."""
     names = [talk.rng.choice(talk.words) for _ in range(6)]
     fields = {name: {"type": "string", "description": talk.text(60)} for name in names}
     return {
@@ -122,8 +124,8 @@ def agent(talk: Talk, characters: int) -> list[bytes]:
 def build(folder: Path) -> ExactMode:
     """Exact mode without engines: every replica counts as heard and compared with."""
     replicas = tuple(f"http://127.0.0.1:{port}" for port in range(1, REPLICAS + 1))
-    fleet = Fleet(FleetSettings(replicas=replicas))
-    exact = ExactMode(ExactSettings(models=ModelSettings(), budget=60.0), fleet)
+    fleet = Fleet(Settings(replicas=replicas, exact_budget=60.0))
+    exact = ExactMode(fleet)
     model = ExactModel("m", str(folder))
     model.render = RenderModel(folder)
     model.mask = exact.current = (1 << REPLICAS) - 1
@@ -134,22 +136,15 @@ def build(folder: Path) -> ExactMode:
     return exact
 
 
-async def prepared(exact: ExactMode, body: bytes) -> TokenisedChain:
-    """A body's tokens, as a request has them."""
+async def prepared(exact: ExactMode, body: bytes) -> TokenPrompt:
+    """The tokens of a body, in the form that a request carries."""
     prompt = PARSERS[PATH](body)
     await asyncio.sleep(0)  # what follows is exact mode's alone
     ready = asyncio.Event()
     if exact.prepare("chat", prompt, body, ready.set):
         await ready.wait()
-    assert isinstance(prompt.chain, TokenisedChain), exact.prompts
-    return prompt.chain
-
-
-def collector_as_served() -> None:
-    """Set the garbage collector as router.app does."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    assert isinstance(prompt.tokens, TokenPrompt), exact.prompts
+    return prompt.tokens
 
 
 async def agent_step(folder: Path) -> Figures:
@@ -167,25 +162,25 @@ async def agent_step(folder: Path) -> Figures:
         exact = build(folder)
         bodies = agent(talk, int((HISTORY - 8000) * per_token))
         for body in bodies[:-1]:
-            chain = await prepared(exact, body)
+            tokens = await prepared(exact, body)
             for slot in range(0, REPLICAS, 2):
-                exact.sent(chain.prompt, slot, 0.0)
+                exact.sent(tokens, slot, 0.0)
         prompt = PARSERS[PATH](bodies[-1])
-        collector_as_served()
+        garbage.settle()
         started = time.thread_time()
         waiting = exact.prepare("chat", prompt, bodies[-1], lambda: None)
         assert not waiting, "the step's new text is long enough for the pool"
-        assert isinstance(prompt.chain, TokenisedChain)
-        held = exact.held([], prompt.chain.prompt)
+        assert prompt.tokens is not None
+        held = exact.held([], prompt.tokens)
         times.append(time.thread_time() - started)
         assert held
         assert held[0][0] > 0.9 * HISTORY
-        count = prompt.chain.prompt.count
+        count = prompt.tokens.count
         prompt = PARSERS[PATH](bodies[-1])
         started = time.thread_time()
         exact.prepare("chat", prompt, bodies[-1], lambda: None)
-        assert isinstance(prompt.chain, TokenisedChain)
-        exact.held([], prompt.chain.prompt)
+        assert prompt.tokens is not None
+        exact.held([], prompt.tokens)
         again.append(time.thread_time() - started)
         size = len(bodies[-1])
         await exact.stop()
@@ -198,7 +193,7 @@ async def agent_step(folder: Path) -> Figures:
 
 
 def events() -> Figures:
-    """Block events decoded and applied a second."""
+    """How many block events are decoded and applied a second."""
     rng = random.Random(1)
     batches: list[bytes] = []
     stored = removed = 0
@@ -241,13 +236,13 @@ def events() -> Figures:
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """The resident memory of this process, in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 async def memory(folder: Path) -> Figures:
-    """Bytes a token remembered takes, of agents' conversations."""
+    """Bytes for each remembered token, with agents' conversations."""
     talk = Talk(2)
     exact = build(folder)
     await prepared(exact, agent(talk, 20_000)[-1])
@@ -273,7 +268,7 @@ async def stalls(folder: Path) -> Figures:
     """The longest the event loop stood still while long prompts came for the first time."""
     exact = build(folder)
     bodies = [agent(Talk(500 + number), 200_000)[-1] for number in range(6)]
-    collector_as_served()
+    garbage.settle()
     worst: list[float] = []
     spent: list[float] = []
     done = False
@@ -305,7 +300,7 @@ async def stalls(folder: Path) -> Figures:
 
 
 def hashing() -> Figures:
-    """Block hashes of a long prompt, all anew."""
+    """Time of the block hashes of a long prompt, all of them new."""
     from router.kv_events.token_chain import chain
 
     tokens = array("I", range(HISTORY)).tobytes()
@@ -322,7 +317,7 @@ def hashing() -> Figures:
 
 
 def main() -> None:
-    """The command."""
+    """The command `python -m bench.exact`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="a folder with tokenizer.json and a template")
     parser.add_argument("--json", type=Path)

@@ -27,11 +27,11 @@ from router.kv_events.token_index import TokenIndex
 
 BATCHES = 6000
 PACE = 2000
-"""Batches a second: singly, as engines send them."""
+"""Batches a second, sent one by one as engines do."""
 
 
 def publish(port: int) -> None:
-    """The other process."""
+    """The publishing side, which runs in a process of its own."""
     rng = random.Random(1)
     socket = zmq.Context().socket(zmq.PUB)
     socket.bind(f"tcp://127.0.0.1:{port}")
@@ -50,7 +50,7 @@ def publish(port: int) -> None:
 
 
 class Sink:
-    """Applies batches and knows when all have come."""
+    """Applies batches and reports when all have arrived."""
 
     def __init__(self) -> None:
         self.index = TokenIndex()
@@ -72,7 +72,7 @@ class Sink:
 
 
 async def by_reader(port: int, sink: Sink) -> None:
-    """As the router does."""
+    """Receive with the loop's reader on the socket's descriptor, as the router does."""
     feed = EventSequencer("bench", sink)
     source = Source(0, f"tcp://127.0.0.1:{port}", False, "", "")
     subscription = Subscription(source, zmq.Context(), feed)
@@ -82,7 +82,7 @@ async def by_reader(port: int, sink: Sink) -> None:
 
 
 async def by_futures(port: int, sink: Sink) -> None:
-    """zmq.asyncio."""
+    """Receive with zmq.asyncio."""
     socket = zmq.asyncio.Context().socket(zmq.SUB)
     socket.connect(f"tcp://127.0.0.1:{port}")
     socket.subscribe("")
@@ -91,7 +91,7 @@ async def by_futures(port: int, sink: Sink) -> None:
 
 
 async def by_thread(port: int, sink: Sink) -> None:
-    """A thread that receives and decodes, and hands over."""
+    """Receive and decode in a thread, which hands batches over to the loop."""
     loop = asyncio.get_running_loop()
 
     def receive() -> None:
@@ -109,7 +109,7 @@ async def by_thread(port: int, sink: Sink) -> None:
 
 
 async def measure(way: Any, port: int) -> float:
-    """Microseconds of CPU for each batch."""
+    """CPU microseconds for each batch."""
     sink = Sink()
     process = multiprocessing.get_context("spawn").Process(target=publish, args=(port,))
     process.start()
@@ -122,7 +122,7 @@ async def measure(way: Any, port: int) -> float:
 
 
 def main() -> None:
-    """The command."""
+    """The command `python -m bench.exact_sockets`."""
     for number, way in enumerate((by_reader, by_futures, by_thread)):
         each = uvloop.run(measure(way, 29_400 + number))
         print(f"{way.__name__:12s} {each:7.1f} us a batch")

@@ -1,4 +1,4 @@
-"""A gateway of our own before real engines."""
+"""Starts gateways of this project in front of real engines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from time import monotonic
 import httpx
 
 PATIENCE_SECONDS = 240.0
-"""For what must come, on however busy a machine."""
+"""How long to wait for an event that must come, on however busy a machine."""
 _LISTENS = re.compile(r"listens on (\S+), admin on (\S+),")
 
 

@@ -37,7 +37,7 @@ from router.types import Chain
 REPLICAS = 16
 APPLICATIONS = 300
 ACTIVE = 2000
-"""Sessions that go on at the same time."""
+"""How many sessions run at the same time."""
 MOVES = 0.05
 """How many turns go to another replica than the session's last."""
 UNBOUNDED = 1 << 60
@@ -46,7 +46,7 @@ Figures: TypeAlias = dict[str, float]
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """The resident memory of this process, in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
@@ -62,7 +62,7 @@ class Traffic:
         self.sessions = [self.session() for _ in range(ACTIVE)]
 
     def fresh(self, count: int) -> Chain:
-        """Block hashes never seen before."""
+        """Block hashes that nobody has seen before."""
         return array("Q", self.rng.randbytes(8 * count))
 
     def head(self) -> list[Chain]:
@@ -120,24 +120,24 @@ class Plain:
 
 
 def timed(call: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of one call."""
+    """The seconds that one call takes."""
     start = clock()
     call()
     return clock() - start
 
 
 def micros(call: Callable[[], object], times: int = 300) -> float:
-    """Median microseconds of a call."""
+    """The median time of a call, in microseconds."""
     return median(timed(call) for _ in range(times)) * 1e6
 
 
 def collecting() -> float:
-    """CPU milliseconds of a full collection, the least of several."""
+    """CPU milliseconds of a full garbage collection, the least of several."""
     return min(timed(gc.collect, time.process_time) for _ in range(5)) * 1e3
 
 
 class Pace:
-    """CPU seconds and sizes of many recordings."""
+    """CPU seconds and index sizes over many recordings."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -210,7 +210,7 @@ def conversations(blocks: int) -> Figures:
 
 
 def long_chains() -> Figures:
-    """8,000-block chains, in an index and in the reference."""
+    """Measure chains of 8,000 blocks in the index and in the reference."""
     out: Figures = {}
     traffic = Traffic(seed=2)
     index, plain = ByteIndex(SPANS), Plain()
@@ -238,7 +238,7 @@ def long_chains() -> Figures:
 
 
 def shared_by_all(replicas: int = 1000) -> Figures:
-    """One system prompt on a thousand replicas."""
+    """Measure one system prompt that a thousand replicas hold."""
     out: Figures = {}
     traffic = Traffic(seed=3)
     index = ByteIndex(SPANS)
@@ -272,7 +272,7 @@ def short_prompts(prompts: int = 100_000, size: int = 8) -> Figures:
 
 
 def reference_memory(blocks: int = 500_000) -> Figures:
-    """The reference with the same conversations."""
+    """The memory of the reference with the same conversations."""
     out: Figures = {}
     traffic = Traffic()
     gc.collect()

@@ -17,7 +17,7 @@ STREAMS = 2_000
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory a process has in use."""
+    """The resident memory of a process, in bytes."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024

@@ -26,7 +26,7 @@ import numpy as np
 import xxhash
 
 from router.prompt import PARSERS
-from router.prompt.chain import chain
+from router.prompt.canonical import chain
 from router.prompt.spans import SPANS, spans
 
 BYTES_PER_TOKEN = 4
@@ -109,7 +109,7 @@ def agent(steps: int) -> dict[str, Any]:
 
 
 class Plain(msgspec.Struct):
-    """The obvious typed decoding, for comparison."""
+    """Plain typed decoding with msgspec, for comparison."""
 
     messages: list[dict[str, Any]]
     model: str = ""
@@ -147,11 +147,11 @@ def parsing() -> None:
 
 
 Cuts = list[slice]
-"""Blocks of one size, made once."""
+"""Blocks of one size, as slices made once."""
 
 
 def full(text: bytes, cuts: Cuts) -> Cuts:
-    """The blocks that the text fills."""
+    """The full blocks of a text."""
     return cuts[: len(text) // cuts[0].stop]
 
 
@@ -182,7 +182,7 @@ _KEYS = np.random.default_rng(1).integers(1, 2**63, 1 << 18, np.uint64) | np.uin
 
 
 def by_sums(text: bytes, cuts: Cuts) -> array[int]:
-    """Multilinear hashing: words times keys, prefix sums. Weaker than xxh3."""
+    """Multilinear hashing with prefix sums of words times keys. Weaker than xxh3."""
     size = cuts[0].stop
     count = len(text) // size
     words = np.frombuffer(text, "<u4", count * size // 4)
@@ -191,7 +191,7 @@ def by_sums(text: bytes, cuts: Cuts) -> array[int]:
 
 
 def hashing() -> None:
-    """Ways to hash every prefix of a text."""
+    """Compare ways to hash every prefix of a text."""
     print("\nhashing                  4 KB   64 KB  400 KB")
     texts = [prose(size).encode() for size in (4096, 65_536, 409_600)]
     print("chain()             ", *(f"{cost(chain, t, 7):7.1f}" for t in texts))
@@ -224,7 +224,7 @@ SCHEMES: dict[str, tuple[int, ...]] = {
 
 
 def agents(rng: random.Random) -> Iterator[tuple[int, int]]:
-    """Each step has in common all the step before sent."""
+    """Lengths (shared, whole) of prompts whose steps each contain all of the step before."""
     for _ in range(40):
         at = rng.randint(4_000, 20_000) + rng.randint(1_000, 30_000)
         yield at, at + 500
@@ -235,7 +235,7 @@ def agents(rng: random.Random) -> Iterator[tuple[int, int]]:
 
 
 def chats(rng: random.Random) -> Iterator[tuple[int, int]]:
-    """A short system prompt, then turns."""
+    """Lengths (shared, whole) of prompts with a short system prompt and then turns."""
     for _ in range(150):
         at = rng.randint(200, 3_000)
         for _ in range(rng.randint(2, 12)):
@@ -245,7 +245,7 @@ def chats(rng: random.Random) -> Iterator[tuple[int, int]]:
 
 
 def shared(rng: random.Random) -> Iterator[tuple[int, int]]:
-    """One long prefix, many questions."""
+    """Lengths (shared, whole) of prompts with one long prefix and different questions."""
     for _ in range(20):
         prefix = rng.randint(1_000, 30_000)
         for _ in range(50):
@@ -325,7 +325,7 @@ def block_sizes(trace: Path | None) -> None:
 
 
 def main() -> None:
-    """Print all tables."""
+    """Print all tables of this benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--trace", type=Path, help="a trace in Mooncake's format")
     options = parser.parse_args()

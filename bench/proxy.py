@@ -58,7 +58,7 @@ class Load:
 
     def __init__(self, port: int, made: list[bytes], count: int, rate: float) -> None:
         self.port = port
-        self.requests = [_request(body) for body in made]
+        self.requests = [request_bytes(body) for body in made]
         self.count = count
         self.rate = rate
         self.sent = 0
@@ -99,7 +99,7 @@ class Load:
             self.sent += 1
 
     def over(self, client: Client) -> None:
-        """An answer is whole."""
+        """Called when an answer is complete."""
         self.answered += 1
         self.free.append(client)
         if self.answered == self.count and not self.done.done():
@@ -107,13 +107,13 @@ class Load:
         self._send_waiting()
 
     def fail(self, why: str) -> None:
-        """The run is void."""
+        """Called when something makes the run void."""
         if not self.done.done():
             self.done.set_exception(RuntimeError(why))
 
 
 class Client(asyncio.Protocol):
-    """One connection, one request at a time."""
+    """One connection that sends one request at a time."""
 
     def __init__(self, load: Load) -> None:
         self.load = load
@@ -159,7 +159,7 @@ class Client(asyncio.Protocol):
             self.load.fail("a connection was closed early")
 
 
-def _request(body: bytes) -> bytes:
+def request_bytes(body: bytes) -> bytes:
     return (
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway:8000\r\nAccept: application/json\r\n"
         b"Accept-Encoding: gzip, deflate\r\nUser-Agent: OpenAI/Python 1.60.0\r\n"
@@ -170,7 +170,7 @@ def _request(body: bytes) -> bytes:
 
 
 async def drive(port: int, made: list[bytes], count: int, connections: int, rate: float) -> None:
-    """count requests at a rate, over so many connections."""
+    """Send `count` requests at a rate over so many connections."""
     await Load(port, made, count, rate).run(connections)
 
 
@@ -194,7 +194,7 @@ def process(
 
 
 def wait_for(port: int) -> None:
-    for _ in range(200):
+    for _ in range(1200):
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.5):
             return
         time.sleep(0.05)

@@ -3,7 +3,8 @@
     python -m bench.replicas engine [--trace FILE]   simulated requests a second, one core
     python -m bench.replicas streams [--step-ms 2]   streamed chunks a second, the fleet on one core
     python -m bench.replicas bare                    the same number of connections, no fleet
- The trace is in Mooncake's form, a JSON object a line with timestamp (ms), input_length,
+
+The trace is in Mooncake's form, a JSON object a line with timestamp (ms), input_length,
 output_length, hash_ids (one for each 512 tokens). Without one, a synthetic trace of the same
 proportions is made. The fleet runs in a process of its own; its CPU time is read from the system,
 so that a busy machine changes what was reached but not what a chunk costs.
@@ -34,7 +35,7 @@ from loadgen.replicas import QUICK, SimulatedFleet
 
 BLOCK = 512
 CHUNK = 222
-"""Bytes of a chat completion's chunk with one token."""
+"""Bytes of the chunk that carries one token of a chat completion."""
 LONGEST_START = 20.0
 """Seconds for opening the streams; answers are long enough to last as long."""
 
@@ -101,22 +102,22 @@ def engine(trace: str | None, replicas: int = 8) -> None:
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """Totals of the fleet's process."""
+    """Totals of the process that runs the fleet."""
 
     cpu: float
-    """Seconds, user and system."""
+    """CPU seconds, user and system."""
     system: float
-    """Of these, in the kernel."""
+    """CPU seconds in the kernel, a part of `cpu`."""
     writes: int
     """System calls that wrote, as Linux counts them."""
     chunks: int
-    """Tokens the engines generated."""
+    """Tokens that the engines generated."""
     running: int
-    """Requests in the engines now."""
+    """Requests that the engines run now."""
 
     @classmethod
     def take(cls, fleet: SimulatedFleet) -> Reading:
-        """Now."""
+        """Read the totals of this moment."""
         counts = Path("/proc/self/io").read_text().splitlines()
         return cls(
             time.process_time(),
@@ -280,7 +281,7 @@ def bare(count: int, seconds: float) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """The command `python -m bench.replicas`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["engine", "streams", "bare"])
     parser.add_argument("--trace")

@@ -31,7 +31,7 @@ from router.prompt.spans import SPANS
 MEASURES = ("ttft mean", "ttft p90", "end to end", "learned")
 MOST = 1.05
 BLOCK = 64
-"""Tokens of an engine's block, for speed."""
+"""Tokens of an engine's block; larger than usual, to save time."""
 
 
 def with_bursts_as_they_come(found: list[Case]) -> Iterator[Case]:
@@ -43,7 +43,7 @@ def with_bursts_as_they_come(found: list[Case]) -> Iterator[Case]:
 
 
 def main() -> int:
-    """Command line."""
+    """The command `python -m bench.routers`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--routers", default="1,8", help="the first is what the others are set to")
     parser.add_argument("--sync", type=float, default=0.02, metavar="SECONDS")

@@ -32,7 +32,7 @@ TOOL = {
 
 
 class Step(msgspec.Struct):
-    """One request and what came of it. Tokens and seconds."""
+    """One request and its result, in tokens and seconds."""
 
     predicted: int
     cached: int
@@ -41,7 +41,7 @@ class Step(msgspec.Struct):
     replica: str
 
     def exact(self, block: int) -> bool:
-        """Whether the prediction was what the engine delivered."""
+        """Whether the prediction equals what the engine delivered."""
         return self.error(block) == 0
 
     def error(self, block: int) -> int:
@@ -63,7 +63,7 @@ class Workload:
         """Awaited with the replica's name after each answer, before the next step of its session."""
 
     def text(self, words: int) -> str:
-        """Some words."""
+        """A few words that fill a prompt."""
         return " ".join(self.rng.choice(_WORDS) for _ in range(words))
 
     async def run(self, url: str, sessions: int) -> None:
@@ -145,7 +145,7 @@ class Workload:
         return said
 
     def summary(self, block: int) -> dict[str, float]:
-        """What is told of a run."""
+        """The figures of a run: hit rate, times, and how good predictions were."""
         steps = self.steps
         waits = sorted(step.ttft for step in steps)
         return {

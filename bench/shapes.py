@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 
-from router.http.model_name import model_of
+from router.http.form import model_of
 from router.http.request import Request
 from router.prompt import PARSERS, PromptError, without_transfer
 

@@ -81,7 +81,7 @@ async def serve() -> None:
 
 
 def ask(port: int) -> socket.socket:
-    """A client that sends a request and will never read."""
+    """Open a client that sends a request and never reads the answer."""
     client = socket.socket()
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -43,16 +43,19 @@ from loadgen.simulate.fleet import Gateways
 from loadgen.simulate.loop import Loop
 from loadgen.simulate.prepare import BYTES_PER_TOKEN, Job
 from loadgen.workloads import Plan, Poisson, make
+from router.config import Settings
 from router.config.state_url import parse
 from router.fleet.fleet import Fleet
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
-from router.fleet.settings import FleetSettings
 from router.index import ByteIndex
 from router.policies import load_policy
+from router.prompt import Prompt
 from router.prompt.spans import SPANS
+from router.queue.queue import Queue
+from router.queue.ticket import Refusal, Ticket
+from router.scheduling.peer_request import PeerRequest
 from router.scheduling.placer import INDEX_ROOM, Placement, Placer
-from router.scheduling.prefills import Prefill
 from router.state.redis_client import RedisConnector
 from router.state.redis_transport import RedisTransport
 from router.state.snapshot_writer import SnapshotWriter
@@ -64,14 +67,16 @@ LIVE = (("unique", 35.0), ("hot", 40.0))
 LIVE_REQUESTS = 1000
 LIVE_ROUTERS = 8
 LIVE_BLOCK = 64
-"""Tokens of an engine's block, for speed."""
+"""Tokens of an engine's block; larger than usual, to save time."""
+SESSIONS = 1000
+"""That requests are of, in no order."""
 BLOCKS = 16
-"""Of a prompt of 4 KB."""
+"""Blocks of a prompt of 4 KB."""
 
 
 @contextmanager
 def redis() -> Iterator[str]:
-    """A redis-server's URL."""
+    """Start a redis-server and give its URL."""
     path = shutil.which("redis-server")
     if path is None:
         raise RuntimeError("redis-server is not installed (Debian: apt-get install redis-server)")
@@ -93,7 +98,7 @@ class _Membership(FleetListener):
 
 
 class Node:
-    """A router without sockets for clients and replicas."""
+    """A router without sockets to clients and replicas."""
 
     def __init__(
         self,
@@ -105,7 +110,7 @@ class Node:
         learn_speed: bool = False,
     ) -> None:
         urls = tuple(f"http://replica-{k}:8000" for k in range(replicas))
-        self.fleet = Fleet(FleetSettings(replicas=urls, kv_cache_tokens=kv_tokens))
+        self.fleet = Fleet(Settings(replicas=urls, kv_cache_tokens=kv_tokens))
         self.index = ByteIndex(SPANS)
         self.fleet.listen(_Membership(self.index, capacity))
         policy = load_policy("cache_aware")
@@ -115,42 +120,79 @@ class Node:
         self.shared = StateSync(
             self.fleet, self.index, [self.placer], self.transport, self.index.resize
         )
+        self.queue = Queue(self.fleet.loads, Settings(), capacity=lambda _: 1e15)
+        self.queue.tick(0.0)
+        self.shared.share_queue(self.queue)
         self.shared.start()
 
     def serve(self, chain: Chain) -> None:
-        """A request, at once from beginning to end."""
+        """Serve a request at once, from beginning to end, as one of a session."""
         now = time.monotonic()
-        everybody = (1 << len(self.fleet.replicas)) - 1
-        made = self.placer.place(chain, SPANS[len(chain)] + 9, "m", everybody, "", now)
-        self.placer.first_token(made, now)
-        self.placer.finished(made, now)
+        asker = Asker(self, chain)
+        session = "%032x" % (chain[0] % SESSIONS)
+        ticket = Ticket(asker, now, chain, asker.prompt.size, session=session)
+        self.queue.offer(ticket, now)
+        made = ticket.placement
+        assert made is not None
+        made.first_token(now)
+        self.queue.first_token(ticket, now)
+        made.finished(now)
+        self.queue.ended(ticket, now, 100.0)
+
+
+class Asker:
+    """A request that is placed, and sent nowhere. Implements ``router.queue.ticket.Owner``."""
+
+    def __init__(self, node: Node, chain: Chain) -> None:
+        self._placer = node.placer
+        self._everybody = (1 << len(node.fleet.replicas)) - 1
+        self.prompt = Prompt(model="m", chain=chain, size=SPANS[len(chain)] + 9, stream=True)
+
+    def eligible(self) -> int:
+        return self._everybody
+
+    def uncached(self) -> float:
+        return self._placer.uncached(self.prompt)
+
+    def tail_digest(self, blocks: int, length: int) -> int:
+        return -1
+
+    def place(self, eligible: int, now: float) -> Placement | None:
+        return self._placer.place(self.prompt, eligible, now)
+
+    def unplace(self, placement: Placement, now: float) -> None:
+        placement.failed(now)
+
+    def send(self, placement: Placement, now: float) -> None: ...
+
+    def refuse(self, refusal: Refusal, now: float) -> None: ...
 
 
 def told_bytes(node: Node) -> int:
-    """Sent to the stream, without what the keeper writes."""
+    """Bytes sent to the stream, without the snapshots that the keeper writes."""
     return node.transport.bytes_sent
 
 
 def connector(url: str) -> RedisConnector:
-    """Opens clients as the product does."""
+    """A function that opens Redis clients as the product does."""
     return RedisConnector(parse(url), "", "", "bench")
 
 
 async def ask(url: str, *command: object) -> Any:
-    """One command on a connection of its own."""
+    """Send one command on a connection of its own."""
     async with Redis.from_url(url) as client:
         return await client.execute_command(*command)
 
 
 def chain(number: int, blocks: int = BLOCKS) -> Chain:
-    """A chain like no other."""
+    """A chain that shares nothing with any other."""
     hashed = xxhash.xxh3_64_intdigest
     # Long enough a text: of three bytes, hashes under seeds that are close collide.
     return array("Q", [hashed(b"block %10d of %10d" % (k, number)) for k in range(blocks)])
 
 
 async def info(url: str, section: str) -> dict[str, Any]:
-    """A section of INFO."""
+    """One section of Redis' INFO."""
     found: dict[str, Any] = await ask(url, "INFO", section)
     return found
 
@@ -167,12 +209,9 @@ async def visibility(
     lags: list[float] = []
     heard = b.placer.apply_peer_routed
 
-    def listen(
-        slot: int, told: Chain, size: int, uncached: float, tokens: float, now: float
-    ) -> Prefill | None:
-        prefill = heard(slot, told, size, uncached, tokens, now)
-        lags.append(time.monotonic() - sent[told[0]])
-        return prefill
+    def listen(request: PeerRequest, now: float) -> None:
+        heard(request, now)
+        lags.append(time.monotonic() - sent[request.chain[0]])
 
     b.placer.apply_peer_routed = listen  # type: ignore[method-assign]
     before = int((await info(url, "stats"))["total_commands_processed"])
@@ -208,7 +247,7 @@ async def visibility(
 
 
 async def large(url: str) -> dict[str, float]:
-    """The same with few prompts, of 64 KB and so."""
+    """The measurement of `visibility` with few prompts of about 64 KB."""
     return await visibility(url, 700, 35.0, 128, "large_")
 
 
@@ -236,7 +275,7 @@ async def sessions(url: str) -> dict[str, float]:
 
 
 async def load(url: str, blocks: int = 1_000_000) -> dict[str, float]:
-    """A router that starts with a million blocks in Redis."""
+    """Start a router with a million blocks in Redis."""
     a = Node(url, replicas=16)
     await a.shared.ready(5)
     for number in range(blocks // BLOCKS):
@@ -279,14 +318,18 @@ class LiveGateways(Gateways):
 
     def place(self, job: Job, now: float) -> tuple[int, Placement]:
         router = self._random.randrange(len(self.nodes))
-        size = job.prompt_tokens * BYTES_PER_TOKEN
         everybody = (1 << len(self.nodes[0].fleet.replicas)) - 1
-        return router, self.placers[router].place(
-            job.chain, size, "m", everybody, job.key, time.monotonic()
+        prompt = Prompt(
+            model="m",
+            chain=job.chain,
+            size=job.prompt_tokens * BYTES_PER_TOKEN,
+            stream=True,
+            key=job.key,
         )
+        return router, self.placers[router].place(prompt, everybody, time.monotonic())
 
     def first_token(self, router: int, placement: Placement, now: float) -> None:
-        self.placers[router].first_token(placement, time.monotonic())
+        placement.first_token(time.monotonic())
 
     def finished(
         self,
@@ -296,12 +339,10 @@ class LiveGateways(Gateways):
         cached: int,
         now: float,
     ) -> None:
-        self.placers[router].finished(
-            placement, time.monotonic(), job.prompt_tokens, job.output_tokens, cached
-        )
+        placement.finished(time.monotonic(), job.prompt_tokens, job.output_tokens, cached)
 
     def failed(self, router: int, placement: Placement, now: float) -> None:
-        self.placers[router].failed(placement, time.monotonic())
+        placement.failed(time.monotonic())
 
 
 async def routed(url: str, name: str, load: float, routers: int) -> dict[str, float]:
@@ -349,7 +390,7 @@ async def routed(url: str, name: str, load: float, routers: int) -> dict[str, fl
 
 
 async def live(url: str) -> dict[str, float]:
-    """One router and eight, with two kinds of load."""
+    """Measure one router and eight routers under two kinds of load."""
     results = {}
     for name, load in LIVE:
         found = []

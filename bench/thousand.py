@@ -39,6 +39,7 @@ from loadgen.replicas import QUICK, SimulatedFleet
 from router.app import App
 from router.config import Settings
 from router.malloc import keep_freed_memory
+from router.prompt import Prompt
 from router.prompt.spans import SPANS
 from router.telemetry.record import Finished
 from router.types import Chain
@@ -59,11 +60,11 @@ LONGEST = 110
 PROMPTS = 4000
 SCRAPES = 10
 IN_FLIGHT = 16
-"""Requests on each replica when choosing is measured."""
+"""Requests in flight on each replica while choices are measured."""
 
 
 async def serve(count: int) -> None:
-    """The replicas: print their URLs, then serve until killed."""
+    """Run the replicas: print their URLs, then serve until killed."""
     params = msgspec.structs.replace(QUICK, num_blocks=600, max_model_len=8192)
     async with SimulatedFleet(count, params=params, model=MODEL, keep_requests=0) as fleet:
         print(json.dumps(fleet.urls), flush=True)
@@ -110,7 +111,7 @@ class Pauses:
 
 
 async def cpu_of(wait: Callable[[], Coroutine[None, None, object]]) -> tuple[float, float]:
-    """(CPU seconds, seconds) of what happens until then."""
+    """CPU seconds and wall seconds that pass until `wait` returns."""
     cpu, wall = time.process_time(), time.perf_counter()
     await wait()
     return time.process_time() - cpu, time.perf_counter() - wall
@@ -145,12 +146,12 @@ def place(app: App, prompts: list[Chain]) -> list[float]:
     clock = time.thread_time_ns
     spent = []
     for chain in prompts:
-        size = SPANS[len(chain)] + 40
+        prompt = Prompt(model=MODEL, chain=chain, size=SPANS[len(chain)] + 40, stream=True)
         start = clock()
         now = time.monotonic()
-        placed = placer.place(chain, size, MODEL, eligible, "", now)
-        placer.first_token(placed, now)
-        placer.finished(placed, now, 1000, 100)
+        placed = placer.place(prompt, eligible, now)
+        placed.first_token(now)
+        placed.finished(now, 1000, 100)
         spent.append((clock() - start) / 1e9)
     for load in app.fleet.loads:
         load.in_flight = 0
@@ -159,7 +160,7 @@ def place(app: App, prompts: list[Chain]) -> list[float]:
 
 
 async def measure(urls: list[str], blocks: int, folder: Path) -> dict[str, float]:
-    """All figures of one router."""
+    """All figures for one router."""
     out: dict[str, float] = {}
     listed = folder / "replicas.yaml"
     listed.write_text("".join(f"- {url}\n" for url in urls))
@@ -256,7 +257,7 @@ for line in sys.stdin:
 
 
 def main() -> int:
-    """Command line."""
+    """The command `python -m bench.thousand`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--replicas", type=int, default=1000)
     parser.add_argument("--blocks", type=int, default=10_000_000)

@@ -38,10 +38,10 @@ BYTES_PER_TOKEN = "2"
 
 
 class Load(msgspec.Struct, frozen=True):
-    """How much is asked for."""
+    """The load of one comparison."""
 
     sessions: int = 6
-    """At a time."""
+    """Sessions at a time."""
     requests: int = 100
     """Of each run, and what is left of the sessions then."""
     repeats: int = 3
@@ -55,7 +55,7 @@ class Load(msgspec.Struct, frozen=True):
 
 
 def command(urls: list[str], load: Load) -> list[str]:
-    """What is run, after `warmroute-loadgen`."""
+    """The arguments of `warmroute-loadgen` for this load."""
     return [
         *("compare", "--policies", ARMS),
         *(part for url in urls for part in ("--replica", url)),
@@ -67,7 +67,7 @@ def command(urls: list[str], load: Load) -> list[str]:
 
 
 def described(url: str) -> str:
-    """The engines and the machine, in a few sentences."""
+    """Describes the engines and the machine in a few sentences."""
     version = httpx.get(url + "/version", timeout=60.0, trust_env=False).json()["version"]
     return (
         f"Two vLLM {version} engines on one machine without a GPU ({_processor()}, "
@@ -104,7 +104,7 @@ def _anonymous(replica: ReplicaResult, number: int) -> ReplicaResult:
 
 
 def measure(urls: list[str], load: Load) -> Results:
-    """Run it. Raises EngineError."""
+    """Run the comparison. Raises EngineError."""
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "results.json"
         asked = [*command(urls, load), "--json", str(found)]
@@ -119,7 +119,7 @@ def measure(urls: list[str], load: Load) -> Results:
 
 
 def main() -> int:
-    """The command."""
+    """The command `python -m bench.two_engines`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

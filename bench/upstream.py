@@ -26,7 +26,7 @@ ANSWER = (
     b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
     % len(_JSON)
 ) + _JSON
-_HEAD = (
+HEAD = (
     b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
     b"transfer-encoding: chunked\r\n\r\n"
 )
@@ -36,16 +36,16 @@ def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-_EVENT = _chunk(
+EVENT = _chunk(
     b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,"model":"m",'
     b'"choices":[{"index":0,"delta":{"content":" hello"},"logprobs":null,"finish_reason":null}]}\n\n'
 )
-_USAGE = _chunk(
+USAGE = _chunk(
     b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,"model":"m",'
     b'"choices":[],"usage":{"prompt_tokens":1000,"total_tokens":1100,"completion_tokens":100,'
     b'"prompt_tokens_details":{"cached_tokens":512}}}\n\n'
 )
-_DONE = _chunk(b"data: [DONE]\n\n")
+DONE = _chunk(b"data: [DONE]\n\n")
 _MODELS = b'{"object":"list","data":[{"id":"m","object":"model"}]}'
 _CONTROL = {
     b"/v1/models": b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(_MODELS), _MODELS),
@@ -80,9 +80,9 @@ class Replica(asyncio.Protocol):
             self.transport.write(control)
         elif self.stream:
             self.left = CHUNKS
-            self.transport.write(_HEAD)
+            self.transport.write(HEAD)
             if self.hold:
-                self.transport.write(_EVENT)
+                self.transport.write(EVENT)
             else:
                 self.next()
         else:
@@ -93,12 +93,12 @@ class Replica(asyncio.Protocol):
             return
         if self.left:
             self.left -= 1
-            self.transport.write(_EVENT)
+            self.transport.write(EVENT)
             asyncio.get_running_loop().call_later(GAP, self.next)
         else:
             if self.usage:
-                self.transport.write(_USAGE)
-            self.transport.write(_DONE)
+                self.transport.write(USAGE)
+            self.transport.write(DONE)
             self.transport.write(b"0\r\n\r\n")
 
 

@@ -10,6 +10,7 @@ E2E_VLLM_VENV     an environment that setup.sh made; without it one is made in .
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +30,9 @@ from loadgen.live.processes import die_with_parent, free_ports
 ROOT = Path(__file__).parents[1]
 KIT = ROOT.parent / "shared/vllm-cpu"
 OWN_VENV = ROOT / ".venv-vllm"
+NIXL = ROOT / ".venv-nixl"
+NIXL_PACKAGES = ("nixl==1.5.2", "nixl-cu12==1.5.1")
+"""In a folder of their own, so that an environment that somebody named stays as it is."""
 START_SECONDS = 420.0
 """Longest wait for an engine: 20 s alone, several times that beside other work."""
 DISK_GB = 5.0
@@ -38,18 +43,18 @@ CANNOT = 3
 
 
 class NoEngineError(Exception):
-    """There can be none here, and why."""
+    """This machine cannot run an engine; the text says why."""
 
 
 class EngineError(Exception):
-    """There should be one, and something failed."""
+    """An engine should run here, but something failed."""
 
 
 class Engine:
-    """One engine on this machine."""
+    """One vLLM engine on this machine."""
 
     def __init__(self, venv: Path, **settings: str) -> None:
-        """settings: environment variables of the kit's start.sh."""
+        """`settings` are environment variables of the kit's start.sh."""
         self.port = free_ports(1)[0]
         # start.sh answers requests for replay 50 ports further.
         self.events = free_ports(51)[0]
@@ -65,7 +70,7 @@ class Engine:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Begin; `wait` until it is up."""
+        """Start the process; `wait` returns once it is up."""
         self._process = subprocess.Popen(
             ["bash", str(KIT / "start.sh"), str(self.port), str(self.events)],
             env=self._environment,
@@ -78,7 +83,7 @@ class Engine:
         )
 
     def wait(self) -> None:
-        """Until it answers. Raises EngineError."""
+        """Wait until the engine answers. Raises EngineError."""
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until:
             if self._process is None or self._process.poll() is not None:
@@ -92,14 +97,14 @@ class Engine:
         raise EngineError(f"the engine was not up after {START_SECONDS:.0f} s: {self._said()}")
 
     def kill(self) -> None:
-        """As a crash would: all its processes, at once."""
+        """Kill all its processes at once, as a crash would."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
     def close(self) -> None:
-        """Kill it, and keep nothing of it."""
+        """Kill it and remove its files."""
         self.kill()
         self._log.close()
         Path(self._log_name).unlink(missing_ok=True)
@@ -109,14 +114,14 @@ class Engine:
 
 
 class Given:
-    """An engine that runs already."""
+    """An engine that already runs."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
 
 
 def given() -> list[Given]:
-    """The engines of E2E_ENGINE_URLS."""
+    """The engines that E2E_ENGINE_URLS names."""
     return [Given(url) for url in os.environ.get("E2E_ENGINE_URLS", "").split(",") if url]
 
 
@@ -138,8 +143,47 @@ def _mark(venv: Path) -> Path:
     return venv / "installed"
 
 
+def find_nixl() -> Path:
+    """Where NIXL is installed. Raises NoEngineError."""
+    if not _mark(NIXL).exists():
+        raise NoEngineError(f"NIXL is not installed in {NIXL}: `make e2e` installs it")
+    return NIXL
+
+
+def install_nixl() -> None:
+    """Install what engines need to hand KV blocks to each other. Raises EngineError."""
+    if given() or _mark(NIXL).exists():
+        return
+    command = [str(find_venv() / "bin/python"), "-m", "pip", "install", "-qq", "--no-deps"]
+    command += ["--disable-pip-version-check", "--upgrade", "--target", str(NIXL), *NIXL_PACKAGES]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EngineError(
+            f"NIXL could not be installed: {done.stdout[-500:]} {done.stderr[-1500:]}"
+        )
+    _mark(NIXL).touch()
+
+
+def nixl_settings(nixl: Path, role: str) -> dict[str, str]:
+    """Settings of an engine with NIXL. role: kv_producer or kv_consumer. It has a new id each time,
+    as an engine must that comes back."""
+    connector = {
+        "kv_connector": "NixlConnector",
+        "kv_role": role,
+        "kv_buffer_device": "cpu",
+        "engine_id": uuid.uuid4().hex,
+    }
+    return {
+        "PYTHONPATH": str(nixl),
+        "UCX_TLS": "tcp,sm,self",
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_ports(1)[0]),
+        "EXTRA": "--kv-transfer-config " + json.dumps(connector, separators=(",", ":")),
+    }
+
+
 def python_for_vllm() -> str:
-    """Raises NoEngineError, too, where there is no room."""
+    """A Python that vLLM can use. Raises NoEngineError, also when disk space is short."""
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < DISK_GB:
         raise NoEngineError(
@@ -160,7 +204,7 @@ def python_for_vllm() -> str:
 
 
 def install() -> None:
-    """Install vLLM where it is missing. Raises NoEngineError and EngineError."""
+    """Install vLLM if it is missing. Raises NoEngineError and EngineError."""
     if given():
         return
     try:
@@ -192,33 +236,40 @@ def check() -> None:
 
 
 async def empty(urls: Sequence[str]) -> None:
-    """Empty the engines' prefix caches."""
+    """Empty the prefix caches of the engines."""
     async with httpx.AsyncClient(trust_env=False, timeout=120.0) as client:
         for url in urls:
             (await client.post(url + "/reset_prefix_cache")).raise_for_status()
 
 
 async def metrics_of(url: str) -> str:
-    """An engine's, or a gateway's."""
+    """The metrics page of an engine or a gateway."""
     async with httpx.AsyncClient(trust_env=False, timeout=120.0) as client:
         return (await client.get(url + "/metrics", follow_redirects=True)).text
 
 
 async def block_of(url: str) -> int:
-    """Tokens of an engine's blocks."""
+    """Tokens in one block of an engine."""
     found = re.search(r'vllm:cache_config_info\{[^\n]*block_size="(\d+)"', await metrics_of(url))
     return int(found[1]) if found else 16
 
 
 def main() -> int:
-    """The command."""
+    """The command `python -m bench.vllm`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--can", action="store_true")
     options = parser.parse_args()
     try:
-        check() if options.can else install()
+        if options.can:
+            check()
+        else:
+            install()
+            try:
+                install_nixl()
+            except EngineError as why:
+                print(f"the tests of engines that hand blocks over are skipped: {why}")
     except NoEngineError as why:
         print(why)
         return CANNOT
