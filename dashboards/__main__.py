@@ -7,13 +7,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dashboards.agents_board import BOARD as AGENTS
 from dashboards.developer_board import BOARD as DEVELOPER
 from dashboards.operator_board import BOARD as OPERATOR
 from dashboards.panels import to_json
+from dashboards.savings_board import BOARD as SAVINGS
 
 HERE = Path(__file__).parent
 CHART = HERE.parent / "deploy" / "helm" / "warmroute" / "dashboards"
-BOARDS = {"operator.json": OPERATOR, "developer.json": DEVELOPER}
+BOARDS = {
+    "operator.json": OPERATOR,
+    "agents.json": AGENTS,
+    "savings.json": SAVINGS,
+    "developer.json": DEVELOPER,
+}
 
 
 def files() -> dict[str, str]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dashboards.panels import PICK, RATE, Board, Panel, Query, Row, quantiles, total
+from dashboards.panels import RATE, Board, Panel, Query, Row, pick, quantiles, total
+
+LOST = pick("warmroute_reuse_gap_tokens_total", 'gap=~"rendered_differently|stale_index|eviction"')
 
 
 def each(metric: str) -> list[Query]:
     """A gauge of every router."""
-    return [Query(f"{metric}{{{PICK}}}", "{{instance}}")]
+    return [Query(pick(metric), "{{instance}}")]
 
 
 def rate(metric: str) -> list[Query]:
     """A counter of every router."""
-    return [Query(f"rate({metric}{{{PICK}}}{RATE})", "{{instance}}")]
+    return [Query(f"rate({pick(metric)}{RATE})", "{{instance}}")]
 
 
 BOARD = Board(
@@ -98,7 +100,7 @@ BOARD = Board(
                     "vllm:kv_cache_usage_perc after hours: the capacity or bytes per token are "
                     "misjudged.",
                     "percentunit",
-                    [Query(f"warmroute_index_share{{{PICK}}}", "{{instance}} {{replica}}")],
+                    [Query(pick("warmroute_index_share"), "{{instance}} {{replica}}")],
                     most=1,
                 ),
                 Panel(
@@ -112,8 +114,7 @@ BOARD = Board(
                     "short",
                     [
                         Query(
-                            f"sum by (gap) (rate(warmroute_reuse_gap_tokens_total"
-                            f'{{{PICK}, gap=~"rendered_differently|stale_index|eviction"}}{RATE}))',
+                            f"sum by (gap) (rate({LOST}{RATE}))",
                             "{{gap}}",
                         ),
                         Query(total("warmroute_reuse_surplus_tokens_total"), "surplus"),
@@ -141,7 +142,7 @@ BOARD = Board(
                     [
                         Query(
                             "count by (state) (max by (replica, state) "
-                            f"(warmroute_breaker_state{{{PICK}}}))",
+                            f"({pick('warmroute_breaker_state')}))",
                             "{{state}}",
                         )
                     ],
@@ -184,7 +185,7 @@ BOARD = Board(
                     "How much of what a replica holds is known from its KV events. Below 1 for "
                     "long: events are lost or replays do not reach back; see the faults beside.",
                     "percentunit",
-                    [Query(f"warmroute_exact_confidence{{{PICK}}}", "{{instance}} {{replica}}")],
+                    [Query(pick("warmroute_exact_confidence"), "{{instance}} {{replica}}")],
                     moves=False,
                     needs="exact",
                     most=1,
@@ -245,8 +246,8 @@ BOARD = Board(
                     "see the log for Redis or the API server.",
                     "short",
                     [
-                        Query(f"min(warmroute_state_up{{{PICK}}})", "state"),
-                        Query(f"min(warmroute_discovery_current{{{PICK}}})", "discovery"),
+                        Query(f"min({pick('warmroute_state_up')})", "state"),
+                        Query(f"min({pick('warmroute_discovery_current')})", "discovery"),
                         Query(total("warmroute_state_errors_total"), "Redis errors a second"),
                     ],
                     moves=False,

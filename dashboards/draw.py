@@ -28,6 +28,8 @@ LABEL = (
 )
 COLUMNS = 24
 """Of Grafana's grid."""
+LEGEND_ROW = 0.14
+"""Height of a row of the legend, as a share of the lines' height."""
 
 Series = list[tuple[str, list[datetime], list[float]]]
 
@@ -119,6 +121,11 @@ def _lines(axes: Any, panel: Panel, series: Series) -> None:
         for name, times, values in series:
             axes.plot(times, values, label=name, linewidth=1.6)
     axes.set_ylim(0, panel.most)
+    if len(series) > 1:
+        # Room above the lines, a row of names for two of them.
+        axes.legend(fontsize=7, loc="upper left", ncols=2, framealpha=0.6)
+        most = axes.get_ylim()[1]
+        axes.set_ylim(0, most * (1 + LEGEND_ROW * math.ceil(len(series) / 2)))
     axes.yaxis.set_major_formatter(lambda value, _: text_of(value, panel.unit))
     clock: Any = DateFormatter  # it has no types
     axes.xaxis.set_major_formatter(clock("%H:%M:%S"))
@@ -127,13 +134,11 @@ def _lines(axes: Any, panel: Panel, series: Series) -> None:
     axes.grid(alpha=0.3)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    if len(series) > 1:
-        axes.legend(fontsize=7, loc="upper left", ncols=2, framealpha=0.6)
 
 
 async def main(folder: Path) -> None:
     """Run the stage and draw both boards."""
-    async with stage(SCRAPES) as on:
+    async with stage(SCRAPES, quickest=1.0) as on:
         for name, board in BOARDS.items():
             data = {panel.title: await gather(on, panel) for panel in board.panels}
             path = folder / f"dashboard-{name.removesuffix('.json')}.svg"

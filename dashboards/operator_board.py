@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from dashboards.panels import (
+    DELIVERED,
+    LEDGER,
+    RATE,
     Board,
     Panel,
     Query,
     Row,
     failures,
     gauge,
+    hit_rates,
+    pick,
     quantile,
     quantiles,
     share,
     total,
 )
 
-LEDGER = "warmroute_reuse_prompt_tokens_total"
-DELIVERED = "warmroute_reuse_delivered_tokens_total"
+_HANDED = pick("warmroute_prefill_legs_total", 'outcome="handed_over"')
+HANDED_OVER = f"sum (rate({_HANDED}{RATE}))"
 LEVELS = ("available", "chosen", "predicted", "delivered")
 
 BOARD = Board(
@@ -113,7 +118,7 @@ BOARD = Board(
                     "One far below the others has lost its cache (restart), has a smaller one, or "
                     "serves other prompts. Prefix caching may be off there.",
                     "percentunit",
-                    [Query(share(DELIVERED, LEDGER, "replica"), "{{replica}}")],
+                    hit_rates("replica"),
                     most=1,
                 ),
                 Panel(
@@ -210,6 +215,167 @@ BOARD = Board(
                     "reqps",
                     [Query(total("warmroute_requests_total", "code"), "{{code}}")],
                     stacked=True,
+                ),
+            ],
+        ),
+        Row(
+            "Queue",
+            [
+                Panel(
+                    "Requests that wait",
+                    "door: new sessions, while those in progress want the KV memory. lane: what "
+                    "is behind others at its replica, by priority.",
+                    "short",
+                    [
+                        Query(
+                            gauge("warmroute_queue_waiting", "where, priority"),
+                            "{{where}}, {{priority}}",
+                        )
+                    ],
+                    stacked=True,
+                    moves=False,
+                ),
+                Panel(
+                    "Seconds of work that waits",
+                    "Prefill that waits, in seconds of one replica's time. Above 0 for long: add "
+                    "replicas.",
+                    "s",
+                    [Query(gauge("warmroute_queue_work_seconds"), "work")],
+                    moves=False,
+                ),
+                Panel(
+                    "KV memory that sessions want",
+                    "By replica. At queue_door new sessions wait. Far above 1: sessions evict each "
+                    "other, and a collapse is ahead.",
+                    "percentunit",
+                    [
+                        Query(
+                            'max by (replica) (warmroute_session_kv_wanted_ratio{job=~"$job"})',
+                            "{{replica}}",
+                        )
+                    ],
+                ),
+                Panel(
+                    "Reuse that sessions lost",
+                    "Prompt tokens a second, computed again for sessions that came back in time. "
+                    "evicted rises before a collapse: lower queue_door, or add replicas. waited: "
+                    "it was evicted while the request was in the queue.",
+                    "short",
+                    [
+                        Query(
+                            total("warmroute_session_reuse_lost_tokens_total", "reason"),
+                            "{{reason}}",
+                        )
+                    ],
+                    stacked=True,
+                    moves=False,
+                ),
+                Panel(
+                    "What became of requests at the queue",
+                    "refused, expired: clients were told to come again. gone: they left before. "
+                    "Below capacity all but a few are direct.",
+                    "reqps",
+                    [Query(total("warmroute_queue_outcomes_total", "outcome"), "{{outcome}}")],
+                    stacked=True,
+                ),
+            ],
+        ),
+        Row(
+            "Prefill and decode",
+            [
+                Panel(
+                    "What became of first legs",
+                    "Requests a second, of those that might have been prefilled elsewhere. Only "
+                    "handed_over used another replica's prefill. no_params: prefill engines have "
+                    "no connector. failed, not_loaded: see failed attempts, and run warmroute "
+                    "doctor. cheaper_local: decode replicas are not busy enough for it to pay.",
+                    "reqps",
+                    [Query(total("warmroute_prefill_legs_total", "outcome"), "{{outcome}}")],
+                    stacked=True,
+                    needs="prefill",
+                ),
+                Panel(
+                    "Time of a first leg",
+                    "Mean seconds from its begin until the decode replica could be told where the "
+                    "blocks are. Rising: prefill replicas have too much to do, add some.",
+                    "s",
+                    [
+                        Query(
+                            f"{total('warmroute_prefill_leg_seconds_total')} / {HANDED_OVER}",
+                            "first leg",
+                        )
+                    ],
+                    needs="prefill",
+                ),
+                Panel(
+                    "Tokens moved",
+                    "Prompt tokens a second that decode replicas lacked and were told to fetch. "
+                    "0 while requests come: nothing is split, see the legs' outcomes.",
+                    "short",
+                    [Query(total("warmroute_prefill_moved_tokens_total"), "tokens/s")],
+                    needs="prefill",
+                ),
+                Panel(
+                    "Transfer of 1,000 tokens",
+                    "The learned time from telling the decode replica to its first token. Rising: "
+                    "the network between engines, or decode replicas that are slow to begin.",
+                    "s",
+                    [
+                        Query(
+                            "1000 * max by (instance) "
+                            '(warmroute_prefill_transfer_seconds_per_token{job=~"$job"})',
+                            "{{instance}}",
+                        )
+                    ],
+                    needs="prefill",
+                ),
+            ],
+        ),
+        Row(
+            "Tenants",
+            [
+                Panel(
+                    "Tokens by tenant",
+                    "Prompt and answer tokens a second, of the tenants that use most; the rest is "
+                    "other. One far above the others: see its limits.",
+                    "short",
+                    [
+                        Query(
+                            f"{total('warmroute_tenant_prompt_tokens_total', 'tenant')} + "
+                            f"{total('warmroute_tenant_output_tokens_total', 'tenant')}",
+                            "{{tenant}}",
+                        )
+                    ],
+                    stacked=True,
+                    needs="tenants",
+                ),
+                Panel(
+                    "Refusals by limit",
+                    "Requests a second that were refused, by the limit or by what is not allowed. "
+                    "Steady for one tenant: raise its limit, or tell it to send less. "
+                    "without_redis: limits could not be checked.",
+                    "reqps",
+                    [
+                        Query(
+                            total("warmroute_tenant_refused_total", "tenant, limit"),
+                            "{{tenant}}, {{limit}}",
+                        )
+                    ],
+                    stacked=True,
+                    needs="tenants",
+                ),
+                Panel(
+                    "What isolation costs",
+                    "Prompt tokens a second that were computed although another tenant had sent "
+                    "them before, estimated. High: see public_prompts.",
+                    "short",
+                    [
+                        Query(
+                            total("warmroute_tenant_isolated_tokens_total", "tenant"), "{{tenant}}"
+                        )
+                    ],
+                    stacked=True,
+                    needs="isolation",
                 ),
             ],
         ),

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import re
 import shutil
 import signal
 import socket
+import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -31,6 +33,8 @@ from router.config import Settings
 RULES = Path(__file__).with_name("rules.yaml")
 ANSWERS = 10
 """A scrape has so many times as long as one took, so that no slow machine misses them."""
+QUICKEST = 0.25
+"""Seconds between two scrapes, at least; more are multiples of it."""
 RATE_SCRAPES = 8
 """Scrapes that a rate is taken over."""
 ENGINE = replace(QUICK, name="stage", prefill_rate=12_000.0)
@@ -53,13 +57,14 @@ class Stage:
     fleet: SimulatedFleet
     http: httpx.AsyncClient
     started: float
-    scrape: int
-    """Seconds between two scrapes: 1, or more on a slow machine."""
+    scrape: float
+    """Seconds between two scrapes: more on a slow machine."""
 
     def fill(self, expr: str) -> str:
         """A dashboard's query as Grafana would send it."""
-        rate = f"{RATE_SCRAPES * self.scrape}s"
-        return expr.replace("$__rate_interval", rate).replace("$job", "warmroute")
+        rate = _duration(RATE_SCRAPES * self.scrape)
+        filled = expr.replace("$__rate_interval", rate).replace("$job", "warmroute")
+        return re.sub(r"\$(namespace|model|replica)\b", ".*", filled)
 
     async def ask(self, path: str, **options: Any) -> Any:
         """The data of an answer of Prometheus' API. Raises ValueError with what it says."""
@@ -83,8 +88,11 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(scrapes: int, replicas: int = 4) -> AsyncIterator[Stage]:
-    """Load for so many scrapes, then the stage, still running."""
+async def stage(
+    scrapes: int, replicas: int = 4, quickest: float = QUICKEST
+) -> AsyncIterator[Stage]:
+    """Load for so many scrapes, then the stage, still running. `quickest` is how many seconds lie
+    between two scrapes at least."""
     program = prometheus_program()
     if program is None:
         raise RuntimeError("prometheus is not installed")
@@ -99,13 +107,14 @@ async def stage(scrapes: int, replicas: int = 4) -> AsyncIterator[Stage]:
                 settle_time=0.0,
                 drain_timeout=2.0,
                 health_interval=0.5,
+                shadow_policies=("round_robin",),
             )
         )
         await app.start()
         try:
             await app.ready()
-            scrape = await _pace(app.admin.port)
-            async with _prometheus(program, app.admin.port, scrape) as http:
+            scrape = await _pace(app.admin.port, quickest)
+            async with scraping(program, app.admin.port, scrape, RULES.read_text()) as http:
                 on = Stage(app, fleet, http, time.time(), scrape)
                 await on.more(scrapes)
                 yield on
@@ -113,26 +122,34 @@ async def stage(scrapes: int, replicas: int = 4) -> AsyncIterator[Stage]:
             await app.stop()
 
 
-async def _pace(admin_port: int) -> int:
+async def _pace(admin_port: int, quickest: float) -> float:
     """Seconds between scrapes that this machine can keep up with."""
-    slowest = 0.0
+    took = []
     async with httpx.AsyncClient(timeout=60, trust_env=False) as http:
-        for _ in range(3):
+        for _ in range(5):
             before = time.monotonic()
             await http.get(f"http://127.0.0.1:{admin_port}/metrics")
-            slowest = max(slowest, time.monotonic() - before)
-    return max(1, math.ceil(ANSWERS * slowest))
+            took.append(time.monotonic() - before)
+    # The first one of a process takes longer than those that follow.
+    return max(quickest, QUICKEST * math.ceil(ANSWERS * statistics.median(took) / QUICKEST))
+
+
+def _duration(seconds: float) -> str:
+    """As Prometheus writes it: whole numbers of a unit."""
+    return f"{round(seconds * 1000)}ms"
 
 
 @asynccontextmanager
-async def _prometheus(
-    program: str, admin_port: int, scrape: int
+async def scraping(
+    program: str, admin_port: int, scrape: float, rules: str
 ) -> AsyncIterator[httpx.AsyncClient]:
+    """A Prometheus that scrapes a router every so many seconds; a client of its API. rules: as in
+    a rule file."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        config = _settings(Path(folder), admin_port, scrape)
+        config = _settings(Path(folder), admin_port, scrape, rules)
         process = await asyncio.create_subprocess_exec(
             program,
             f"--config.file={config}",
@@ -150,15 +167,19 @@ async def _prometheus(
             await process.wait()
 
 
-def _settings(folder: Path, admin_port: int, scrape: int) -> Path:
+def _settings(folder: Path, admin_port: int, scrape: float, rules: str) -> Path:
     """Write Prometheus' settings. Returns the file."""
-    rules = folder / "rules.yaml"
+    rule_file = folder / "rules.yaml"
     # In the cluster every half minute does.
-    rules.write_text(RULES.read_text().replace("interval: 30s", f"interval: {scrape}s"))
+    rule_file.write_text(rules.replace("interval: 30s", f"interval: {_duration(scrape)}"))
     target = {"targets": [f"127.0.0.1:{admin_port}"], "labels": {"namespace": "llm"}}
     settings = {
-        "global": {"scrape_interval": f"{scrape}s", "evaluation_interval": f"{scrape}s"},
-        "rule_files": [str(rules)],
+        "global": {
+            "scrape_interval": _duration(scrape),
+            "scrape_timeout": _duration(scrape),
+            "evaluation_interval": _duration(scrape),
+        },
+        "rule_files": [str(rule_file)],
         "scrape_configs": [{"job_name": "warmroute", "static_configs": [target]}],
     }
     file = folder / "prometheus.yml"
@@ -205,13 +226,16 @@ async def _converse(
         if time.monotonic() >= until:
             return
         topic = f"{draw.random()} " * draw.randint(20, 120)
-        messages = [*messages, {"role": "user", "content": topic}]
+        # Some turns bring a tool's result, and one client tells the time before everything else.
+        tool = {"role": "tool", "tool_call_id": "tool", "content": topic}
+        messages = [*messages, tool if len(messages) % 4 else {"role": "user", "content": topic}]
+        clock = f"It is {time.time():.3f}. " if number == 0 else ""
         body = {
             # Now and then a model that nobody has.
             "model": "sim" if draw.random() > 0.03 else "nobody-has-it",
             "stream": draw.random() < 0.8,
             "max_tokens": draw.randint(5, 60),
-            "messages": [{"role": "system", "content": system}, *messages],
+            "messages": [{"role": "system", "content": clock + system}, *messages],
         }
         try:
             answer = await http.post("/v1/chat/completions", json=body)
@@ -229,7 +253,8 @@ async def _trouble(fleet: SimulatedFleet, until: float) -> None:
     span = until - time.monotonic()
     await asyncio.sleep(span * 0.25)
     for replica in fleet.replicas:
-        await replica.fail(0.1, 500, -1)
+        # So often that some fail at every replica they are tried at, and the client is told.
+        await replica.fail(0.5, 500, -1)
     await asyncio.sleep(span * 0.25)
     for replica in fleet.replicas:
         await replica.clear()

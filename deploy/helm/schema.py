@@ -110,7 +110,15 @@ def schema() -> Schema:
         **part(
             config=config,
             existingConfigMap=TEXT,
-            secret=part(name=TEXT, replicaApiKey=TEXT, adminKey=TEXT, statePassword=TEXT),
+            secret=part(
+                name=TEXT,
+                replicaApiKey=TEXT,
+                adminKey=TEXT,
+                statePassword=TEXT,
+                isolationSecret=TEXT,
+                isolationOldSecret=TEXT,
+            ),
+            tenants=MAP,
             redis=part(
                 mode=words("none", "external", "bundled"),
                 url={
@@ -232,6 +240,18 @@ def schema() -> Schema:
                 hostnames=TEXTS,
                 matches=LIST,
                 filters=LIST,
+            ),
+            picker=part(
+                enabled=BOOL,
+                tls=BOOL,
+                pool=part(
+                    create=BOOL,
+                    name=TEXT,
+                    matchLabels=MARKS,
+                    targetPorts={"type": "array", "minItems": 1, "maxItems": 8, "items": PORT},
+                    failureMode=words("FailOpen", "FailClose"),
+                ),
+                route=part(parentRefs=LIST, hostnames=TEXTS),
             ),
             networkPolicy=part(enabled=BOOL, clients=LIST, monitoring=LIST),
             metrics=part(

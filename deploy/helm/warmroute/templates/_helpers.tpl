@@ -58,22 +58,43 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- else }}{{ $image.repository }}:{{ default .Chart.AppVersion $image.tag }}{{ end }}
 {{- end }}
 
+{{/* The InferencePool that the picker picks from. */}}
+{{- define "warmroute.pool" -}}
+{{- if and (not .Values.picker.pool.create) (not .Values.picker.pool.name) }}
+{{- fail "picker.pool.create is false: set picker.pool.name to the InferencePool's name" }}
+{{- end }}
+{{- default (include "warmroute.fullname" .) .Values.picker.pool.name }}
+{{- end }}
+
+{{/* Whether the picker serves with the chart's own certificate. */}}
+{{- define "warmroute.pickerTls" -}}
+{{- if and .Values.picker.enabled .Values.picker.tls (not .Values.config.tls_cert) }}yes{{ end }}
+{{- end }}
+
 {{/* The settings as the file has them: config, and what demo and redis add to it. */}}
 {{- define "warmroute.config" -}}
 {{- $config := deepCopy .Values.config }}
-{{- if .Values.demo.enabled }}
+{{- if .Values.picker.enabled }}
+{{- if not (or $config.discovery_services $config.discovery_selector $config.discovery_pool) }}
+{{- $_ := set $config "discovery" "kubernetes" }}
+{{- $_ := set $config "discovery_pool" (include "warmroute.pool" .) }}
+{{- end }}
+{{- else if .Values.demo.enabled }}
 {{- if not (or $config.discovery_services $config.discovery_selector) }}
 {{- $_ := set $config "discovery" "kubernetes" }}
 {{- $_ := set $config "discovery_services" (list (printf "%s-demo" (include "warmroute.fullname" .))) }}
 {{- end }}
 {{- end }}
 {{- if and (eq ($config.discovery | toString) "kubernetes") (not .Values.existingConfigMap) }}
-{{- if not (or $config.discovery_services $config.discovery_selector) }}
+{{- if not (or $config.discovery_services $config.discovery_selector $config.discovery_pool) }}
 {{- fail "which pods are the replicas? Set config.discovery_services (names of Services) or config.discovery_selector (labels of pods); or demo.enabled for simulated ones" }}
 {{- end }}
 {{- end }}
 {{- with include "warmroute.state" . }}
 {{- $_ := set $config "state" . }}
+{{- end }}
+{{- if and .Values.tenants (not $config.tenants) }}
+{{- $_ := set $config "tenants" "/etc/warmroute/tenants.yaml" }}
 {{- end }}
 {{- toYaml $config }}
 {{- end }}
