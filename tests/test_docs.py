@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from router.config import Settings
 from router.config.docs import configuration_page
 from router.config.table import TABLE
-from router.telemetry.catalogue import OWN, PROCESS, document
+from router.telemetry.catalogue import OWN, PROCESS
+from router.telemetry.metrics_page import document
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+LONGEST_LINE = 400
 GENERATED = {"configuration": configuration_page, "metrics": document}
 
 _FENCED = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
@@ -45,14 +48,33 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
 
 
 def test_the_index_lists_every_page() -> None:
-    listed = {
-        (DOCS / link.partition("#")[0]).resolve()
-        for link in _LINK.findall((DOCS / "index.md").read_text("utf-8"))
-    }
-    runbooks = DOCS / "operate" / "runbooks"
-    pages = {page for page in DOCS.rglob("*.md") if page.parent != runbooks}
-    assert pages - {DOCS / "index.md"} - listed == set()
-    assert runbooks / "README.md" in listed
+    """A folder with a README lists its pages there, and docs/index.md lists the folder."""
+    own_index = {page.parent: _linked(page) for page in DOCS.rglob("README.md")}
+    listed = _linked(DOCS / "index.md")
+    assert own_index.keys() - {page.parent for page in listed} == set()
+    for page in set(DOCS.rglob("*.md")) - {DOCS / "index.md"}:
+        assert page in own_index.get(page.parent, set()) or page in listed, page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_no_line_is_too_long_to_read_or_to_review(page: Path) -> None:
+    lines = page.read_text("utf-8").split("\n")
+    assert [line for line in lines if len(line) > LONGEST_LINE] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if DOCS in page.parents], ids=str)
+def test_a_page_opens_with_what_it_answers(page: Path) -> None:
+    if page == DOCS / "index.md":
+        return
+    heading, opening, *_ = page.read_text("utf-8").split("\n\n")
+    assert re.fullmatch(r"# \S.*", heading)
+    assert re.match(r"This page answers[^:]*: [^.]*\?", opening), opening
+
+
+def test_the_page_of_tenants_asks_the_ports_that_are_served() -> None:
+    page = (DOCS / "operate" / "tenants.md").read_text("utf-8")
+    ports = {int(port) for port in re.findall(r"localhost:(\d+)", page)}
+    assert ports == {Settings(replicas=()).port, Settings(replicas=()).admin_port}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -92,6 +114,17 @@ def test_each_step_of_a_request_is_where_the_architecture_has_it() -> None:
             assert re.search(rf"^ *(?:async )?(?:def|class) {name}\b", text, re.MULTILINE), name
 
 
+def test_the_patch_of_the_worked_example_still_fits() -> None:
+    (patch,) = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    (name,) = re.findall(r"^\+\+\+ b/(\S+)$", patch, re.MULTILINE)
+    code = (ROOT / name).read_text("utf-8")
+    hunks = re.split(r"^@@.*\n", patch, flags=re.MULTILINE)[1:]
+    assert hunks
+    for hunk in hunks:
+        before = "".join(line[1:] for line in hunk.splitlines(keepends=True) if line[0] in " -")
+        assert before in code
+
+
 def test_what_tears_a_page_is_noticed() -> None:
     head = "| a | b |\n|---|---|\n"
     assert _broken_tables(head + "| 1 | 2 |\n\ntext") == []
@@ -101,6 +134,11 @@ def test_what_tears_a_page_is_noticed() -> None:
     assert _broken_tables("text\n" + head) == ["| a | b |"]
     assert _torn_items("- an item\n  of two lines\n- another\n\ntext") == []
     assert _torn_items("- an item\nof two lines\n") == ["of two lines"]
+
+
+def _linked(page: Path) -> set[Path]:
+    links = _LINK.findall(page.read_text("utf-8"))
+    return {(page.parent / link.partition("#")[0]).resolve() for link in links}
 
 
 def _prose(text: str) -> str:

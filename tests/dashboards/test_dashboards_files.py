@@ -67,7 +67,16 @@ def test_the_json_is_what_grafana_imports() -> None:
     for name in BOARDS:
         board = json.loads((HERE / name).read_text())
         assert board["uid"].startswith("warmroute-")
-        assert {v["name"] for v in board["templating"]["list"]} == {"datasource", "job"}
+        variables = {v["name"] for v in board["templating"]["list"]}
+        assert variables == {"datasource", "job", "namespace", "model", "replica"}
+        used = {name for each in board["panels"] for name in re.findall(r'=~"\$(\w+)"', str(each))}
+        assert used <= variables
+        (link,) = board["links"]
+        assert (link["type"], link["tags"], link["includeVars"]) == (
+            "dashboards",
+            ["warmroute"],
+            True,
+        )
         panels = [panel for panel in board["panels"] if panel["type"] != "row"]
         assert len({panel["id"] for panel in panels}) == len(panels)
         for panel in panels:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,14 @@ CHART = ROOT / "deploy" / "helm" / "warmroute"
 KUBERNETES = "1.31"
 """Whose schemas are used."""
 # Custom resources: Kubernetes' own schemas do not know them.
-CUSTOM = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "HTTPRoute", "ScaledObject"}
+CUSTOM = {
+    "ServiceMonitor",
+    "PodMonitor",
+    "PrometheusRule",
+    "HTTPRoute",
+    "ScaledObject",
+    "InferencePool",
+}
 
 Object = dict[str, Any]
 Values = dict[str, Any]
@@ -73,3 +82,20 @@ def pods(items: list[Object]) -> list[Object]:
         elif item["kind"] in ("Deployment", "StatefulSet"):
             found.append(item["spec"]["template"]["spec"])
     return found
+
+
+def commands(page: str) -> list[list[str]]:
+    """Every command of a page's blocks, lines joined."""
+    found = []
+    for block in re.findall(r"^ *```sh\n(.+?)```", page, re.DOTALL | re.MULTILINE):
+        text = re.sub(r"\\\n\s*", " ", block)
+        found += [shlex.split(line) for line in text.splitlines() if line.strip()]
+    return found
+
+
+def merge(into: Values, more: Values) -> None:
+    for name, value in more.items():
+        if isinstance(value, dict):
+            merge(into.setdefault(name, {}), value)
+        else:
+            into[name] = value

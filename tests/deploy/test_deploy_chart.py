@@ -43,6 +43,8 @@ TABLE_OF_VALUES: dict[str, Values] = {
             "replicaApiKey": "vllm",
             "adminKey": "admin",
             "statePassword": "redis",
+            "isolationSecret": "salt",
+            "isolationOldSecret": "salt-before",
         },
     },
     "scaled by CPU": {**FOUND, "autoscaling": {"enabled": True, "maxReplicas": 20}},
@@ -71,6 +73,18 @@ TABLE_OF_VALUES: dict[str, Values] = {
             "hostnames": ["llm.example.com"],
         },
     },
+    "a picker": {
+        "picker": {
+            "enabled": True,
+            "pool": {"matchLabels": {"app": "vllm"}, "targetPorts": [8000, 8001]},
+            "route": {"parentRefs": [{"name": "gateway"}], "hostnames": ["llm.example.com"]},
+        },
+        "service": {"port": 9002},
+    },
+    "a picker of a pool that exists": {
+        "picker": {"enabled": True, "pool": {"create": False, "name": "vllm"}}
+    },
+    "a picker before simulated replicas": {"picker": {"enabled": True}, "demo": {"enabled": True}},
     "guarded": {
         **FOUND,
         "networkPolicy": {
@@ -188,6 +202,11 @@ BAD: dict[str, tuple[Values, str]] = {
         {**FOUND, "metrics": {"prometheusRule": {"enabled": True, "disabled": ["Nope"]}}},
         "Nope",
     ),
+    "a pool of nobody": ({"picker": {"enabled": True}}, "picker.pool.matchLabels"),
+    "a pool without a name": (
+        {"picker": {"enabled": True, "pool": {"create": False}}},
+        "picker.pool.name",
+    ),
     "a route without a gateway": ({**FOUND, "httpRoute": {"enabled": True}}, "parentRefs"),
 }
 
@@ -222,6 +241,19 @@ def test_rbac_is_the_least_there_is() -> None:
         }
     ]
     assert rules({"discovery_selector": "a=b"}) == [("Role", "llm", pod_rule)]
+    pool_rule = [
+        {
+            "apiGroups": ["inference.networking.k8s.io"],
+            "resources": ["inferencepools"],
+            "verbs": ["list", "watch"],
+        },
+        {
+            "apiGroups": ["inference.networking.x-k8s.io"],
+            "resources": ["inferenceobjectives"],
+            "verbs": ["list", "watch"],
+        },
+    ]
+    assert rules({"discovery_pool": "vllm"}) == [("Role", "llm", pool_rule + pod_rule)]
     assert rules({"discovery_services": ["a"], "discovery_namespaces": ["x", "y"]}) == [
         ("Role", "x", slice_rule),
         ("Role", "y", slice_rule),
@@ -255,6 +287,8 @@ def test_secrets_stay_in_their_secret() -> None:
         "WARMROUTE_REPLICA_API_KEY": {"name": "keys", "key": "vllm"},
         "WARMROUTE_ADMIN_KEY": {"name": "keys", "key": "admin"},
         "WARMROUTE_STATE_PASSWORD": {"name": "keys", "key": "redis"},
+        "WARMROUTE_ISOLATION_SECRET": {"name": "keys", "key": "salt"},
+        "WARMROUTE_ISOLATION_OLD_SECRET": {"name": "keys", "key": "salt-before"},
     }
     assert {row.env for row in TABLE.values() if row.kind.secret} == {each["name"] for each in env}
     assert "state: rediss://redis.example.com:6380" in settings(items)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 import subprocess
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import helm_python
 import pytest
 import yaml
-from chart_world import ROOT, one, render, settings, validate
+from chart_world import ROOT, commands, merge, one, render, settings, validate
 
 from loadgen.cli import commands as loadgen_commands
 from router.config import TABLE, load
@@ -21,22 +20,13 @@ from router.config import TABLE, load
 GUIDE = (ROOT / "docs" / "operate" / "kubernetes.md").read_text()
 
 
-def commands() -> list[list[str]]:
-    """Every command of the page's blocks, lines joined."""
-    found = []
-    for block in re.findall(r"```sh\n(.+?)```", GUIDE, re.DOTALL):
-        text = re.sub(r"\\\n\s*", " ", block)
-        found += [shlex.split(line) for line in text.splitlines() if line.strip()]
-    return found
-
-
 def starting_with(*words: str) -> list[list[str]]:
-    return [each for each in commands() if each[: len(words)] == list(words)]
+    return [each for each in commands(GUIDE) if each[: len(words)] == list(words)]
 
 
 def test_the_page_has_the_commands() -> None:
-    assert [each[0] for each in commands()][:3] == ["kind", "docker", "kind"]
-    assert {each[0] for each in commands()} == {"kind", "docker", "helm", "kubectl"}
+    assert [each[0] for each in commands(GUIDE)][:3] == ["kind", "docker", "kind"]
+    assert {each[0] for each in commands(GUIDE)} == {"kind", "docker", "helm", "kubectl"}
 
 
 OURS = [each for each in starting_with("helm", "install") if "deploy/helm/warmroute" in each]
@@ -54,14 +44,6 @@ def test_each_install_renders(command: list[str], tmp_path: Path) -> None:
     file = tmp_path / "warmroute.yaml"
     file.write_text(settings(items))
     load(path=str(file))
-
-
-def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
-    for name, value in more.items():
-        if isinstance(value, dict):
-            merge(into.setdefault(name, {}), value)
-        else:
-            into[name] = value
 
 
 def test_two_ways_to_install_are_shown() -> None:

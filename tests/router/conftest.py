@@ -17,13 +17,18 @@ from loadgen.replicas import SimulatedFleet
 async def serve() -> AsyncIterator[Serve]:
     made: list[Process] = []
 
-    async def make(*urls: str, program: Sequence[str] = PROGRAM, **settings: object) -> Process:
+    async def make(
+        *urls: str,
+        program: Sequence[str] = PROGRAM,
+        command: str = "serve",
+        **settings: object,
+    ) -> Process:
         options = {"port": 0, "admin_port": 0, "access_log": 0, "health_interval": 0.2, **settings}
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("WARMROUTE_")}
         process = await asyncio.create_subprocess_exec(
             *program,
-            "serve",
+            command,
             *(f"--replica={url}" for url in urls),
             *flags,
             cwd=ROOT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from threading import Thread
@@ -9,7 +10,7 @@ from threading import Thread
 import httpx
 import pytest
 
-from loadgen.calibrate import probe
+from loadgen.calibrate import command, probe
 from loadgen.cli.main import main
 from loadgen.engine import EngineParams
 from loadgen.live.compare import start_replicas
@@ -23,23 +24,27 @@ def test_a_live_engine(
 ) -> None:
     monkeypatch.setattr(probe, "ROUNDS", 1)
     monkeypatch.setattr(probe, "CONCURRENCIES", (1, 3, 6))
+    monkeypatch.setattr(command, "TURNS", 2)
     held = tmp_path / "engine.json"
     with Children() as children:
         arguments = ["--num-blocks", "2000", "--block-size", "32"]
         (url,) = run_async(start_replicas(children, 1, arguments))
         asked = ["--url", url, "--longest", "2000", "--seconds", "0", "--json", str(held)]
+        asked += ["--at-a-time", "1,3"]
         status = main(["calibrate", *asked])
     said, complained = capsys.readouterr()
     assert status == 0, said + complained
     assert said.startswith(f"measuring sim at {url}: 2,000 blocks of 32 tokens")
     assert "round 1, of at least 1: done" in complained
-    assert "200 mixed requests: TTFT p50 measured" in said
+    assert "40 other mixed requests, 1 at a time, measured and simulated: TTFT p50" in said
+    assert "40 other mixed requests, 3 at a time" in said
     params = named_engine(str(held))
     assert (params.num_blocks, params.block_size) == (2000, 32)
     assert params.prefill_rate > 0
     # Both count the same blocks, whatever the times.
-    cached = said.rpartition("cached tokens ")[2].split(" and ")
-    assert int(cached[0].replace(",", "")) > 0
+    one, three = json.loads(held.read_text())["agreements"]
+    assert one["measured_cached"] == one["simulated_cached"] > 0
+    assert (three["at_a_time"], three["requests"]) == (3, 40)
 
 
 def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,7 +70,7 @@ def test_what_is_no_engine_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--seconds", "-3"], "--seconds"),
         (["--longest", "5"], "--longest: '5': must be at least 256"),
-        (["--at-a-time", "0"], "--at-a-time"),
+        (["--at-a-time", "1,0"], "--at-a-time '1,0'"),
         (["--json", "/nowhere/file"], "--json /nowhere/file"),
         (["--url", "nonsense"], "is not a URL"),
     ],

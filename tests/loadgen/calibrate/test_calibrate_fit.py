@@ -7,7 +7,7 @@ from random import Random
 import msgspec
 import pytest
 
-from loadgen.calibrate.check import Asked, bunched, replayed
+from loadgen.calibrate.check import bunched
 from loadgen.calibrate.fit import Decoding, FitError, Prefilling, Together, first_of, fit
 from loadgen.calibrate.probe import Answered
 from loadgen.engine import Engine, EngineParams, Request
@@ -118,27 +118,6 @@ def test_no_rate_is_negative() -> None:
 def test_too_little_was_measured() -> None:
     with pytest.raises(FitError, match="three"):
         fit(KNOWN, [Prefilling(10, 0.1)] * 5, [Decoding(1, 10, 0.1)] * 5)
-
-
-def test_the_same_requests_on_the_model_take_as_long() -> None:
-    """What a fitted model predicts of a sequence with reuse is what the true one does."""
-    prefilling, decoding = measured(0.02)
-    found = fit(KNOWN, prefilling, decoding)
-    random = Random(4)
-    shared = random.choices(range(5000), k=1600)
-    asked, truth = [], []
-    for number in range(30):
-        ids = shared[: random.randrange(1, 1600)] + random.choices(range(5000), k=200)
-        at = number * 0.5
-        asked.append(Asked(ids, 8, Answered(at, 0, 0, len(ids), 8, 0)))
-    for each, (ttft, cached) in zip(asked, replayed(asked, found), strict=True):
-        truth.append((ttft, cached))
-        assert cached <= len(each.ids)
-    exact = replayed(asked, fit(KNOWN, *measured(0.0)))
-    assert [cached for _, cached in truth] == [cached for _, cached in exact]
-    assert sum(cached for _, cached in truth) > 0
-    for (ttft, _), (right, _) in zip(truth, exact, strict=True):
-        assert ttft == pytest.approx(right, rel=0.15)
 
 
 def test_answers_that_came_at_once_are_counted() -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from loadgen.cli.commands import parser
 from loadgen.cli.main import main
-from loadgen.live.compare import Comparison
+from loadgen.cli.options import client_from
+from loadgen.live.compare import Comparing, Comparison
 from loadgen.results.schema import read_json
 
 SMALL = [
@@ -71,7 +73,7 @@ def test_durations(duration: str, sync: str, tmp_path: Path) -> None:
         (["--speed", "nan"], "finite"),
         (["--goodput", "ttft:500,600"], "write one number"),
         (["--preset", "./nosuch.json"], "--preset ./nosuch.json: No such file"),
-        (["--json", "/nowhere/result.json"], "--json /nowhere/result.json: there is no folder"),
+        (["--json", "/nowhere/result.json"], "--json /nowhere/result.json: create the folder"),
         (["--csv", "/"], "--csv /: is a folder"),
     ],
 )
@@ -108,6 +110,27 @@ def test_a_headers_value_is_not_told(capsys: pytest.CaptureFixture[str]) -> None
     header = "authorization: Bearer secret\n"
     assert status_of(["run", "--url", "http://127.0.0.1:1", "--header", header + "x"]) == 2
     assert "secret" not in capsys.readouterr().err
+    # Its name was forgotten.
+    assert status_of(["run", "--url", "http://127.0.0.1:1", "--header", "Bearer secret"]) == 2
+    said = capsys.readouterr().err
+    assert "--header: write NAME:VALUE" in said
+    assert "secret" not in said
+
+
+def test_a_password_in_a_url_is_refused_and_not_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["run", "--url"], ["compare", "--replica"], ["calibrate", "--url"]):
+        assert status_of([*command, "http://me:secret@127.0.0.1:1"]) == 2
+        said = capsys.readouterr().err
+        assert "--header authorization" in said
+        assert "secret" not in said
+
+
+def test_records_that_cannot_be_written_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["simulate", "--workload", "unique", "--requests", "3", "--policies", "round_robin"]
+    assert main([*asked, "--records", "/dev/full"]) == 1
+    said = capsys.readouterr()
+    assert "--records /dev/full: No space left on device" in said.err
+    assert "TTFT" in said.out
 
 
 @pytest.mark.parametrize(
@@ -164,7 +187,6 @@ def test_settings_are_what_was_asked_for(tmp_path: Path) -> None:
     assert main([*SMALL, "--requests", "5", f"--json={out}"]) == 0
     settings = read_json(out).settings
     assert settings == {
-        "gpus": "1",
         "policies": "round_robin",
         "preset": "32b-2xh100",
         "rate": "5",
@@ -188,3 +210,40 @@ def test_what_cannot_be_written_costs_nothing_else(
     assert "round_robin" in said
     assert f"--json {tmp_path}/no/folder: No such file" in complained
     assert "round_robin" in (tmp_path / "csv").read_text()
+
+
+def test_keys_are_sent_and_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[dict[str, str]] = []
+
+    async def run(self: Comparing) -> None:
+        seen.append(dict(self._comparison.client.headers))
+
+    monkeypatch.setattr(Comparing, "run", run)
+    out = tmp_path / "r.json"
+    asked = ["run", "--url", "http://127.0.0.1:1", "--json", str(out)]
+    main([*asked, "--api-key", "secret-1", "--api", "messages", "--header", "x-team: blue"])
+    main([*asked, "--api-key", "secret-2", "--header", "Authorization: Basic mine"])
+    monkeypatch.setenv("LOADGEN_API_KEY", "secret-3")
+    main([*asked, "--seed", "1"])
+    assert seen == [
+        {"authorization": "Bearer secret-1", "x-api-key": "secret-1", "x-team": "blue"},
+        {"Authorization": "Basic mine"},
+        {"authorization": "Bearer secret-3"},
+    ]
+    main([*asked, "--api-key=secret-4"])
+    assert "secret" not in out.read_text()
+    assert "secret" not in "".join(capsys.readouterr())
+
+
+def test_a_tokenizer_sizes_made_up_text(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"x": 0}, unk_token="x"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    arguments = ["run", "--url", "http://127.0.0.1:1", "--tokenizer", str(tmp_path)]
+    client = client_from(parser().parse_args(arguments))
+    # Words of one to four syllables and a space.
+    assert 5 < client.bytes_per_token < 8
+    assert status_of([*SMALL, "--tokenizer", str(tmp_path)]) == 2

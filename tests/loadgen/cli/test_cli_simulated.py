@@ -38,6 +38,20 @@ def test_a_sweep_over_replicas(tmp_path: Path) -> None:
     assert fewest.hit_rate > most.hit_rate, "fewer replicas forget less of each other's"
 
 
+def test_a_file_with_times_is_played_to_its_end(tmp_path: Path) -> None:
+    trace, out = tmp_path / "trace.jsonl", tmp_path / "r"
+    lines = [
+        f'{{"timestamp": {i * 30_000}, "input_length": 600, "output_length": 4, "hash_ids": [7]}}\n'
+        for i in range(8)
+    ]
+    trace.write_text("".join(lines))
+    command = ["simulate", "--workload", str(trace), "--policies", "round_robin", f"--json={out}"]
+    assert main(command) == 0
+    assert [arm.requests for arm in read_json(out).arms] == [8]
+    assert main([*command, "--duration", "60s"]) == 0
+    assert [arm.requests for arm in read_json(out).arms] == [2]
+
+
 def test_what_a_load_is(tmp_path: Path) -> None:
     assert simulated(tmp_path).axis == "requests/s"
     assert simulated(tmp_path, "--rate", "", "--concurrency", "3").axis == "sessions at a time"

@@ -12,9 +12,9 @@ import pytest
 from loadgen.client.body import BodyMaker
 from loadgen.client.driver import RATE_SECONDS, TICK, Driver, Options, Progress
 from loadgen.client.target import Target
-from loadgen.client.text import name
 from loadgen.results.records import Records
 from loadgen.workloads import Closed, Fixed, Plan, Role, Segment, Session, Step, Traced
+from loadgen.workloads.text import name
 
 PATH = "/v1/chat/completions"
 

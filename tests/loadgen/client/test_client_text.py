@@ -9,8 +9,8 @@ from random import Random
 import pytest
 
 from loadgen.client.body import BodyMaker
-from loadgen.client.text import text
 from loadgen.workloads import Role, Segment, Step, make
+from loadgen.workloads.text import text
 
 
 def test_text_is_a_function_of_the_id_and_more_continues_less() -> None:

@@ -15,7 +15,7 @@ PARAMS = EngineParams(name="calibrated", num_blocks=77, overhead_token_seconds=2
 
 
 def changed(path: Path, **changes: Any) -> Path:
-    write_engine(path, EngineFile(PARAMS, 0.02, 0.019))
+    write_engine(path, EngineFile(PARAMS))
     held = json.loads(path.read_text())
     held["params"].update(changes)
     path.write_text(json.dumps(held))

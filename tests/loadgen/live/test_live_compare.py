@@ -156,3 +156,42 @@ def test_the_hits_way_is_summed_over_labels() -> None:
     assert found is not None
     assert (found.prompt, found.available, found.delivered) == (20.0, 18.0, 12.0)
     assert parse_reuse("# TYPE x counter\nx_total 1\n") is None
+
+
+@pytest.mark.timeout(120)
+def test_some_replicas_prefill_for_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", "--policies", "cache_aware", "--replicas", "1", "--prefill", "2"]
+    command += ["--workload", "unique", "--rate", "40", "--duration", "2", "--preset", "quick"]
+    command += ["--set", "prompt_tokens=6000", "--set", "output_tokens=60"]
+    assert main([*command, f"--json={tmp_path / 'r'}"]) == 0, capsys.readouterr()
+    results = read_json(tmp_path / "r")
+    alike, apart = results.arms
+    assert [alike.name, apart.name] == ["cache_aware", "cache_aware_apart"]
+    assert alike.errors == apart.errors == {}
+    assert alike.requests == apart.requests > 40
+    assert sum(replica.requests > 0 for replica in alike.replicas) == 3
+    # Only one answers, and it fetched much of what it did not compute.
+    assert [each.name for each in apart.replicas if each.requests] == ["replica-0"]
+    assert alike.hit_rate is not None
+    assert apart.hit_rate is not None
+    assert apart.hit_rate > alike.hit_rate + 0.1
+    assert apart.reuse is not None
+    assert apart.reuse.delivered < 0.1 * apart.reuse.prompt
+    assert any("count all that they fetched" in warning for warning in results.warnings)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--replica", "http://x"], "--prefill starts replicas"),
+        (["--policies", "direct"], "--prefill: direct cannot have"),
+        (["--policies", "cache_aware_exact"], "--prefill: cache_aware_exact cannot have"),
+    ],
+)
+def test_what_cannot_be_apart(
+    flags: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "--prefill", "1", *flags]) == 2
+    assert says in capsys.readouterr().err

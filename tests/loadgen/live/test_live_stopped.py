@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from loadgen.cli.main import main
+from loadgen.results.export import results_again
 from loadgen.results.schema import read_json
 
 
@@ -67,3 +68,34 @@ def test_a_failed_comparison_keeps_what_it_has(
     assert [(arm.name, arm.completed) for arm in results.arms] == [("direct", 3)]
     assert "round_robin did not run" in results.warnings
     assert "direct" in said
+
+
+@pytest.mark.timeout(120)
+def test_a_stopped_run_keeps_its_requests(tmp_path: Path) -> None:
+    """Its records are those that its results are made of, also where no run came to its end."""
+    out, records = tmp_path / "r", tmp_path / "requests.jsonl"
+    command = [sys.executable, "-m", "loadgen.cli.main", "compare", "--policies", "direct"]
+    command += ["--replicas", "1", "--preset", "quick", "--workload", "unique", "--rate", "20"]
+    command += ["--duration", "100s", f"--json={out}", f"--records={records}"]
+    with subprocess.Popen(
+        command,
+        cwd=Path(__file__).parents[3],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as ours:
+        try:
+            assert ours.stderr is not None
+            for line in ours.stderr:
+                if "requests done" in line and " 0 of" not in line:
+                    break
+            ours.send_signal(signal.SIGINT)
+            ours.communicate(timeout=60)
+        finally:
+            ours.kill()
+    assert ours.returncode == 130
+    (arm,) = read_json(out).arms
+    assert arm.completed > 5
+    (again,) = results_again(records).arms
+    assert (again.requests, again.completed) == (arm.requests, arm.completed)
+    assert again.ttft_ms.p90 == pytest.approx(arm.ttft_ms.p90)

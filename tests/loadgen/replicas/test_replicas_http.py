@@ -100,6 +100,7 @@ async def test_methods_and_paths(client):
         ("/v1/completions", {**COMPLETION, "max_tokens": "3"}, 400, "max_tokens"),
         ("/v1/completions", {**COMPLETION, "prompt": [1] * 70_000}, 400, "input_tokens"),
         ("/v1/completions", {**COMPLETION, "cache_salt": ""}, 400, "cache_salt"),
+        ("/v1/completions", {**COMPLETION, "n": 10**18}, 400, "n"),
         ("/v1/chat/completions", {"model": "tiny"}, 400, "body.messages"),
         ("/v1/chat/completions", b'{"model":', 400, "body"),
         ("/v1/responses", {"model": "tiny"}, 400, "body.input"),

@@ -40,7 +40,7 @@ def test_names_and_files(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert named_engine(str(file)) == MADE
     monkeypatch.chdir(file.parent)
     assert named_engine("engine.json") == MADE
-    with pytest.raises(ValueError, match=r"no preset and no file 'nope'.*8b-h100"):
+    with pytest.raises(ValueError, match=r"'nope' is neither a preset nor a file.*8b-h100"):
         named_engine("nope")
     with pytest.raises(FileNotFoundError, match=r"nope\.json"):
         named_engine("nope.json")
@@ -58,7 +58,8 @@ def test_simulate_takes_a_file(file: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_compare_takes_a_file(file: Path) -> None:
     out = file.parent / "out.json"
-    asked = [*SMALL, "--set", "output_tokens=2", "--set", "think=0.1", "--preset", str(file)]
+    asked = ["--workload", "unique", "--set", "prompt_tokens=100", "--set", "output_tokens=2"]
+    asked += ["--rate", "20", "--requests", "8", "--replicas", "2", "--preset", str(file)]
     assert main(["compare", "--policies", "direct", *asked, "--json", str(out)]) == 0
     (arm,) = json.loads(out.read_text())["arms"]
     assert arm["ttft_ms"]["p50"] > 500

@@ -48,6 +48,8 @@ def test_options_that_do_not_go_together_are_refused(capsys):
         (["--port", "99999"], "--port"),
         (["--port", "-1"], "--port"),
         (["--kv-events-port", "64535", "--count", "3"], "--kv-events-port"),
+        (["--engine", "sglang", "--kv-events-port", "5557"], "--kv-events-port"),
+        (["--engine", "ollama"], "--engine"),
         (["--output-tokens", "-3"], "--output-tokens"),
         (["--count", "0"], "--count"),
         (["--time-scale", "nan"], "--time-scale"),

@@ -57,6 +57,7 @@ def test_the_page_says_every_number_and_every_loss(outcome: Outcome) -> None:
             assert picture.name in text
     for name in PEERS:
         assert f"{name} *" in text
+    assert max(len(line) for line in text.split("\n")) <= 400
     assert "our reading of other gateways' documents" in text
     for title in SECTIONS.values():
         assert f"## {title}" in text

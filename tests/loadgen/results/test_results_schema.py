@@ -50,7 +50,7 @@ def test_the_schema_is_of_what_is_written() -> None:
     assert held.strip() == schema()
     fields = json.loads(held)["$defs"]["Results"]["properties"]
     assert fields["version"]["enum"] == [1]
-    assert fields["kind"]["enum"] == ["compare", "report", "run", "simulate", "sweep"]
+    assert fields["kind"]["enum"] == ["compare", "diff", "report", "run", "simulate", "sweep"]
 
 
 def test_json_comes_back(tmp_path: Path) -> None:

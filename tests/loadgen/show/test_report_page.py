@@ -116,7 +116,7 @@ def test_a_comparison_has_all_its_parts() -> None:
     found = parsed(html)
     assert found.counts["table"] == 1
     # Two distributions, hit rate over time for each arm, two of spread, the way.
-    assert found.counts["figure"] == 7
+    assert found.counts["figure"] == 8
     for title in ("Summary", "Latency", "Hit rate over time", "Load spread", "The reuse funnel"):
         assert f"<h2>{title.replace(chr(39), '&#x27;')}</h2>" in html
     assert "Load and latency" not in html

@@ -251,7 +251,7 @@ def test_a_replica_that_becomes_slow_gets_less() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"names": ["no_such"]}, "nothing to simulate is called 'no_such': use one of"),
+        ({"names": ["no_such"]}, "no policy or gateway is called 'no_such': use one of"),
         ({"names": ["no_such_package:Policy"]}, "cannot import"),
         ({"replicas": 0}, "must be at least 1"),
         ({"sync": -1.0}, "must not be negative"),

@@ -10,12 +10,12 @@ import httpx
 
 from router.admin.app import create_app
 from router.admin.engines import EngineCalls, Operation
-from router.admin.parts import AdminParts, Phase
+from router.admin.parts import AdminParts, ConsoleParts, Phase
+from router.config import Settings
 from router.fleet.engine_metrics import EngineMetrics
 from router.fleet.fleet import Fleet
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
-from router.fleet.settings import FleetSettings
 from router.index import ByteIndex
 from router.telemetry.access_log import AccessLog
 from router.telemetry.explain import Explain
@@ -49,7 +49,7 @@ class World:
     """Parts with as many replicas as there are URLs, all ready."""
 
     def __init__(self, *urls: str, api_key: str = "") -> None:
-        settings = FleetSettings(replicas=urls, api_key=api_key)
+        settings = Settings(replicas=urls, replica_api_key=api_key)
         self.phase = Phase.SERVING
         self.changed: list[tuple[str, str, bool]] = []
         self.fleet = StillFleet(settings)
@@ -69,6 +69,15 @@ class World:
             index=self.index,
             engines=EngineCalls(settings, timeout=5.0),
             phase=lambda: self.phase,
+            console=ConsoleParts(
+                index=self.index,
+                settings=lambda: settings,
+                sources={"replicas": "--replica"},
+                build=BUILD,
+                weights={"wait": 3.0},
+                front=lambda: "http://127.0.0.1:1",
+                queue=lambda: None,
+            ),
             engine_changed=self._changed,
         )
 

@@ -31,6 +31,7 @@ async def test_readyz_gives_its_reasons() -> None:
             "replicas": 2,
             "usable": 2,
             "state": "alone",
+            "limits": "off",
         }
         for phase in (Phase.STARTING, Phase.DRAINING):
             world.phase = phase
@@ -86,7 +87,7 @@ async def test_replicas_are_told_with_what_is_known_of_them() -> None:
     assert (first["kv_cache_tokens"], first["kv_cache_known"]) == (1000, True)
     assert first["kv_cache_assumed"] is None
     assert (second["kv_cache_tokens"], second["kv_cache_known"]) == (None, False)
-    assert (second["kv_cache_assumed"], second["index_share"]) == (500_000, None)
+    assert (second["kv_cache_assumed"], second["index_share"]) == (2_000_000, None)
     assert first["in_flight"] == 3
     assert second["name"] == "10.0.0.2:8000/x"
     assert (second["state"], second["usable"]) == ("unhealthy", False)
@@ -176,18 +177,26 @@ async def test_unknown_paths_and_methods_are_json_errors() -> None:
         assert (await client.put("/replicas", headers=CHANGE)).status_code == 405
 
 
-async def test_the_page_may_run_its_own_script_only() -> None:
-    async with World(A).client() as client:
+async def test_the_page_may_run_its_own_files_only() -> None:
+    async with World(A).client(key="k") as client:
         answer = await client.get("/")
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    policy = answer.headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    assert "unsafe" not in policy
-    assert policy.count("'sha256-") == 2
-    # Nothing is fetched from elsewhere, and nothing a client wrote becomes markup.
-    assert not re.search(r"""(src|href|import|url)\s*[=(]?\s*["']?(https?:)?//""", answer.text)
-    assert "innerHTML" not in answer.text
-    assert 'style="' not in answer.text
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        script = await client.get("/console/app.js")
+        assert script.headers["content-type"] == "text/javascript; charset=utf-8"
+        named = re.findall(r'from "\./(.*?)"', script.text)
+        texts = [answer.text, script.text]
+        texts += [(await client.get(f"/console/{name}")).text for name in named]
+        assert len(texts) == 13
+        for name in ("../app.py", "nothing.js", "%2e%2e/app.py"):
+            assert (await client.get(f"/console/{name}")).status_code in (401, 404)
+    for text in texts:
+        # Nothing is fetched from elsewhere, and nothing a client wrote becomes markup.
+        assert not re.search(r"""(src|href|import|url)\s*[=(]?\s*["']?(https?:)?//""", text)
+        assert "innerHTML" not in text
+        assert 'style="' not in text
 
 
 async def test_replicas_are_registered_and_let_go() -> None:
@@ -233,6 +242,20 @@ async def test_a_registration_that_cannot_be_is_refused(
     assert answer.status_code == status
     assert answer.json()["error"]
     assert len(world.fleet.members()) == 1
+
+
+async def test_the_role_of_one_that_registers_is_told_and_may_change() -> None:
+    world = World(A)
+    url = "http://10.0.0.9:8000"
+    async with world.client() as client:
+        for given, role in (("prefill", "prefill"), (None, "prefill"), ("both", "both")):
+            body = {"url": url} | ({"role": given} if given else {})
+            answer = await client.post("/replicas", json=body, headers=CHANGE)
+            assert answer.json()["role"] == role
+        answer = await client.post("/replicas", json={"url": url, "role": "x"}, headers=CHANGE)
+        assert answer.status_code == 400
+        roles = [one["role"] for one in (await client.get("/replicas")).json()]
+    assert roles == ["decode", "both"]
 
 
 async def test_what_discovery_found_is_not_let_go_here() -> None:

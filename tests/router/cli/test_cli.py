@@ -17,6 +17,7 @@ from router import app
 from router.cli import main as cli
 from router.cli.flags import COMMON
 from router.config import TABLE, Settings
+from router.fleet.engines import NAMES
 from router.policies import BUILT_IN
 
 ROOT = Path(__file__).parents[3]
@@ -60,6 +61,14 @@ def test_bad_settings_are_all_told_on_stderr(tmp_path: Path) -> None:
         assert done.stderr.startswith("warmroute: 4 problems in the settings\n")
         for part in ("(from --port)", "(from --policy)", "(from WARMROUTE_RETRIES)", "no replica"):
             assert part in done.stderr
+
+
+def test_a_shadow_policy_that_is_not_there_is_told() -> None:
+    for command in ("check", "serve"):
+        done = warmroute(command, "--replica=http://a", "--shadow-policies=random,no_such")
+        assert done.returncode == 1
+        assert "(from --shadow-policies)" in done.stderr
+        assert "policy 'no_such' is not known; use one of" in done.stderr
 
 
 def test_an_own_policy_is_found_in_the_working_directory(tmp_path: Path) -> None:
@@ -142,7 +151,8 @@ def test_version() -> None:
 def test_serve_runs_the_gateway_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[Settings] = []
 
-    def run(settings: Settings, reread: Callable[[], Settings]) -> int:
+    def run(settings: Settings, reread: Callable[[], Settings], *_: object, picker: bool) -> int:
+        assert not picker
         ran.append(settings)
         monkeypatch.setenv("WARMROUTE_RETRIES", "3")
         ran.append(reread())
@@ -203,19 +213,23 @@ def test_check_connect_asks_every_replica(engine: str) -> None:
     assert done.returncode == 1
     assert f"{engine}/good: healthy, serves tiny" in done.stdout
     assert f"{engine}/sick: /health answers 503" in done.stderr
-    assert f"{engine}/locked: /v1/models wants a key" in done.stderr
-    assert f"{engine}/odd: /v1/models answers something else" in done.stderr
-    assert "http://127.0.0.1:1: /health cannot be asked" in done.stderr
+    assert f"{engine}/locked: /v1/models requires a key" in done.stderr
+    odd = f"this is no server of {NAMES}: /v1/models does not answer with a list of models"
+    assert f"{engine}/odd: {odd}" in done.stderr
+    assert "http://127.0.0.1:1: /health cannot be reached" in done.stderr
     assert "4 of 5 replicas cannot be sent requests" in done.stderr
     assert warmroute("check", "--connect", f"--replica={engine}/good").returncode == 0
 
 
 def test_check_connect_calls_another_server_so(engine: str) -> None:
     """Ollama and the like list models too, and a web server answers something everywhere."""
-    for name, why in (("another", ""), ("nothing", "/health answers 404: ")):
+    for name, why in (
+        ("another", "its models are none of theirs, nor are its metrics"),
+        ("nothing", "/health answers 404"),
+    ):
         done = warmroute("check", "--connect", f"--replica={engine}/{name}")
         assert done.returncode == 1
-        assert f"{engine}/{name}: {why}this is no vLLM server" in done.stderr
+        assert f"{engine}/{name}: this is no server of {NAMES}: {why}" in done.stderr
 
 
 def test_check_connect_uses_the_key(engine: str) -> None:

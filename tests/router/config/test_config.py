@@ -313,7 +313,7 @@ def test_a_replica_comes_in_normal_form(text: str, url: str) -> None:
         ("http://a?token=1", "query"),
         ("http://a/#x", "query"),
         ("http://a/é", "not a replica's URL"),
-        ("http://A:80,http://a/", "given twice"),
+        ("http://A:80,http://a/", "listed twice"),
         ("http://user:pw@a", "user name"),
     ],
 )
@@ -479,4 +479,4 @@ def test_a_secret_that_is_set_but_empty_is_no_secret(tmp_path: Path, name: str) 
     for value in ("", " "):
         [problem] = problems(ONE, {env: value})
         assert (problem.setting, problem.source) == (name, env)
-        assert "do not set it at all" in problem.fix
+        assert "remove the setting" in problem.fix

@@ -91,6 +91,8 @@ class ApiServer:
     """When set, a request without it is answered 401."""
     forbidden: frozenset[str] = frozenset()
     """Verbs that are answered 403."""
+    unknown: frozenset[str] = frozenset()
+    """Collections of kinds that are not defined here: 404."""
     page: int = 500
     pieces: int = 1
     """Chunks an event is cut into."""
@@ -222,6 +224,8 @@ class ApiServer:
         given = headers.get("authorization", "").partition(" ")[2]
         if self.token and given != self.token:
             self._status(writer, 401, "Unauthorized", "Unauthorized")
+        elif path in self.unknown:
+            self._status(writer, 404, "Not Found", "the server could not find the resource")
         elif verb in self.forbidden:
             resource = path.rpartition("/")[2]
             self._status(

@@ -12,7 +12,6 @@ from discovery_world import StartDiscovery
 from router.config import Settings
 from router.discovery import Discovery
 from router.fleet.fleet import Fleet
-from router.fleet.settings import FleetSettings
 
 
 @pytest.fixture
@@ -55,7 +54,7 @@ async def start() -> AsyncIterator[StartDiscovery]:
     running: list[Discovery] = []
 
     async def begin(**settings: object) -> tuple[Discovery, Fleet]:
-        fleet = Fleet(FleetSettings())
+        fleet = Fleet(Settings())
         discovery = Discovery(Settings(**settings), fleet)  # type: ignore[arg-type]
         running.append(discovery)
         await discovery.start()

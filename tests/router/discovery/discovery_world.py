@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from router.discovery import Discovery
 from router.fleet.fleet import Fleet
@@ -28,3 +29,22 @@ async def until(condition: Callable[[], object], within: float = 30.0) -> None:
     async with asyncio.timeout(within):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+def pod(name: str, ip: str, **changes: Any) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "llm", "uid": f"uid-{ip}", "labels": {"model": "qwen"}}
+    metadata |= changes.pop("metadata", {})
+    return {
+        "metadata": metadata,
+        "spec": {
+            "containers": [
+                {"name": "vllm", "ports": [{"name": "api", "containerPort": 8000}]},
+                {"name": "side", "ports": [{"name": "metrics", "containerPort": 9}]},
+            ]
+        },
+        "status": {
+            "phase": "Running",
+            "podIP": ip,
+            "conditions": [{"type": "Ready", "status": changes.pop("ready", "True")}],
+        },
+    }

@@ -107,6 +107,37 @@ async def test_a_file_is_watched_and_its_faults_change_nothing(
     assert slots(fleet.serving("m2")) == (after.slot,)
 
 
+async def test_roles_by_a_file_change_while_it_serves(
+    start: StartDiscovery, tmp_path: Path
+) -> None:
+    path = tmp_path / "replicas.yaml"
+
+    def write(role: str) -> None:
+        # Whole at once: a file half written is another one.
+        other = tmp_path / "next"
+        other.write_text(
+            "- {url: 'http://10.0.0.1:8000', models: [m]}\n"
+            f"- {{url: 'http://10.0.0.2:8000', models: [m], role: {role}}}\n"
+        )
+        other.replace(path)
+
+    write("prefill")
+    _, fleet = await start(discovery="file", discovery_file=str(path), discovery_interval=0.02)
+    await until_names(fleet, ["10.0.0.1:8000", "10.0.0.2:8000"])
+    one, two = (fleet.find(f"http://10.0.0.{number}:8000") for number in (1, 2))
+    assert (one.role, two.role) == ("decode", "prefill")
+    fleet.usable = one.bit | two.bit
+    assert (fleet.serving("m"), fleet.serving("")) == (one.bit, one.bit)
+    assert fleet.may_prefill("m") == two.bit
+    write("both")
+    assert await fleet.until(lambda: two.role == "both", 30)
+    assert (fleet.serving("m"), fleet.may_prefill("m")) == (one.bit | two.bit, two.bit)
+    write("decode")
+    assert await fleet.until(lambda: two.role == "decode", 30)
+    assert (fleet.serving("m"), fleet.may_prefill("m")) == (one.bit | two.bit, 0)
+    assert fleet.find(two.url) is two
+
+
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
@@ -114,6 +145,7 @@ async def test_a_file_is_watched_and_its_faults_change_nothing(
         ("- [1", "not YAML"),
         ("- 7", "entry 1: Expected `object`"),
         ("- {url: 'http://a', modles: []}", "entry 1: .*modles"),
+        ("- {url: 'http://a', role: encode}", "entry 1: .*encode.*role"),
         ("- http://a\n- http://a:80/", "entry 2: http://a is listed twice"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from api_server import ApiServer, endpoint, endpoint_slice
-from discovery_world import PODS, SLICES, StartDiscovery, names, until, until_names
+from discovery_world import PODS, SLICES, StartDiscovery, names, pod, until, until_names
 
 from router.discovery import DiscoveryError
 from router.types import slots
@@ -164,8 +164,8 @@ async def test_an_api_server_that_is_away_changes_nothing(
     await api.stop()
     await until(lambda: not discovery.current)
     assert names(fleet) == hosts(1, 2)
-    assert "cannot be asked to watch endpointslices in namespace llm" in discovery.problem
-    assert "the 2 replicas known stay" in caplog.text
+    assert "cannot be reached to watch endpointslices in namespace llm" in discovery.problem
+    assert "the 2 known replicas stay" in caplog.text
     api.put(SLICES, endpoint_slice("vllm-a", ends(2, 3)))
     await api.start()
     await until_names(fleet, hosts(2, 3))
@@ -230,25 +230,6 @@ async def test_all_namespaces_are_one_watch(api: ApiServer, start: StartDiscover
     await until_names(fleet, hosts(1))
 
 
-def pod(name: str, ip: str, **changes: Any) -> dict[str, Any]:
-    metadata = {"name": name, "namespace": "llm", "uid": f"uid-{ip}", "labels": {"model": "qwen"}}
-    metadata |= changes.pop("metadata", {})
-    return {
-        "metadata": metadata,
-        "spec": {
-            "containers": [
-                {"name": "vllm", "ports": [{"name": "api", "containerPort": 8000}]},
-                {"name": "side", "ports": [{"name": "metrics", "containerPort": 9}]},
-            ]
-        },
-        "status": {
-            "phase": "Running",
-            "podIP": ip,
-            "conditions": [{"type": "Ready", "status": changes.pop("ready", "True")}],
-        },
-    }
-
-
 async def test_pods_by_label_with_their_models(api: ApiServer, start: StartDiscovery) -> None:
     api.put(PODS, pod("a", "10.0.0.1"))
     api.put(PODS, pod("b", "10.0.0.2", metadata={"labels": {}}))
@@ -272,6 +253,30 @@ async def test_pods_by_label_with_their_models(api: ApiServer, start: StartDisco
     await until_names(fleet, hosts(2))
 
 
+async def test_roles_by_the_pods_labels_change_while_they_serve(
+    api: ApiServer, start: StartDiscovery
+) -> None:
+    def put(name: str, ip: str, **labels: str) -> None:
+        api.put(PODS, pod(name, ip, metadata={"labels": labels}))
+
+    put("a", "10.0.0.1")
+    put("b", "10.0.0.2", **{"llm-d.ai/role": "prefill"})
+    _, fleet = await start(
+        discovery="kubernetes", discovery_selector="app=vllm", discovery_port="api"
+    )
+    await until_names(fleet, hosts(1, 2))
+    one, two = (fleet.find(f"http://{host}") for host in hosts(1, 2))
+    assert (one.role, two.role, fleet.serving("")) == ("decode", "prefill", one.bit)
+    await api.until(lambda: api.watchers)
+    put("b", "10.0.0.2", **{"llm-d.ai/role": "prefill-decode"})
+    assert await fleet.until(lambda: two.role == "both", 30)
+    assert fleet.serving("") == one.bit | two.bit
+    # Our own label wins.
+    put("b", "10.0.0.2", **{"llm-d.ai/role": "decode", "warmroute/role": "prefill"})
+    assert await fleet.until(lambda: two.role == "prefill", 30)
+    assert fleet.find(two.url) is two
+
+
 async def test_outside_of_a_cluster_there_is_nobody_to_ask(
     start: StartDiscovery, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -280,5 +285,5 @@ async def test_outside_of_a_cluster_there_is_nobody_to_ask(
     monkeypatch.setattr(
         "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none")
     )
-    with pytest.raises(DiscoveryError, match="no cluster to ask"):
+    with pytest.raises(DiscoveryError, match="there is no cluster"):
         await start(**SERVICE, discovery_namespaces=("llm",))

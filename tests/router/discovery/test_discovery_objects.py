@@ -49,7 +49,10 @@ def test_the_port_by_name_or_number(port: str, expected: int) -> None:
 
 @pytest.mark.parametrize(
     ("port", "text"),
-    [("", "say which in discovery_port"), ("api", "no port named 'api'; it has: http (8000)")],
+    [
+        ("", "set discovery_port to choose one of its ports: http (8000), kv (5557)"),
+        ("api", "no port 'api'; set discovery_port to one of: http (8000)"),
+    ],
 )
 def test_a_port_that_is_not_clear_is_told(port: str, text: str) -> None:
     found, notes = targets(endpoint_slice("a", [endpoint("http://10.0.0.1")], ports=TWO), port=port)
@@ -92,4 +95,19 @@ def test_a_pods_port_by_annotation() -> None:
     assert target.url == "http://10.0.0.1:8123"
     assert not target.ready
     assert pod_targets(pods("http"), how, notes.append) == []
-    assert "pod n/a: its annotation x/port is 'http'" in notes[0]
+    assert "pod n/a: annotation x/port is 'http'" in notes[0]
+
+
+def test_the_role_by_the_services_label() -> None:
+    ends = [endpoint("http://10.0.0.1")]
+    one = endpoint_slice("a", ends, labels={"llm-d.ai/role": "prefill"})
+    found, notes = targets(one)
+    assert (found[0].role, notes) == ("prefill", [])
+
+
+def test_a_role_that_is_not_known_is_told_and_answers_clients() -> None:
+    one = endpoint_slice("a", [endpoint("http://10.0.0.1")], labels={"warmroute/role": "encode"})
+    found, notes = targets(one)
+    assert found[0].role == "decode"
+    assert "label warmroute/role is 'encode'" in notes[0]
+    assert "decode, prefill, both, prefill-decode" in notes[0]

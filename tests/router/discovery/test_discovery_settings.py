@@ -13,6 +13,7 @@ from router.config import ConfigError, load
 
 SERVICES = {"discovery": "kubernetes", "discovery_services": "vllm"}
 PODS = {"discovery": "kubernetes", "discovery_selector": "app=vllm"}
+POOL = {"discovery": "kubernetes", "discovery_pool": "vllm"}
 
 
 def problems(flags: dict[str, str]) -> str:
@@ -24,14 +25,17 @@ def problems(flags: dict[str, str]) -> str:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"discovery": "kubernetes"}, "nothing says which pods are the replicas"),
-        ({**SERVICES, "discovery_selector": "a=b"}, "both are set"),
-        ({**SERVICES, "discovery_services": "*"}, "* is no Service's name"),
+        ({"discovery": "kubernetes"}, "it is unknown which pods are the replicas"),
+        ({**SERVICES, "discovery_selector": "a=b"}, "more than one is set"),
+        ({**SERVICES, "discovery_services": "*"}, "* is not the name of a Service"),
         ({**SERVICES, "discovery_port": "annotation:x/y"}, "endpoints of Services have none"),
         ({**SERVICES, "discovery_model": "annotation:x/y"}, "or a label of the Service"),
-        ({**PODS, "discovery_namespaces": "*,a"}, "* is given beside names"),
-        ({"discovery": "dns"}, "there is no name to ask for"),
-        ({"discovery": "file"}, "there is no file to read"),
+        ({**PODS, "discovery_namespaces": "*,a"}, "both * and names are given"),
+        ({**PODS, "discovery_pool": "vllm"}, "more than one is set"),
+        ({**POOL, "discovery_port": "8000"}, "the InferencePool names its ports"),
+        ({**POOL, "discovery_namespaces": "*"}, "an InferencePool is in one namespace"),
+        ({"discovery": "dns"}, "no name to look up is set"),
+        ({"discovery": "file"}, "no file is set"),
         ({"discovery_services": "vllm", "replicas": "http://a"}, "set discovery to kubernetes"),
         ({**PODS, "discovery_dns": "http://a"}, "set discovery to dns"),
         ({**PODS, "discovery_model": "version"}, "label:KEY or annotation:KEY"),
@@ -47,6 +51,7 @@ def test_what_does_not_fit_is_told(flags: dict[str, str], said: str) -> None:
     [
         SERVICES,
         {**SERVICES, "discovery_model": "label:model", "discovery_port": "http"},
+        {**POOL, "discovery_namespaces": "llm"},
         {**PODS, "discovery_port": "annotation:warmroute/port", "replicas": "http://a"},
         {"discovery": "dns", "discovery_dns": "http://vllm.llm.svc:8000/x"},
     ],

@@ -20,6 +20,9 @@ from router.doctor.finding import Finding, note, wrong
 from router.doctor.findings import between, of_engine
 from router.doctor.run import report
 from router.fleet.engine_metrics import EngineMetrics
+from router.fleet.engines import NAMES, EngineKind
+from router.fleet.engines.sglang import SGLANG
+from router.fleet.engines.trtllm import TRTLLM
 
 GOOD = EngineMetrics(running=0.0, kv_tokens=1000, block_tokens=16, prefix_caching=True)
 
@@ -66,6 +69,31 @@ def test_each_fault_of_an_engine_names_what_mends_it(fields: dict[str, object], 
     assert flag in found.fix
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields", "flag"),
+    [
+        (SGLANG, {"metrics": None}, "--enable-metrics"),
+        (SGLANG, {"first": Usage(9), "again": Usage(9)}, "--enable-cache-report"),
+        (SGLANG, {"again": Usage(1000, 0)}, "--disable-radix-cache"),
+        (SGLANG, {"salted": Usage(1000, 992)}, "upgrade SGLang"),
+        (TRTLLM, {"metrics": None}, "return_perf_metrics: true"),
+        (TRTLLM, {"again": Usage(1000, 0)}, "enable_block_reuse: true"),
+        (TRTLLM, {"salted": Usage(1000, 992)}, "upgrade TensorRT-LLM"),
+    ],
+)
+def test_a_fault_is_mended_by_a_flag_of_that_engine(
+    kind: EngineKind, fields: dict[str, object], flag: str
+) -> None:
+    found = of_engine(engine(kind=kind, **fields))
+    (wrong_one,) = (one for one in found if one.wrong)
+    assert flag in wrong_one.fix
+    assert "vLLM" not in wrong_one.what + wrong_one.fix
+    assert [one.what for one in found if not one.wrong] == [
+        f"it is {kind.title}: what its cache holds is estimated from what it was sent, also in "
+        "exact mode"
+    ]
+
+
 def test_what_is_worth_knowing_is_not_wrong() -> None:
     unknown = msgspec.structs.replace(GOOD, kv_tokens=None)
     assert not only(of_engine(engine(metrics=unknown))).wrong
@@ -83,11 +111,20 @@ def test_replicas_that_differ_are_told_together() -> None:
     assert between([engine(), msgspec.structs.replace(other, trouble="down")]) == []
 
 
+def test_engines_that_name_a_models_place_in_their_own_way_do_not_differ() -> None:
+    sglang = engine("http://b", models={"m": "m"}, kind=SGLANG, cache={})
+    trtllm = engine("http://c", models={"m": ""}, kind=TRTLLM, cache={})
+    assert between([engine(), sglang, trtllm]) == []
+    other = engine("http://d", models={"m": "other"}, kind=SGLANG, cache={})
+    assert "--served-model-name" in only(between([engine(), sglang, other])).fix
+
+
 def test_the_report_puts_what_is_wrong_first() -> None:
     found = [note("http://b", "odd", "maybe"), wrong("http://a", "bad", "--fix")]
     lines = report([engine(), engine("http://b")], found).splitlines()
     assert lines[:2] == ["WRONG  http://a: bad", "       mend: --fix"]
     assert lines[-2:] == ["fine   http://b: serves m", "1 thing wrong with 2 replicas"]
+    assert report([engine()], []).splitlines()[-1] == "nothing wrong with 1 replica"
 
 
 @pytest.fixture
@@ -168,13 +205,13 @@ def test_a_server_that_is_no_vllm_is_called_that(
     bare: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for url, why in (
-        (bare + "/another", "its models say so, and its metrics are none of vLLM's"),
+        (bare + "/another", "its models are none of theirs, nor are its metrics"),
         (bare + "/nothing", "/health answers 404"),
     ):
         assert main(["doctor", "--replica", url]) == 1
-        assert f"WRONG  {url}: this is no vLLM server: {why}" in capsys.readouterr().out
+        assert f"WRONG  {url}: this is no server of {NAMES}: {why}" in capsys.readouterr().out
 
 
 def test_a_replica_that_is_not_there_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--replica", "http://127.0.0.1:1"]) == 1
-    assert "it cannot be asked" in capsys.readouterr().out
+    assert "/health cannot be reached" in capsys.readouterr().out

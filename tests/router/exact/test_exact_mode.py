@@ -13,16 +13,17 @@ import pytest
 from exact_engine import FakeEngine, Publisher
 
 from bench.chat_model import make_model
-from router.exact.mode import ExactMode, ExactSettings, TokenisedChain
-from router.exact.placing import ExactPlacer
+from router.config import Settings
+from router.exact.mode import ExactMode
 from router.fleet.fleet import Fleet
-from router.fleet.settings import FleetSettings
 from router.index import ByteIndex
 from router.policies import load_policy
 from router.prompt import PARSERS, Prompt
 from router.prompt.spans import SPANS
 from router.render.model import RenderModel
 from router.render.tokenizer import SAMPLES
+from router.render.tokens import TokenPrompt
+from router.scheduling.placer import Placer
 
 BLOCK = 4
 
@@ -44,7 +45,7 @@ class World:
         policy.members(fleet.names())
         for replica in fleet.members():
             index.add_replica(replica.slot, 1_000_000)
-        self.placer = ExactPlacer(exact, index, policy, fleet.loads, learn_speed=False)
+        self.placer = Placer(index, policy, fleet.loads, learn_speed=False, reports=exact)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(15):
@@ -56,7 +57,7 @@ class World:
         ready = asyncio.Event()
         if self.exact.prepare(api, prompt, body, ready.set):
             await ready.wait()
-        return isinstance(prompt.chain, TokenisedChain)
+        return prompt.tokens is not None
 
 
 @asynccontextmanager
@@ -73,13 +74,14 @@ async def world(
         for engine in engines:
             await stack.enter_async_context(engine.serve())
         fleet = Fleet(
-            FleetSettings(
+            Settings(
                 replicas=tuple(engine.url for engine in engines),
                 metrics_interval=0.1,
                 models_interval=0.1,
+                **settings,
             )
         )
-        exact = ExactMode(ExactSettings(**settings), fleet)
+        exact = ExactMode(fleet)
         await fleet.start()
         exact.start()
         try:
@@ -112,14 +114,14 @@ async def test_a_prompt_goes_where_events_say_it_is_held(folder: Path) -> None:
     async with world(folder) as made:
         prompt, body = chat(200)
         assert await made.prepared(prompt, body)
-        assert isinstance(prompt.chain, TokenisedChain)
-        known = prompt.chain.prompt
+        assert isinstance(prompt.tokens, TokenPrompt)
+        known = prompt.tokens
         count = known.count // BLOCK
-        tokens = memoryview(known.tokens).cast("I").tolist()[: count * BLOCK]
+        tokens = memoryview(known.ids).cast("I").tolist()[: count * BLOCK]
         await made.engines[1].publishers["0"].publish(event(list(range(1, count + 1)), tokens))
         made.exact.listeners[1].sequencers()[0].verify()
         await made.until(lambda: made.exact.index.placed(1) == count * BLOCK)
-        placement = made.placer.place(prompt.chain, prompt.size, "m", 3, "", 1.0)
+        placement = made.placer.place(prompt, 3, 1.0)
         assert (placement.slot, placement.held_tokens) == (1, count * BLOCK)
         assert placement.tokens == known.count
         assert made.exact.confidence(1) == 1.0
@@ -130,10 +132,10 @@ async def test_a_prompt_goes_where_events_say_it_is_held(folder: Path) -> None:
 
 def known(prompt: Prompt) -> tuple[list[int], int]:
     """(the tokens of a prompt's whole blocks, the number of these)."""
-    assert isinstance(prompt.chain, TokenisedChain)
-    found = prompt.chain.prompt
+    assert isinstance(prompt.tokens, TokenPrompt)
+    found = prompt.tokens
     count = found.count // BLOCK
-    return memoryview(found.tokens).cast("I").tolist()[: count * BLOCK], count
+    return memoryview(found.ids).cast("I").tolist()[: count * BLOCK], count
 
 
 async def test_each_rank_behind_a_port_is_a_cache_of_its_own(folder: Path) -> None:
@@ -145,7 +147,7 @@ async def test_each_rank_behind_a_port_is_a_cache_of_its_own(folder: Path) -> No
         tokens, count = known(prompt)
         await made.engines[0].publishers["1"].publish(event(list(range(1, count + 1)), tokens))
         await made.until(lambda: made.exact.index.placed(1) == count * BLOCK)
-        placement = made.placer.place(prompt.chain, prompt.size, "m", 3, "", 1.0)
+        placement = made.placer.place(prompt, 3, 1.0)
         assert (placement.slot, placement.held_tokens) == (1, count * BLOCK)
         assert (made.exact.next_event(0), made.exact.next_event(1)) == (0, 1)
         assert [made.exact.why_not(slot) for slot in range(2)] == ["", ""]
@@ -176,7 +178,7 @@ async def test_a_connectors_placeholders_do_no_harm(folder: Path, medium: str | 
         tokens, count = known(prompt)
         await publisher.publish(event(list(range(11, count + 11)), tokens))
         await made.until(lambda: made.exact.index.placed(0) >= count * BLOCK)
-        placement = made.placer.place(prompt.chain, prompt.size, "m", 3, "", 1.0)
+        placement = made.placer.place(prompt, 3, 1.0)
         assert (placement.slot, placement.held_tokens) == (0, count * BLOCK)
         assert made.exact.index.block(0) == BLOCK
 
@@ -187,16 +189,16 @@ async def test_what_a_silent_tier_has_is_believed(folder: Path) -> None:
     async with world(folder) as made:
         prompt, body = chat(200)
         await made.prepared(prompt, body)
-        sent = made.placer.place(prompt.chain, prompt.size, "m", 1, "", 1.0)
-        made.placer.failed(sent, 1.1)
+        sent = made.placer.place(prompt, 1, 1.0)
+        sent.failed(1.1)
         again, body = chat(200)
         await made.prepared(again, body)
-        assert made.placer.place(again.chain, again.size, "m", 1, "", 1.2).held_tokens == 0
+        assert made.placer.place(again, 1, 1.2).held_tokens == 0
         made.engines[0].loaded = 640
         await made.until(lambda: made.exact.behind == 1)
         once_more, body = chat(200)
         await made.prepared(once_more, body)
-        placement = made.placer.place(once_more.chain, once_more.size, "m", 3, "", 1.3)
+        placement = made.placer.place(once_more, 3, 1.3)
         assert placement.slot == 0
         assert placement.held_tokens > 0.8 * placement.tokens
 
@@ -212,8 +214,8 @@ async def test_an_adapter_from_another_path_has_nothing_of_the_old_one(folder: P
         async def held() -> float:
             prompt = PARSERS["/v1/completions"](body)
             assert await made.prepared(prompt, body, "completions")
-            placement = made.placer.place(prompt.chain, prompt.size, "ada", 1, "", 1.0)
-            made.placer.failed(placement, 1.0)
+            placement = made.placer.place(prompt, 1, 1.0)
+            placement.failed(1.0)
             return placement.held_tokens
 
         prompt = PARSERS["/v1/completions"](body)
@@ -234,30 +236,30 @@ async def test_a_prompt_on_its_way_counts_as_held_until_it_failed(folder: Path) 
     async with world(folder) as made:
         prompt, body = chat(300)
         await made.prepared(prompt, body)
-        first = made.placer.place(prompt.chain, prompt.size, "m", 3, "", 1.0)
+        first = made.placer.place(prompt, 3, 1.0)
         again, body = chat(300)
         await made.prepared(again, body)
-        second = made.placer.place(again.chain, again.size, "m", 1 << first.slot, "", 1.1)
+        second = made.placer.place(again, 1 << first.slot, 1.1)
         assert second.held_tokens > 0.9 * second.tokens
-        made.placer.failed(first, 1.2)
-        made.placer.failed(second, 1.2)
+        first.failed(1.2)
+        second.failed(1.2)
         third, body = chat(300)
         await made.prepared(third, body)
-        assert isinstance(third.chain, TokenisedChain)
-        assert made.exact.held([], third.chain.prompt) == []
+        assert isinstance(third.tokens, TokenPrompt)
+        assert made.exact.held([], third.tokens) == []
 
 
 async def test_a_prompt_on_its_way_is_given_up_after_its_deadline(folder: Path) -> None:
-    async with world(folder, deadline=30.0) as made:
+    async with world(folder, exact_deadline=30.0) as made:
         prompt, body = chat(100)
         await made.prepared(prompt, body)
-        assert isinstance(prompt.chain, TokenisedChain)
-        placement = made.placer.place(prompt.chain, prompt.size, "m", 3, "", 1000.0)
+        assert isinstance(prompt.tokens, TokenPrompt)
+        placement = made.placer.place(prompt, 3, 1000.0)
         made.exact.tick(1029.0)
-        assert made.exact.held([], prompt.chain.prompt)
+        assert made.exact.held([], prompt.tokens)
         made.exact.tick(1031.0)
-        assert made.exact.held([], prompt.chain.prompt) == []
-        made.placer.finished(placement, 1040.0, 100, 1, 0)
+        assert made.exact.held([], prompt.tokens) == []
+        placement.finished(1040.0, 100, 1, 0)
 
 
 async def test_an_engine_with_other_tokens_is_left_to_the_byte_blocks(folder: Path) -> None:
@@ -266,9 +268,9 @@ async def test_an_engine_with_other_tokens_is_left_to_the_byte_blocks(folder: Pa
         assert "differ from the engine's" in made.exact.why_not(1)
         prompt, body = chat(300)
         await made.prepared(prompt, body)
-        assert isinstance(prompt.chain, TokenisedChain)
+        assert isinstance(prompt.tokens, TokenPrompt)
         believed = [(50.0, 0b11)]
-        assert made.exact.held(believed, prompt.chain.prompt) == [(50.0, 0b10)]
+        assert made.exact.held(believed, prompt.tokens) == [(50.0, 0b10)]
 
 
 async def test_a_restarted_engine_is_compared_again(folder: Path) -> None:
@@ -284,7 +286,7 @@ async def test_a_restarted_engine_is_compared_again(folder: Path) -> None:
 
 
 async def test_what_takes_longer_than_the_budget_is_left_to_the_byte_blocks(folder: Path) -> None:
-    async with world(folder, budget=0.001) as made:
+    async with world(folder, exact_budget=0.001) as made:
         prompt, body = chat(20_000)
         assert not await made.prepared(prompt, body)
         assert made.exact.prompts == {"budget": 1}
@@ -295,19 +297,19 @@ async def test_what_takes_longer_than_the_budget_is_left_to_the_byte_blocks(fold
 
 
 async def test_long_prompts_are_tokenised_beside_the_loop(folder: Path) -> None:
-    async with world(folder, budget=30.0) as made:
+    async with world(folder, exact_budget=30.0) as made:
         prompt, body = chat(5_000)
         ready = asyncio.Event()
         assert made.exact.prepare("chat", prompt, body, ready.set)
-        assert not isinstance(prompt.chain, TokenisedChain)
+        assert not isinstance(prompt.tokens, TokenPrompt)
         other, other_body = chat(5_000)  # the same: tokenised once
         assert await made.prepared(other, other_body)
         await ready.wait()
-        assert isinstance(prompt.chain, TokenisedChain)
-        assert isinstance(other.chain, TokenisedChain)
-        assert prompt.chain.prompt.tokens == other.chain.prompt.tokens
+        assert isinstance(prompt.tokens, TokenPrompt)
+        assert isinstance(other.tokens, TokenPrompt)
+        assert prompt.tokens.ids == other.tokens.ids
         text = made.engines[0].model.read("chat", body)
-        assert prompt.chain.prompt.tokens == made.engines[0].model.encode(text)
+        assert prompt.tokens.ids == made.engines[0].model.encode(text)
 
 
 async def test_adapters_are_known_by_their_base(folder: Path) -> None:
@@ -324,7 +326,7 @@ async def test_adapters_are_known_by_their_base(folder: Path) -> None:
 
 
 async def test_bodies_that_are_too_large_or_odd_are_left_alone(folder: Path) -> None:
-    async with world(folder, largest=1000) as made:
+    async with world(folder, exact_max_body=1000) as made:
         for prompt, body in (chat(500), chat(3, truncate_prompt_tokens=4)):
             assert not await made.prepared(prompt, body)
         other, body = chat(3, model="unknown")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from fleet_engines import Engine, StartEngine, StartFleet
 
+from router.config import Settings
 from router.fleet.fleet import Fleet
-from router.fleet.settings import FleetSettings
 
 QUICK: dict[str, Any] = {
     "health_interval": 0.05,
@@ -43,7 +43,7 @@ def fleet(closing: AsyncExitStack) -> StartFleet:
 
     async def start(*members: Engine | str, **settings: Any) -> Fleet:
         urls = tuple(m if isinstance(m, str) else m.url for m in members)
-        fleet = Fleet(FleetSettings(replicas=urls, **{**QUICK, **settings}))
+        fleet = Fleet(Settings(replicas=urls, **{**QUICK, **settings}))
         await fleet.start()
         closing.push_async_callback(fleet.stop)
         assert await fleet.wait_first_round(10)

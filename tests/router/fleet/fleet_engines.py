@@ -62,6 +62,8 @@ class Engine:
     """When set, /v1/ wants it as a bearer token, as vLLM does."""
     frozen: frozenset[str] = frozenset()
     """Paths that are read and never answered."""
+    slow: dict[str, float] = field(default_factory=dict)
+    """Paths that take so many seconds."""
     drip: frozenset[str] = frozenset()
     """Paths answered a byte at a time, for ever."""
     garbage: bytes = b""
@@ -126,6 +128,8 @@ class Engine:
             self._heard.notify_all()
         if path in self.frozen:
             await asyncio.Event().wait()
+        if path in self.slow:
+            await asyncio.sleep(self.slow[path])
         if self.garbage:
             writer.write(self.garbage)
             await writer.drain()

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+from router.config import Settings
 from router.fleet.health import FLAP_MEMORY_S, MAX_PROBE_INTERVAL_S, Health, HealthState
 from router.fleet.reader import Failure, ReadError
-from router.fleet.settings import FleetSettings
 
 SLOW = ReadError("slow", Failure.SLOW)
 BAD = ReadError("503", Failure.BAD)
@@ -89,7 +89,7 @@ def test_a_hurried_probe_comes_soon_but_not_for_one_that_flaps() -> None:
 
 
 def test_at_the_usual_intervals_a_frozen_replica_is_out_within_five_seconds() -> None:
-    usual = FleetSettings()
+    usual = Settings()
     worst = 0.0
     for _ in range(200):
         health = Health(usual.health_interval, usual.unhealthy_after, 0.0)

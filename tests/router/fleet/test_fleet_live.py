@@ -8,10 +8,10 @@ import logging
 import pytest
 from fleet_engines import Engine, StartEngine, StartFleet, metrics_text, models_json
 
+from router.config import Settings
 from router.fleet.fleet import Fleet
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
-from router.fleet.settings import FleetSettings
 
 
 class Diary(FleetListener):
@@ -78,7 +78,7 @@ async def test_a_frozen_replica_delays_no_other(engine: StartEngine, fleet: Star
     everything = frozenset({"/health", "/metrics", "/v1/models"})
     frozen = [await engine(frozen=everything) for _ in range(3)]
     alive = await engine()
-    settings = FleetSettings(
+    settings = Settings(
         replicas=tuple(e.url for e in [*frozen, alive]), health_timeout=60.0, health_interval=0.02
     )
     running = Fleet(settings)
@@ -152,7 +152,7 @@ async def test_a_replica_that_tells_no_models_serves_any_and_is_told_of_once(
 async def test_the_key_opens_models(engine: StartEngine, fleet: StartFleet) -> None:
     server = await engine(key="sesame")
     assert (await fleet(server)).serving("x") == 1
-    assert (await fleet(server, api_key="sesame")).serving("x") == 0
+    assert (await fleet(server, replica_api_key="sesame")).serving("x") == 0
 
 
 async def test_models_are_followed(engine: StartEngine, fleet: StartFleet) -> None:
@@ -334,9 +334,9 @@ async def test_an_engine_without_prefix_caching_is_warned_of(
 
 
 async def test_large_fleets_are_read_less_often() -> None:
-    fleet = Fleet(FleetSettings(replicas=tuple(f"http://h{i}" for i in range(1000))))
+    fleet = Fleet(Settings(replicas=tuple(f"http://h{i}" for i in range(1000))))
     assert fleet.serving("") == (1 << 1000) - 1
     assert fleet.poll_rate.stretch(1.0) == 2.5
     assert fleet.poll_rate.stretch(0.1) == 0.4  # four times as long at most
-    small = Fleet(FleetSettings(replicas=("http://a",)))
+    small = Fleet(Settings(replicas=("http://a",)))
     assert small.poll_rate.stretch(1.0) == 1.0

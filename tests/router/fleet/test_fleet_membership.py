@@ -5,10 +5,11 @@ import asyncio
 import pytest
 from fleet_engines import StartEngine, StartFleet
 
+from router.config import Settings
 from router.fleet.fleet import Fleet
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
-from router.fleet.settings import FleetSettings
+from router.types import PREFILL_RATE_GUESS, Load
 
 
 class Diary(FleetListener):
@@ -24,7 +25,7 @@ class Diary(FleetListener):
 
 def test_settings_reach_replicas_and_loads() -> None:
     fleet = Fleet(
-        FleetSettings(replicas=("http://a/x", "https://b"), prefill_rate=5.0, kv_cache_tokens=77)
+        Settings(replicas=("http://a/x", "https://b"), prefill_rate=5.0, kv_cache_tokens=77)
     )
     one, other = fleet.members()
     assert (one.slot, one.bit, one.url, one.name) == (0, 1, "http://a/x", "a:80/x")
@@ -36,23 +37,33 @@ def test_settings_reach_replicas_and_loads() -> None:
     assert (fleet.usable, one.state) == (0, "starting")
 
 
+def test_what_is_not_set_or_not_known_yet_has_one_default() -> None:
+    settings = Settings(replicas=("http://a",))
+    fleet = Fleet(settings)
+    (replica,) = fleet.members()
+    assert fleet.settings is settings
+    assert (replica.kv_tokens, replica.kv_tokens_known) == (settings.kv_cache_guess, False)
+    assert settings.prefill_rate == 0
+    assert replica.load.prefill_rate == Load().prefill_rate == PREFILL_RATE_GUESS
+
+
 def test_a_duplicate_is_refused_however_it_is_spelled() -> None:
-    fleet = Fleet(FleetSettings(replicas=("http://a:80",)))
+    fleet = Fleet(Settings(replicas=("http://a:80",)))
     with pytest.raises(ValueError, match="in the fleet already"):
         fleet.add("http://A/")
     with pytest.raises(ValueError, match="in the fleet already"):
-        Fleet(FleetSettings(replicas=("http://a", "http://b", "http://a")))
+        Fleet(Settings(replicas=("http://a", "http://b", "http://a")))
 
 
 def test_an_unknown_replica_is_named() -> None:
-    fleet = Fleet(FleetSettings())
+    fleet = Fleet(Settings())
     for act in (fleet.remove, fleet.drain):
         with pytest.raises(KeyError, match="http://a"):
             act("http://a")
 
 
 def test_listeners_hear_of_members_there_already_and_of_changes() -> None:
-    fleet, diary = Fleet(FleetSettings(replicas=("http://a",))), Diary()
+    fleet, diary = Fleet(Settings(replicas=("http://a",))), Diary()
     fleet.listen(diary)
     fleet.add("http://b")
     fleet.remove("http://a:80/")
@@ -60,7 +71,7 @@ def test_listeners_hear_of_members_there_already_and_of_changes() -> None:
 
 
 def test_a_slot_is_reused_only_when_nothing_is_in_flight_on_it() -> None:
-    fleet = Fleet(FleetSettings(replicas=("http://a", "http://b")))
+    fleet = Fleet(Settings(replicas=("http://a", "http://b")))
     old = fleet.loads[0]
     old.in_flight = 1
     fleet.remove("http://a")
@@ -72,7 +83,7 @@ def test_a_slot_is_reused_only_when_nothing_is_in_flight_on_it() -> None:
 
 
 def test_outcomes_for_a_replica_that_left_are_ignored() -> None:
-    fleet = Fleet(FleetSettings(replicas=("http://a",)))
+    fleet = Fleet(Settings(replicas=("http://a",)))
     fleet.remove("http://a")
     fleet.failed(0, "connect", 1.0)
     fleet.succeeded(0, 1.0)
@@ -132,3 +143,23 @@ async def test_starting_twice_is_refused(engine: StartEngine, fleet: StartFleet)
     running = await fleet(await engine())
     with pytest.raises(RuntimeError, match="runs already"):
         await running.start()
+
+
+def test_roles_are_as_the_settings_list_them_and_may_be_given() -> None:
+    fleet = Fleet(
+        Settings(replicas=("http://a", "http://b"), prefill=("http://b", "http://c:8000"))
+    )
+    a, b, c = fleet.members()
+    assert [one.role for one in (a, b, c)] == ["decode", "both", "prefill"]
+    assert fleet.serving("") == a.bit | b.bit
+    fleet.usable = 7
+    assert fleet.may_prefill("") == b.bit | c.bit
+    d = fleet.add("http://d", role="prefill")
+    fleet.usable = 15
+    assert (fleet.serving(""), fleet.may_prefill("")) == (3, b.bit | c.bit | d.bit)
+    fleet.remove("http://c:8000")
+    fleet.remove("http://d")
+    # Who takes their slots is not taken for them.
+    e = fleet.add("http://e")
+    assert e.bit in (c.bit, d.bit)
+    assert (fleet.serving(""), fleet.may_prefill("") & e.bit) == (3 | e.bit, 0)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
+import pytest
 from fleet_engines import StartEngine, StartFleet, metrics_text, models_json
+
+from router.fleet.health import LOOP_STATUS
 
 LONG = 1000.0
 
@@ -172,3 +176,18 @@ async def test_one_that_answers_unwell_is_no_last_resort(
     assert await running.until(lambda: running.usable == 0, 10)
     assert running.members()[0].health.reason == "/health answered 503"
     assert running.last_resort("m") == 0
+
+
+async def test_a_router_that_finds_itself_says_so_though_it_was_away_before(
+    engine: StartEngine, fleet: StartFleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = await engine()
+    one.health_status = 503
+    made = await fleet(one)
+    replica = made.members()[0]
+    assert await made.until(lambda: bool(replica.health.reason), 10)
+    one.health_status = LOOP_STATUS
+    async with asyncio.timeout(20):
+        while "leads back to this router itself" not in caplog.text:
+            await one.asked_again("/health", 1)
+    assert caplog.text.count("leads back") == 1

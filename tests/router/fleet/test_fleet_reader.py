@@ -15,10 +15,10 @@ import pytest
 import trustme
 from fleet_engines import StartEngine, StartFleet
 
+from router.config import Settings
 from router.fleet.reader import Answer, Failure, Reader, ReadError, tls_context
-from router.fleet.settings import FleetSettings
 
-TLS = tls_context(FleetSettings())
+TLS = tls_context(Settings())
 
 
 async def failure(reader: Reader, limit: int = 1000, within: float = 20.0) -> ReadError:
@@ -181,7 +181,7 @@ async def test_reads_below_a_path_of_the_url(engine: StartEngine) -> None:
 
 
 async def test_a_host_that_is_no_name_is_told() -> None:
-    error = await failure(Reader("http://a..b:1", "", TLS))
+    error = await failure(Reader(f"http://{'a' * 64}:1", "", TLS))
     assert error.failure is Failure.REFUSED
 
 
@@ -208,12 +208,12 @@ async def test_an_untrusted_certificate_is_told(tmp_path: Path) -> None:
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=serving) as server:
         url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        untrusting = Reader(url, "", tls_context(FleetSettings()))
+        untrusting = Reader(url, "", tls_context(Settings()))
         with pytest.raises(ReadError, match=r"(?i)certificate") as caught:
             await untrusting.get("/health", 100, 5.0)
         assert caught.value.failure is Failure.REFUSED
         await untrusting.close()
-        for settings in (FleetSettings(ca=str(pem)), FleetSettings(verify=False)):
+        for settings in (Settings(replica_ca=str(pem)), Settings(replica_verify=False)):
             reader = Reader(url, "", tls_context(settings))
             assert (await reader.get("/health", 100, 5.0)).body == b"ok"
             await reader.close()
@@ -224,7 +224,7 @@ def test_a_ca_file_that_is_none_is_named(tmp_path: Path) -> None:
     bad.write_text("nothing")
     for path in (bad, tmp_path / "absent.pem"):
         with pytest.raises(ValueError, match=r"CA file .*pem"):
-            tls_context(FleetSettings(ca=str(path)))
+            tls_context(Settings(replica_ca=str(path)))
 
 
 @contextlib.contextmanager

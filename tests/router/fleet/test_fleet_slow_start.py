@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+from router.config import Settings
 from router.fleet.fleet import Fleet
-from router.fleet.settings import FleetSettings
 from router.fleet.slow_start import SlowStart, weight_after
 
 
@@ -11,7 +11,7 @@ def test_weight_is_a_line_from_a_tenth_to_one() -> None:
 
 
 def test_weights_grow_with_ticks_and_drop_out_at_one() -> None:
-    fleet = Fleet(FleetSettings(replicas=("http://a", "http://b")))
+    fleet = Fleet(Settings(replicas=("http://a", "http://b")))
     one, other = fleet.members()
     slow = SlowStart(10.0)
     slow.begin(one, 100.0)
@@ -26,7 +26,7 @@ def test_weights_grow_with_ticks_and_drop_out_at_one() -> None:
 
 
 def test_off() -> None:
-    fleet = Fleet(FleetSettings(replicas=("http://a",)))
+    fleet = Fleet(Settings(replicas=("http://a",)))
     slow = SlowStart(0.0)
     slow.begin(fleet.members()[0], 1.0)
     assert fleet.loads[0].weight == 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import Callable
@@ -264,7 +265,9 @@ async def test_an_argument_seen_later_is_tried(closing, fleet):
     assert prompt.doubts is not None
     made.templates.unknown("m", prompt.doubts.unknown)
     pair = b'reasoning_effort="enormous"'
-    assert await made.until(lambda: pair in made.templates.models["m"].arguments, 10)
+    async with asyncio.timeout(20):
+        while pair not in made.templates.models["m"].arguments:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     again = PARSERS[CHAT](body, made.templates.models)
     assert again.doubts is None
     assert again.chain != prompt.chain, "the effort stands at the front"

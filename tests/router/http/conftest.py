@@ -9,6 +9,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +24,10 @@ from http_world import (
     settings_for,
     until,
 )
+from tenant_world import MakeGateway, content
 
 from router.app import App
+from router.tenants.isolation_guard import IsolationGuard
 
 
 @pytest.fixture
@@ -124,3 +127,22 @@ async def connect(router: MakeRouter) -> AsyncIterator[Connect]:
     yield make
     for raw in made:
         raw.close()
+
+
+@pytest.fixture
+def gateway(router: MakeRouter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeGateway:
+    async def make(
+        *members: ScriptedReplica | str,
+        guarded: bool = False,
+        acme: dict[str, Any] | None = None,
+        file: dict[str, Any] | None = None,
+        **settings: object,
+    ) -> App:
+        if not guarded:
+            # Its probes would be among what replicas receive.
+            monkeypatch.setattr(IsolationGuard, "start", lambda self: None)
+        path = tmp_path / "tenants.yaml"
+        path.write_text(content(acme or {}, **(file or {})))
+        return await router(*members, tenants=str(path), **settings)
+
+    return make

@@ -13,6 +13,7 @@ from typing import Any
 
 from router.app import App
 from router.config import Settings
+from router.http.exchange import Exchange
 
 SECONDS = 10.0
 """How long anything awaited may take; far more than it does."""
@@ -83,6 +84,8 @@ class ScriptedReplica:
     """What the router asks for by itself."""
     metrics: bytes = b""
     """What /metrics says; empty: there is none."""
+    metrics_fault: str = ""
+    """What is wrong with /metrics: hang, 500, or empty."""
     handler: Handler | None = None
     received: list[Received] = field(default_factory=list)
     connections: int = 0
@@ -201,7 +204,7 @@ class ScriptedReplica:
                 length = next((int(v) for k, v in headers if k.lower() == "content-length"), 0)
                 body = await reader.readexactly(length)
                 request = Received(method, target, headers, body, raw)
-                if await self._housekeeping(request, writer):
+                if await self._housekeeping(request, reader, writer):
                     continue
                 self.received.append(request)
                 if self.handler is None:
@@ -226,7 +229,9 @@ class ScriptedReplica:
         ]
         return json.dumps({"object": "list", "data": cards}).encode()
 
-    async def _housekeeping(self, request: Received, writer: asyncio.StreamWriter) -> bool:
+    async def _housekeeping(
+        self, request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
         target = request.target
         if target == "/health":
             writer.write(sized(b""))
@@ -236,7 +241,17 @@ class ScriptedReplica:
             else:
                 writer.write(sized(self._list()))
         elif target == "/metrics":
-            writer.write(sized(self.metrics, "200 OK" if self.metrics else "404 Not Found"))
+            self.own[target] += 1
+            if self.metrics_fault == "hang":
+                await reader.read()  # until the router leaves
+                raise ConnectionAbortedError
+            if self.metrics_fault:
+                writer.write(
+                    sized(b"", "200 OK" if self.metrics_fault == "empty" else "500 Broken")
+                )
+            else:
+                writer.write(sized(self.metrics, "200 OK" if self.metrics else "404 Not Found"))
+            return True
         elif target in ("/is_paused", "/is_sleeping"):
             writer.write(sized(b"", "404 Not Found"))
         else:
@@ -270,16 +285,25 @@ def settings_for(*urls: str, **settings: object) -> Settings:
     return Settings(**fields)  # type: ignore[arg-type]
 
 
+def exchanges(app: App) -> list[Exchange]:
+    """Those in progress."""
+    found = [client.exchange for client in app.front.clients]
+    return [exchange for exchange in found if exchange is not None]
+
+
 def books(app: App) -> dict[str, object]:
     """Everything that must be nothing when nobody asks for anything."""
     gateway = app.gateway
     kept = ("in_flight", "queued_tokens", "context_tokens", "kv_tokens")
     return {
-        "exchanges": len(gateway.exchanges),
-        "clients": len(gateway.clients),
+        "exchanges": len(exchanges(app)),
+        "clients": len(app.front.clients),
         "tasks": len(gateway.tasks),
         "connections": gateway.live.connections,
         "body_bytes": gateway.live.body_bytes,
+        "waiting": gateway.queue.queue.waiting,
+        **{f"{name} at gate {gate.slot}": getattr(gate, name)
+           for gate in gateway.queue.queue.gates for name in ("sent", "sent_tokens", "running")},
         **{f"{name} of {slot}": getattr(load, name)
            for slot, load in enumerate(app.fleet.loads) for name in kept},
     }  # fmt: skip

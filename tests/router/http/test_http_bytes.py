@@ -24,8 +24,8 @@ from http_world import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from router.http.forward import ASK_USAGE
-from router.http.heads import SPECIAL_HEADERS
+from router.http.request import SPECIAL_HEADERS
+from router.http.upstream import ASK_USAGE
 
 PATH = "/v1/chat/completions"
 QUICK = settings(

@@ -71,7 +71,7 @@ async def test_the_router_itself_fails(
         raise RuntimeError("a bug")
 
     with monkeypatch.context() as patched:
-        patched.setattr("router.http.exchange.model_of", fails)
+        patched.setattr("router.http.bookkeeping.model_of", fails)
         status, _, body = await client.ask(post("/v1/embeddings", CHAT))
         assert (status, "bug" in body.decode()) == (500, False)
     with monkeypatch.context() as patched:
@@ -79,7 +79,7 @@ async def test_the_router_itself_fails(
         assert (await client.ask(post(PATH, CHAT)))[0] == 200
     complaints.append("a request could not be read")
     with monkeypatch.context() as patched:
-        patched.setattr("router.http.server.monotonic", fails)
+        patched.setattr("router.http.client_connection.monotonic", fails)
         status, headers, _ = await client.ask(post(PATH, CHAT))
         assert (status, headers["connection"]) == (500, "close")
     client = await connect(app)

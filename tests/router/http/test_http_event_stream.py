@@ -9,9 +9,9 @@ import httptools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.http.errors import Form
-from router.http.event_stream import EventStream
 from router.http.events import Scanner
+from router.http.relay import EventStream
+from router.http.routes import Form
 
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":5}}\n\n'
 SPACED = b'data: {"id": 1, "usage": {"prompt_tokens": 9}, "choices": []}\n\n'

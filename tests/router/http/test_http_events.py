@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.http.errors import Form
-from router.http.events import DEAD, LARGEST, Scanner
-from router.http.usage import Usage, UsageSearch, usage_of
+from router.http.events import DEAD, LARGEST, Scanner, Usage, UsageSearch, usage_of
+from router.http.routes import Form
 
 
 def sse(data: object, name: str = "") -> bytes:

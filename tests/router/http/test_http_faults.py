@@ -16,6 +16,7 @@ from http_world import (
     MakeRouter,
     chunk,
     event,
+    exchanges,
     get,
     post,
     sized,
@@ -130,7 +131,7 @@ async def test_garbage_mid_stream(
         client = await connect(app)
         client.send(post(PATH, STREAM))
         await client.head()
-        [exchange] = app.gateway.exchanges
+        [exchange] = exchanges(app)
         for piece in pieces[1:]:
             relay = exchange.relay
             assert relay is not None

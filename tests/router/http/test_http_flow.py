@@ -19,6 +19,7 @@ from http_world import (
     Received,
     chunk,
     event,
+    exchanges,
     get,
     post,
     unchunked,
@@ -56,7 +57,7 @@ async def test_a_slow_client_slows_its_replica(
     while before != sent:
         before = sent
         await asyncio.sleep(0.1)
-    [exchange] = app.gateway.exchanges
+    [exchange] = exchanges(app)
     assert exchange.paused
     assert exchange.client.transport.get_write_buffer_size() < 400_000
     # Kernels hold some megabytes on loopback; the answer is 100.
@@ -88,16 +89,16 @@ async def test_stalled_streams_hold_little(
     app = await router(replica)
     # What the router holds, not the kernels: their buffers are made small.
     clients = [await connect(app) for _ in range(count)]
-    for connection in app.gateway.clients:
+    for connection in app.front.clients:
         small(connection.transport)
     for client in clients:
         small(client.writer.transport)
         client.send(post(PATH, STREAM))
-    await until(lambda: len(app.gateway.exchanges) == count)
+    await until(lambda: len(exchanges(app)) == count)
     for client in clients:
         client.writer.transport.pause_reading()
-    await until(lambda: all(exchange.paused for exchange in app.gateway.exchanges), 30)
-    held = [e.client.transport.get_write_buffer_size() for e in app.gateway.exchanges]
+    await until(lambda: all(exchange.paused for exchange in exchanges(app)), 30)
+    held = [e.client.transport.get_write_buffer_size() for e in exchanges(app)]
     assert sum(held) / count < 48 * 1024
     for client in clients:
         client.vanish()
@@ -168,7 +169,7 @@ async def test_a_thousand_streams_and_every_byte(replicas: MakeReplica, router: 
         client.close()
 
     async def watch() -> None:
-        await until(lambda: len(app.gateway.exchanges) == count, 40)
+        await until(lambda: len(exchanges(app)) == count, 40)
         everyone.set()
 
     async with asyncio.TaskGroup() as group:

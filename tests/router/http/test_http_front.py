@@ -12,6 +12,7 @@ from http_world import (
     MakeReplica,
     MakeRouter,
     books,
+    exchanges,
     get,
     post,
     sized,
@@ -31,7 +32,7 @@ async def test_what_a_slow_client_has_not_taken_yet_is_not_lost(
     replica.reply(sized(body))
     app = await router(replica, drain_timeout=30.0)
     client = await connect(app)
-    [connection] = app.gateway.clients
+    [connection] = app.front.clients
     for transport in (connection.transport, client.writer.transport):
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, option, 2048)
@@ -40,7 +41,7 @@ async def test_what_a_slow_client_has_not_taken_yet_is_not_lost(
     await replica.asked()
     await until(lambda: connection.transport.get_write_buffer_size())
     stopping = asyncio.create_task(app.stop())
-    await until(lambda: not app.gateway.exchanges)
+    await until(lambda: not exchanges(app))
     await asyncio.sleep(0.05)
     assert connection.transport.get_write_buffer_size()
     client.writer.transport.resume_reading()

@@ -18,6 +18,7 @@ from http_world import (
     ScriptedReplica,
     chunk,
     event,
+    exchanges,
     get,
     post,
     sized,
@@ -150,7 +151,7 @@ class World:
 
     async def still_well(self) -> None:
         """Another client is served as if nothing had happened."""
-        await until(lambda: not self.app.gateway.exchanges)
+        await until(lambda: not exchanges(self.app))
         self.replica.handler = None
         client = await self._make[2](self.app)
         assert (await client.ask(post(PATH, CHAT)))[2] == b'{"ok":true}'

@@ -17,15 +17,16 @@ from http_world import (
     ScriptedReplica,
     chunk,
     event,
+    exchanges,
     get,
     post,
     sized,
     until,
 )
 
+from router.http.client_connection import ClientConnection
 from router.http.exchange import Exchange
 from router.http.relay import Relay
-from router.http.server import ClientConnection
 from router.http.upstream import UpstreamConnection
 
 PATH = "/v1/chat/completions"
@@ -81,7 +82,7 @@ async def test_whatever_happens(
         client.send(data)
         await replica.asked(len(replica.received) + 1)
         client.vanish()
-        await until(lambda: not app.gateway.exchanges)
+        await until(lambda: not exchanges(app))
 
     async def everything(replica: ScriptedReplica) -> None:
         replica.handler = None
@@ -94,7 +95,7 @@ async def test_whatever_happens(
         for answer in (b"", b"garbage\r\n\r\n", SSE_HEAD + TOKEN, sized(b"x" * 9)[:-1]):
             replica.reply_and_close(answer)
             await ask(post(PATH, STREAM))
-            await until(lambda: not app.gateway.exchanges)
+            await until(lambda: not exchanges(app))
         replica.hang()
         await leave(post(PATH, CHAT))
         replica.hang(SSE_HEAD, TOKEN)
@@ -102,7 +103,7 @@ async def test_whatever_happens(
         replica.hang(b"HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
         await leave(get("/x", "Connection: upgrade", "Upgrade: websocket"))
         app.gateway.pools[0].clear()
-        await until(lambda: not app.gateway.clients)
+        await until(lambda: not app.front.clients)
         await asyncio.sleep(0.05)
 
     await everything(replica)
@@ -125,7 +126,7 @@ async def test_connections_refused(
         app.fleet.usable = 1
         assert (await client.ask(post(PATH, CHAT)))[0] == 502
     client.close()
-    await until(lambda: not app.gateway.clients)
+    await until(lambda: not app.front.clients)
     await asyncio.sleep(0.05)
     assert set(alive().values()) == {0}
 

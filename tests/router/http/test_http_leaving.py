@@ -11,6 +11,7 @@ import json
 import pytest
 from http_world import (
     CHAT,
+    END,
     SSE_HEAD,
     STREAM,
     Connect,
@@ -19,6 +20,7 @@ from http_world import (
     Raw,
     chunk,
     event,
+    exchanges,
     get,
     post,
     sized,
@@ -43,7 +45,7 @@ async def test_before_a_whole_request(
         client.send(part)
         await asyncio.sleep(0.02)
         leave(client)  # type: ignore[operator]
-    await until(lambda: not app.gateway.clients)
+    await until(lambda: not app.front.clients)
     assert app.gateway.live.body_bytes == 0
     assert replica.received == []
 
@@ -115,7 +117,7 @@ async def test_while_connecting(
     app = await router(replica)
     connecting, cancelled = asyncio.Event(), asyncio.Event()
 
-    async def never(_: object) -> object:
+    async def never(*_: object) -> object:
         connecting.set()
         try:
             await asyncio.Event().wait()
@@ -141,14 +143,14 @@ async def test_at_the_moment_of_connecting(
     app = await router(replica)
     for turns in range(12):
         client = await connect(app)
-        [connection] = app.gateway.clients
+        [connection] = app.front.clients
         connection.data_received(post(PATH, CHAT))
         for _ in range(turns):
             await asyncio.sleep(0)
         connection.transport.abort()
-        await until(lambda: not app.gateway.clients)
+        await until(lambda: not app.front.clients)
         client.close()
-    await until(lambda: not app.gateway.exchanges)
+    await until(lambda: not exchanges(app))
     # The router's own reads keep some: health, models, metrics and rest.
     await until(lambda: len(replica.open) <= IDLE_CONNECTIONS)
 
@@ -213,3 +215,22 @@ async def test_half_open_trials_are_given_back(
     # It did answer.
     await until(lambda: app.fleet.usable)
     assert not app.fleet.half_open
+
+
+async def test_a_long_answer_of_a_replica_that_has_left_ends_as_any_other(
+    router: MakeRouter, connect: Connect, replicas: MakeReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.scheduling.placer.RETOUCH_AFTER_S", 0.0)
+    replica = await replicas()
+    replica.reply_in_steps(SSE_HEAD, chunk(event(choices=[])), END)
+    app = await router(replica)
+    client = await connect(app)
+    message = {"role": "user", "content": "long " * 200}
+    asked = {"model": "m", "stream": True, "messages": [message]}
+    client.send(post(PATH, json.dumps(asked).encode()))
+    await replica.asked(1)
+    app.fleet.remove(replica.url)
+    for _ in range(2):
+        replica.step()
+    assert (await client.answer())[0] == 200
+    assert app.fleet.loads[0].in_flight == 0

@@ -45,7 +45,7 @@ async def test_a_large_body_in_chunks_is_no_large_head(
     app = await router(replica, max_head=2048)
     client = await connect(app)
     text = b"x" * 100_000
-    [connection] = app.gateway.clients
+    [connection] = app.front.clients
     head = P.replace(PATH.encode(), b"/x") + b"Transfer-Encoding: chunked\r\n\r\n"
     client.send(head + b"%x\r\n" % len(text))
     # Each read ends between a chunk's size and its first byte.
@@ -138,7 +138,7 @@ async def test_too_many_connections(
     assert (status, headers["connection"], headers["retry-after"]) == (503, "close", "2")
     assert await third.rest() == b""
     kept[0].close()
-    await until(lambda: len(app.gateway.clients) == 1)
+    await until(lambda: len(app.front.clients) == 1)
     assert (await (await connect(app)).ask(get("/x")))[0] == 200
 
 
@@ -167,7 +167,7 @@ async def test_idleness_is_counted_from_the_answer(
     client = await connect(app)
     client.send(get("/slow"))
     await client.head()
-    [connection] = app.gateway.clients
+    [connection] = app.front.clients
     await asyncio.sleep(0.7)
     assert connection.idle_ticks == 0
     replica.step()
@@ -187,7 +187,7 @@ async def test_a_client_that_never_reads_its_answer_is_let_go(
     client.writer.transport.pause_reading()
     client.send(get("/x") * 500)
     # What the kernels hold and what waits in the router: then nothing moves any more.
-    await until(lambda: not app.gateway.clients)
+    await until(lambda: not app.front.clients)
 
 
 CHUNKED = P + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -233,7 +233,7 @@ async def test_a_body_that_keeps_coming_is_waited_for(
     app = await router(replica, head_timeout=0.3, idle_timeout=0.5, body_rate=333)
     client = await connect(app)
     client.send(P.replace(PATH.encode(), b"/x") + b"Content-Length: 15000\r\n\r\n")
-    [connection] = app.gateway.clients
+    [connection] = app.front.clients
     measured = 0
     before = connection._mark
     for _ in range(50):
@@ -258,7 +258,7 @@ async def test_a_body_that_is_not_asked_for_yet_is_not_late(
     client = await connect(app)
     client.send(get("/slow"), post("/x", b"abc", "Expect: 100-continue")[:-3])
     await client.head()
-    [connection] = app.gateway.clients
+    [connection] = app.front.clients
     await until(lambda: connection.in_body)
     for _ in range(20):
         await asyncio.sleep(0.02)
@@ -283,8 +283,8 @@ async def test_bytes_that_begin_no_request_keep_nothing_open(
             await asyncio.sleep(0.02)
 
     trickling = asyncio.create_task(trickle())
-    await until(lambda: app.gateway.clients)
-    await until(lambda: not app.gateway.clients)
+    await until(lambda: app.front.clients)
+    await until(lambda: not app.front.clients)
     trickling.cancel()
 
 
@@ -298,7 +298,7 @@ async def test_a_body_in_small_chunks_takes_what_is_counted(
     tracemalloc.start()
     try:
         client.send(CHUNKED.replace(PATH.encode(), b"/x"))
-        await until(lambda: app.gateway.clients)
+        await until(lambda: app.front.clients)
         before, _ = tracemalloc.get_traced_memory()
         client.send(b"2\r\nab\r\n" * count)
         await until(lambda: app.gateway.live.body_bytes == 2 * count)
@@ -321,7 +321,7 @@ async def test_too_few_open_files_for_more_clients(
     # By their numbers, those that this test has open are too many already.
     app.gateway.files_for_clients = 1000
     kept = [await connect(app) for _ in range(20)]
-    await until(lambda: len(app.gateway.clients) == 20)
+    await until(lambda: len(app.front.clients) == 20)
     more = [await connect(app) for _ in range(40)]
     told = [(await client.rest())[:12] for client in more]
     # What is over takes no files: some are told, the others are closed at once.
@@ -331,7 +331,7 @@ async def test_too_few_open_files_for_more_clients(
     await until(lambda: app.gateway.shed == 0)
     assert (await kept[0].ask(get("/x")))[0] == 200
     kept[1].close()
-    await until(lambda: len(app.gateway.clients) == 19)
+    await until(lambda: len(app.front.clients) == 19)
     app.gateway.files_for_clients = 3
     assert (await (await connect(app)).ask(get("/x")))[0] == 503
     app.gateway.files_for_clients = 1000

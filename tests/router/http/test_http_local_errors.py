@@ -14,6 +14,7 @@ from http_world import (
     MakeReplica,
     MakeRouter,
     ScriptedReplica,
+    exchanges,
     get,
     post,
     sized,
@@ -21,10 +22,19 @@ from http_world import (
 )
 
 from router.app import App
+from router.http.local_reply import answer, error_body
+from router.http.routes import Form
 from router.http.upstream import Pool
 
 PATH = "/v1/chat/completions"
 LACKS = [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL]
+
+
+@pytest.mark.parametrize("form", list(Form))
+def test_an_error_of_our_own_ends_a_terminals_line(form: Form) -> None:
+    head, _, body = answer(404, error_body(form, 404, "gone")).partition(b"\r\n\r\n")
+    assert body.endswith(b"}\n")
+    assert b"content-length: %d\r\n" % len(body) in head + b"\r\n"
 
 
 class Broken:
@@ -36,11 +46,11 @@ class Broken:
         self.times = 1 << 30
         connect = Pool.connect
 
-        async def instead(pool: Pool) -> Any:
+        async def instead(pool: Pool, *args: Any) -> Any:
             if self.error is not None and pool.replica.port in self.ports and self.times > 0:
                 self.times -= 1
                 raise self.error
-            return await connect(pool)
+            return await connect(pool, *args)
 
         monkeypatch.setattr(Pool, "connect", instead)
 
@@ -157,13 +167,13 @@ async def test_a_connection_lost_for_a_lack_of_buffers(
     client = await connect(app)
     client.send(post(PATH, CHAT))
     await replica.asked()
-    [exchange] = app.gateway.exchanges
+    [exchange] = exchanges(app)
     upstream = exchange.upstream
     assert upstream is not None
     upstream.connection_lost(OSError(errno.ENOBUFS, "No buffer space available"))
     upstream.transport.abort()
     assert (await client.answer())[0] == 503
     unblamed(app)
-    await until(lambda: not app.gateway.exchanges)
+    await until(lambda: not exchanges(app))
     replica.handler = None
     assert (await client.ask(get("/x")))[0] == 200

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from http_world import CHAT, Connect, MakeReplica, MakeRouter, get, post
 
-from router.http.model_name import model_of
+from router.http.form import model_of
 from router.http.request import Request
-from router.prompt import PARSERS, PromptError, without_transfer
-from router.prompt.reading import LONGEST_MODEL
+from router.prompt import PARSERS, Prompt, PromptError, without_transfer
+from router.prompt.canonical import LONGEST_MODEL
+from router.scheduling.placer import Placement
 
 FORM = "Content-Type: multipart/form-data; boundary=b"
 DEEP = b"[" * 5000 + b"]" * 5000
@@ -182,7 +183,7 @@ async def test_what_clients_choose_is_kept_short(
     kept = [done for done, _ in app.explain._kept]
     assert all(len(done.key) <= 128 and len(done.path) <= 256 for done in kept)
     assert len({done.key for done in kept}) == 4
-    for number in range(20):
+    for number in range(3):
         body = json.dumps({"model": f"unknown-{number}", "messages": []}).encode()
         assert (await client.ask(post("/v1/chat/completions", body)))[0] == 404
     assert not [name for name in app.gateway.placer.models if name.startswith("unknown")]
@@ -208,6 +209,29 @@ async def test_no_model_in_a_mixed_fleet(
     for client in (strict, lenient):
         assert (await client.ask(get("/version")))[0] == 200
         assert (await client.ask(post("/v1/responses/r/cancel", b"{}")))[0] == 200
+
+
+async def test_a_prompt_is_placed_by_the_model_and_session_taken_for_it(
+    replicas: MakeReplica,
+    router: MakeRouter,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chat, embedding = await replicas(model="chat"), await replicas(model="embedding")
+    app = await router(chat, embedding, default_model="chat")
+    client = await connect(app)
+    placed: list[tuple[str, str]] = []
+    place = app.placer.place
+
+    def watched(prompt: Prompt, eligible: int, now: float) -> Placement:
+        placed.append((prompt.model, prompt.key))
+        return place(prompt, eligible, now)
+
+    monkeypatch.setattr(app.placer, "place", watched)
+    body = b'{"messages":[{"role":"user","content":"x"}],"user":"who"}'
+    for headers in ((), ("x-session-id: mine",)):
+        assert (await client.ask(post("/v1/chat/completions", body, *headers)))[0] == 200
+    assert placed == [("chat", "who"), ("chat", "mine")]
 
 
 async def test_no_model_where_all_replicas_have_one(

@@ -9,8 +9,16 @@ from pathlib import Path
 import pytest
 from http_world import CHAT, Connect, MakeReplica, MakeRouter, get, post, sized
 
-from router.http.classify import Paths, origin_form
-from router.http.paths import EXTRA, MALFORMED, PATTERNS, RULES, UNKNOWN, Treatment
+from router.http.routes import (
+    EXTRA,
+    MALFORMED,
+    PATTERNS,
+    RULES,
+    UNKNOWN,
+    Paths,
+    Treatment,
+    origin_form,
+)
 
 REFUSED = [path for path, rule in RULES.items() if rule.treatment is Treatment.REFUSE]
 ROUTES = json.loads((Path(__file__).parent / "engine_routes.json").read_text())

@@ -64,7 +64,7 @@ async def test_a_request_that_arrives_as_the_last_is_answered_does_not_overtake(
     echo(replica)
     app = await router(replica)
     client = await connect(app)
-    [connection] = app.gateway.clients
+    [connection] = app.front.clients
     client.send(get("/wait1"), get("/2"))
     await replica.asked()
     # In the same turn of the event loop: the first answer ends, then a third request arrives.
@@ -162,7 +162,7 @@ async def test_nothing_begins_on_a_connection_that_is_closing(
     replica.reply_in_steps(b"HTTP/1.1 200 OK\r\n\r\nuntil the end", b"")
     app = await router(replica)
     client = await connect(app)
-    [connection] = app.gateway.clients
+    [connection] = app.front.clients
     client.send(get("/1"), get("/2"))
     await client.head()
     exchange = connection.exchange
@@ -207,7 +207,7 @@ async def test_a_client_that_asks_and_never_reads(
     app = await router(replica)
     client = await connect(app)
     client.writer.transport.pause_reading()
-    [connection] = app.gateway.clients
+    [connection] = app.front.clients
     one = len(app.fleet.models_body())
     most = 0
     client.send(get("/v1/models") * 900)

@@ -202,7 +202,7 @@ async def test_a_connection_that_does_not_come(
         def __getattr__(self, name: str) -> object:
             return getattr(asyncio.get_running_loop(), name)
 
-    monkeypatch.setattr(app.gateway, "loop", Loop())
+    monkeypatch.setattr(app.gateway.pools[0], "_loop", Loop())
     for _ in range(2):
         assert (await client.ask(post(PATH, CHAT)))[0] == 200
     assert len(good.received) == 2
@@ -272,7 +272,8 @@ async def test_a_frozen_replica_whose_health_is_bad_is_left(
     replicas: MakeReplica, router: MakeRouter, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frozen, other = await replicas(), await replicas()
-    app = await router(frozen, other)
+    # No probe comes in between that would find the health good again.
+    app = await router(frozen, other, health_interval=3600.0)
     monkeypatch.setattr("router.http.timeouts._AWAY_TICKS", 2)
     frozen.hang()
     clients = [await connect(app) for _ in range(4)]

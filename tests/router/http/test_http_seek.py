@@ -18,6 +18,7 @@ from http_world import (
     Received,
     ScriptedReplica,
     chunk,
+    exchanges,
     get,
     post,
     settings_for,
@@ -137,7 +138,7 @@ async def test_a_client_that_leaves_while_the_engines_are_asked_leaves_nothing(
     client.send(ask("again"))  # its look waits for its time
     await until(lambda: app.gateway.tasks)
     client.vanish()
-    await until(lambda: not app.gateway.exchanges)
+    await until(lambda: not exchanges(app))
 
 
 async def test_a_lora_resolver_gets_names_that_nobody_lists(

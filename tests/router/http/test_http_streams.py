@@ -18,6 +18,7 @@ from http_world import (
     ScriptedReplica,
     chunk,
     event,
+    exchanges,
     get,
     post,
     sized,
@@ -65,7 +66,7 @@ def tokens(app: App) -> tuple[int, int]:
 
 
 async def finished(app: App) -> None:
-    await until(lambda: not app.gateway.exchanges)
+    await until(lambda: not exchanges(app))
 
 
 ENDS = {
@@ -315,7 +316,7 @@ async def test_comments_pass_at_once_and_are_no_first_token(
     client.send(post(PATH, STREAM))
     await client.head()
     await client.reader.readuntil(COMMENT)
-    [exchange] = app.gateway.exchanges
+    [exchange] = exchanges(app)
     assert exchange.relay is not None
     assert exchange.placement is not None
     assert (exchange.relay.first_at, exchange.placement.first) == (0.0, False)
@@ -399,7 +400,7 @@ async def test_compressed_streams_pass_as_they_come_and_are_read(
     _, headers = await client.head()
     assert headers["content-encoding"] == "gzip"
     assert await client.reader.readexactly(len(one)) == one
-    [exchange] = app.gateway.exchanges
+    [exchange] = exchanges(app)
     assert exchange.placement is not None
     assert exchange.placement.first
     replica.step()

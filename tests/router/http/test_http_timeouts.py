@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from http_world import settings_for
 
+from router.http.state import State
 from router.http.timeouts import SWEEP_INTERVAL_S, TimeoutSweep
 
 
@@ -25,11 +26,12 @@ def world(waiting: int) -> tuple[TimeoutSweep, SimpleNamespace, Buffer, list[str
     told: list[str] = []
     buffer = Buffer(waiting)
     exchange = SimpleNamespace(
-        relay=SimpleNamespace(active=False, opening=False),
+        relay=SimpleNamespace(active=False),
         prompt=None,
         upstream=object(),
-        tunnel=False,
+        state=State.RELAYING,
         paused=True,
+        spill=None,
         idle_ticks=0,
         unsent=0,
         client=SimpleNamespace(transport=buffer),
@@ -42,12 +44,18 @@ def world(waiting: int) -> tuple[TimeoutSweep, SimpleNamespace, Buffer, list[str
     gateway = SimpleNamespace(
         fleet=fleet,
         settings=settings_for(chunk_timeout=5 * SWEEP_INTERVAL_S),
-        exchanges={1: exchange}.values(),
-        clients=[],
+        overflow_pools={},
         pools=[],
         live=SimpleNamespace(streams=0),
     )
-    return TimeoutSweep(cast(Any, gateway)), exchange, buffer, told
+    client = SimpleNamespace(exchange=exchange, in_request=False, idle_ticks=0)
+    return TimeoutSweep(cast(Any, gateway), [cast(Any, client)]), exchange, buffer, told
+
+
+def with_defaults(sweep: TimeoutSweep) -> TimeoutSweep:
+    """It with the settings as they are by default."""
+    gateway = SimpleNamespace(**{**vars(sweep._gateway), "settings": settings_for()})
+    return TimeoutSweep(cast(Any, gateway), sweep._clients)
 
 
 def test_a_client_that_reads_slowly_is_not_stalled() -> None:
@@ -97,9 +105,7 @@ def test_silence_is_no_death_while_the_engine_says_that_it_works() -> None:
 
 def test_silence_of_a_replica_whose_health_is_bad_is_cut_short() -> None:
     sweep, exchange, _, told = world(0)
-    sweep = TimeoutSweep(
-        cast(Any, SimpleNamespace(**{**vars(sweep._gateway), "settings": settings_for()}))
-    )
+    sweep = with_defaults(sweep)
     exchange.paused = False
     exchange.away = 59.0
     assert looks_until_told(sweep, told, 1000) == 1000
@@ -109,12 +115,9 @@ def test_silence_of_a_replica_whose_health_is_bad_is_cut_short() -> None:
 
 
 def test_limits_of_silence_by_default() -> None:
-    for opening in (True, False):
+    for state in (State.OPENING, State.RELAYING):
         sweep, exchange, _, told = world(0)
-        gateway = SimpleNamespace(**{**vars(sweep._gateway), "settings": settings_for()})
         exchange.paused = False
-        exchange.relay.opening = opening
-        assert (
-            looks_until_told(TimeoutSweep(cast(Any, gateway)), told) * SWEEP_INTERVAL_S
-            == 1800 + SWEEP_INTERVAL_S
-        )
+        exchange.state = state
+        looks = looks_until_told(with_defaults(sweep), told)
+        assert looks * SWEEP_INTERVAL_S == 1800 + SWEEP_INTERVAL_S

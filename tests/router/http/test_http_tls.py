@@ -21,6 +21,7 @@ from http_world import (
     Raw,
     chunk,
     event,
+    exchanges,
     get,
     post,
     until,
@@ -117,7 +118,7 @@ async def test_tls_flow_control(papers: Papers, replicas: MakeReplica, router: M
     client = await tls_client(app.port, papers)
     client.writer.transport.pause_reading()
     client.send(get("/x"))
-    await until(lambda: any(exchange.paused for exchange in app.gateway.exchanges))
+    await until(lambda: any(exchange.paused for exchange in exchanges(app)))
     client.writer.transport.resume_reading()
     status, _, got = await client.answer()
     assert (status, got == body) == (200, True)

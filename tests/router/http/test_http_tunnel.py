@@ -15,6 +15,7 @@ from http_world import (
     MakeReplica,
     MakeRouter,
     Received,
+    exchanges,
     get,
     post,
     sized,
@@ -22,6 +23,8 @@ from http_world import (
 )
 from websockets.asyncio.client import connect as ws_connect
 from websockets.asyncio.server import ServerConnection, serve
+
+from router.http.state import State
 
 ASK = get("/v1/realtime", "Connection: Upgrade", "Upgrade: WebSocket", "Sec-WebSocket-Key: k")
 AGREED = (
@@ -50,10 +53,10 @@ async def test_websocket(replicas: MakeReplica, router: MakeRouter) -> None:
                 await client.send(message)
                 assert await client.recv() == message
             assert client.request is not None
-            assert len(app.gateway.exchanges) == 1
+            assert len(exchanges(app)) == 1
         async with asyncio.timeout(5):
             await closed.wait()
-        await until(lambda: not app.gateway.exchanges)
+        await until(lambda: not exchanges(app))
         # The server goes away first.
         async with ws_connect(url) as client:
             await client.send("hello")
@@ -224,7 +227,7 @@ async def test_one_side_is_slow(
         before = sent
         await asyncio.sleep(0.1)
     assert sent < 50_000_000
-    [connection] = app.gateway.clients
+    [connection] = app.front.clients
     assert connection.transport.get_write_buffer_size() < 1_000_000
     client.writer.transport.resume_reading()
     assert len(await client.rest()) == 100_000_000
@@ -245,10 +248,13 @@ async def test_the_client_leaves(
         replica.lost.clear()
 
 
-@pytest.mark.usefixtures("quick_sweep")
 async def test_the_client_leaves_and_the_replica_does_not_read(
-    replicas: MakeReplica, router: MakeRouter, connect: Connect
+    replicas: MakeReplica,
+    router: MakeRouter,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("router.http.tunnel._FLUSH_S", 0.2)
     replica = await replicas()
 
     async def handler(
@@ -263,14 +269,14 @@ async def test_the_client_leaves_and_the_replica_does_not_read(
     client = await connect(app)
     client.send(ASK)
     assert (await client.head())[0] == 101
-    [exchange] = app.gateway.exchanges
+    [exchange] = exchanges(app)
     upstream = exchange.upstream
     assert upstream is not None
     while not upstream.transport.get_write_buffer_size():
         client.send(b"x" * 100_000)
         await asyncio.sleep(0)
     client.vanish()
-    await until(lambda: not app.gateway.exchanges)
+    await until(lambda: exchange.state is State.OVER)
     replica.step()
 
 
@@ -333,7 +339,7 @@ async def test_a_silent_tunnel_is_closed(
         assert await client.rest() == b""
     async with asyncio.timeout(5):
         await left.wait()
-    await until(lambda: not app.gateway.exchanges)
+    await until(lambda: not exchanges(app))
 
 
 async def test_the_kernel_looks_after_connections(
@@ -351,8 +357,8 @@ async def test_the_kernel_looks_after_connections(
     client = await connect(app)
     client.send(ASK)
     await replica.asked()
-    [connection] = app.gateway.clients
-    [exchange] = app.gateway.exchanges
+    [connection] = app.front.clients
+    [exchange] = exchanges(app)
     assert exchange.upstream is not None
     for transport in (connection.transport, exchange.upstream.transport):
         assert transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)

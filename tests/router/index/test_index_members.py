@@ -8,7 +8,7 @@ import pytest
 from index_checks import chained
 
 from router.index import ByteIndex
-from router.types import CacheRoom, PrefixIndex
+from router.types import NO_CHAIN, CacheRoom, PrefixIndex
 
 
 def two() -> ByteIndex:
@@ -23,7 +23,7 @@ def two() -> ByteIndex:
 def test_it_is_what_the_other_rooms_expect() -> None:
     index: PrefixIndex = ByteIndex(range(10))
     index.add_replica(3, 9)
-    room: CacheRoom = index.room(3)
+    room: CacheRoom = index.record(3, NO_CHAIN, 0.0)
     assert room.capacity == 9
 
 

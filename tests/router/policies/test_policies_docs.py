@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -40,4 +41,5 @@ def test_the_options_are_the_ones_described() -> None:
     for name, value in described.items():
         assert getattr(formula, name.upper()) == float(value)
         load_policy("cache_aware", **{name: float(value)})
-    assert len(described) == 7
+    taken = inspect.signature(formula.CacheAware).parameters
+    assert [*described, "seed"] == list(taken)

@@ -195,7 +195,7 @@ class TestCacheAware:
         wait = 0.8 + WAIT * (0.3 - 0.2)
         own = (1 + OWN) * 0.3
         stall = STALL * 3**0.65 * 0.3
-        decode = DECODE * (0.02 + 1e-4 * 3 + 1e-7 * (9000 + 4000))
+        decode = DECODE * (0.02 / 2 + 1e-4 * 3 + 1e-7 * (9000 + 4000))
         memory = FULL * 0.5**3 * (5000 + 4000) / 10_000
         assert choice.considered[0][2] == pytest.approx(wait + own + stall + decode + memory)
 
@@ -221,7 +221,7 @@ class TestCacheAware:
         assert considered[2] == pytest.approx(price / Load().prefill_rate)
 
     def test_so_a_large_shared_prompt_is_copied_when_its_holder_decodes_for_many(self) -> None:
-        books = [Load(in_flight=1) for _ in range(8)]
+        books = [Load(in_flight=1, prefill_rate=20_000.0) for _ in range(8)]
         books[0].in_flight, books[0].context_tokens = 40, 800_000.0
         request = ask(held=[(19_000.0, 1)])
         request.tokens = 20_000.0
@@ -230,8 +230,8 @@ class TestCacheAware:
 
     def test_a_wait_for_its_own_prefix_is_not_fled(self) -> None:
         """Elsewhere it would be computed as well; other work of the same size is fled."""
-        books = fleet(2)
-        books[0] = Load(queued_tokens=4500.0, busy_until=100.225, in_flight=1)
+        books = [Load(prefill_rate=20_000.0) for _ in range(2)]
+        books[0].queued_tokens, books[0].busy_until, books[0].in_flight = 4500.0, 100.225, 1
         mine = ask(0b11, [(3900.0, 0b01)], shared={0: 3900.0})
         others = ask(0b11, [(3900.0, 0b01)])
         assert CacheAware().choose(mine, books).reason == "cached"
@@ -246,6 +246,23 @@ class TestCacheAware:
         """Prefill is as fast everywhere; a step of one takes twice as long."""
         books = [Load(step_seconds=0.04), Load(step_seconds=0.02), Load(step_seconds=0.02)]
         assert {CacheAware(seed=1).choose(ask(0b111), books).slot for _ in range(9)} <= {1, 2}
+
+    def test_fast_replicas_take_what_makes_all_answers_together_soonest(self) -> None:
+        """Not so many that they are as slow as the slow ones: each request slows all others."""
+        books = [
+            Load(step_seconds=0.016, step_request_seconds=5e-4, step_token_seconds=0.0),
+            Load(step_seconds=0.032, step_request_seconds=1e-3, step_token_seconds=0.0),
+        ]
+
+        def together(fast: int, slow: int) -> float:
+            return fast * (0.016 + 5e-4 * fast) + slow * (0.032 + 1e-3 * slow)
+
+        for _ in range(40):
+            request = ask(0b11)
+            request.tokens = 1.0
+            books[CacheAware().choose(request, books).slot].in_flight += 1
+        chosen = together(books[0].in_flight, books[1].in_flight)
+        assert chosen < 1.005 * min(together(40 - slow, slow) for slow in range(41))
 
     def test_a_hot_prefix_copies_itself_as_load_needs(self) -> None:
         policy, books = CacheAware(seed=2), fleet()

@@ -327,8 +327,9 @@ def test_the_sessions_name(changes, key):
 @pytest.mark.parametrize(
     ("changes", "limit"),
     [({}, 0), ({"max_tokens": 5}, 5), ({"max_tokens": 5, "max_completion_tokens": 6}, 6),
-     ({"max_tokens": None}, 0), ({"max_tokens": -1}, 0), ({"max_tokens": "5"}, 0),
-     ({"max_tokens": 10**30}, 0)],
+     ({"max_tokens": None}, 0), ({"max_tokens": -1}, 0), ({"max_tokens": "5"}, 5), ({"max_tokens": 5.0}, 5),
+     ({"max_tokens": "five"}, 0), ({"max_tokens": 5.5}, 0), ({"max_tokens": True}, 0),
+     ({"max_tokens": 10**30}, 999_999_999), ({"max_tokens": "1e30"}, 999_999_999)],
 )  # fmt: skip
 def test_the_limit_on_the_answer(changes, limit):
     assert parse(CHAT, **changes).output_limit == limit

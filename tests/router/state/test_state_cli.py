@@ -6,7 +6,8 @@ import sys
 from collections.abc import Awaitable, Callable
 
 import pytest
-from state_world import Node, RedisServer, answers, chain, until
+from redis_server import RedisServer
+from state_world import Node, answers, chain, until
 
 MakeNode = Callable[..., Awaitable[Node]]
 

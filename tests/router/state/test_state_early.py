@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import pytest
+from prompts import prompt_of
 from state_world import Node, chain, until
 
 from router.index import ByteIndex
@@ -62,7 +63,7 @@ class Routing:
         self.batches += self.outbox.take() is not None
 
     def send(self, blocks: int, now: float) -> Placement:
-        return self.placer.place(chain(blocks), SPANS[blocks] + 9, "m", 1, "", now)
+        return self.placer.place(prompt_of(chain(blocks), SPANS[blocks] + 9), 1, now)
 
 
 def test_a_request_is_told_at_once() -> None:
@@ -83,8 +84,8 @@ def test_what_becomes_of_a_request_waits_for_company() -> None:
     routing = Routing()
     placement = routing.send(LARGE_BLOCKS, 1.0)
     routing.later.run()
-    routing.placer.first_token(placement, 2.0)
-    routing.placer.finished(placement, 2.001)
+    placement.first_token(2.0)
+    placement.finished(2.001)
     assert routing.later.delays == [BATCH_DELAY_S]
 
 

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from state_world import Node, RedisServer, answers, chain, redis_carrier, until
+from redis_server import RedisServer
+from state_world import Node, answers, chain, redis_carrier, until
 
 MakeNode = Callable[..., Awaitable[Node]]
 
@@ -59,7 +60,7 @@ async def test_killed_and_started_empty(node: MakeNode, redis: RedisServer) -> N
     await until(lambda: not a.transport.up and not b.transport.up)
     assert a.shared.word == "local only"
     meanwhile = [*await quick(a), *await quick(b)]
-    a.placer.finished(flying, time.monotonic())
+    flying.finished(time.monotonic())
     redis.start()
     await until(lambda: a.transport.up and b.transport.up)
     await agree(a, b)
@@ -139,7 +140,7 @@ async def test_away_for_so_long_that_facts_are_given_up(
     await until(lambda: all(a.holds(one) == b.holds(one) for one in meanwhile))
     await until(lambda: a.in_flight() == b.in_flight())
     for one in flying:
-        a.placer.finished(one, time.monotonic())
+        one.finished(time.monotonic())
     await agree(a, b)
     assert not b.in_flight()
 
@@ -244,5 +245,5 @@ async def test_a_stopped_router_comes_back(node: MakeNode, monkeypatch: pytest.M
     transport = a.transport
     transport._tasks[0] = asyncio.create_task(transport._forever("telling", transport._tell))
     await until(lambda: b.in_flight() == a.in_flight())
-    a.placer.finished(flying.pop(), time.monotonic())
+    flying.pop().finished(time.monotonic())
     await until(lambda: sum(b.in_flight().values()) == 2)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from state_world import RedisServer, redis_binary, until
+from redis_server import RedisServer, redis_binary
+from running import running
+from state_world import until
 
 from loadgen.replicas import SimulatedFleet
 from router.app import App
-from router.config import Settings
 
 SESSIONS, STEPS, AT_ONCE, REPLICAS = 32, 6, 4, 4
 
@@ -64,20 +65,9 @@ async def run(routers: int, redis: RedisServer | None, trouble: bool = False) ->
         http = await stack.enter_async_context(httpx.AsyncClient(timeout=30, trust_env=False))
         apps = []
         for _ in range(routers):
-            app = App(
-                Settings(
-                    replicas=tuple(fleet.urls),
-                    state=redis.url if redis is not None else "",
-                    port=0,
-                    admin_port=0,
-                    access_log=0.0,
-                    drain_timeout=0.0,
-                    kv_cache_tokens=200_000,
-                )
-            )
-            await app.start()
-            stack.push_async_callback(app.stop)
-            await app.ready()
+            state = redis.url if redis is not None else ""
+            made = running(fleet.urls, state=state, kv_cache_tokens=200_000)
+            app = await stack.enter_async_context(made)
             apps.append(app)
         limit = asyncio.Semaphore(AT_ONCE)
 

@@ -6,7 +6,8 @@ import asyncio
 import time
 
 import pytest
-from state_world import Node, RedisServer, answers, chain, until
+from redis_server import RedisServer
+from state_world import Node, answers, chain, until
 
 from router.index import ByteIndex
 from router.prompt.spans import SPANS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from state_world import RedisServer, until
+from redis_server import RedisServer
+from state_world import until
 
 from router.app import App
 from router.config import Settings
@@ -274,6 +276,13 @@ async def test_workers(replicas: list[Replica], client: httpx.AsyncClient, tmp_p
         assert {worker for worker, _ in served} == {"0", "1"}
         assert sum(int(count) for _, count in served) == 30
         assert told.count("# TYPE warmroute_requests_total") == 1
+        fleet = (await client.get(f"{admin}/replicas")).json()
+        assert sum(each["requests"] for each in fleet) == 30
+        assert len({each["name"] for each in fleet}) == len(fleet) == len(replicas)
+        queue = (await client.get(f"{admin}/queue")).json()
+        assert queue["outcomes"]["direct"] == 30
+        policies = (await client.get(f"{admin}/policies")).json()
+        assert sum(each["requests"] for each in policies["decisions"]) == 30
         latest = (await client.get(f"{admin}/explain")).json()
         assert len(latest) == 30
         request = latest[-1]["request_id"] if "request_id" in latest[-1] else latest[-1]["id"]
@@ -317,6 +326,51 @@ async def test_workers(replicas: list[Replica], client: httpx.AsyncClient, tmp_p
                 await asyncio.sleep(0.02)
         one.process.terminate()
         assert await asyncio.to_thread(one.process.wait, 15) == 0
+    finally:
+        one.end()
+
+
+async def test_workers_know_each_others_sessions(
+    replicas: list[Replica], client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    one = Process(tmp_path, replicas, "--workers", "2", "--kv-cache-tokens", "100000")
+
+    async def told(pattern: str) -> list[tuple[str, ...]]:
+        text = (await client.get(f"http://127.0.0.1:{one.admin}/metrics")).text
+        return re.findall(pattern, text, re.M)
+
+    async def counted(state: str) -> list[tuple[str, ...]]:
+        return await told(rf'^warmroute_sessions\{{worker="(\d)",state="{state}"\}} (\d+)')
+
+    async def all_in(state: str, count: str, within: float = 20.0) -> None:
+        async with asyncio.timeout(within):
+            while await counted(state) != [("0", count), ("1", count)]:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+    async def session(number: int) -> int:
+        headers = {"x-session-id": str(number)}
+        async with httpx.AsyncClient(timeout=20, trust_env=False, headers=headers) as fresh:
+            return await ask(fresh, one.port, prompt(number))
+
+    try:
+        await one.ready(client)
+        # The door is there from the first look on, half a second after the start.
+        async with asyncio.timeout(40):
+            while True:
+                assert await session(100) == 200
+                # What one worker has been told is told to the other a moment later.
+                with contextlib.suppress(TimeoutError):
+                    await all_in("idle", "1", within=2.0)
+                    break
+        assert len(await told("^warmroute_session_kv_wanted_ratio{")) == 8
+        for replica in replicas:
+            replica.hold.clear()
+        asking = [asyncio.create_task(session(number)) for number in range(8)]
+        await all_in("active", "8")
+        for replica in replicas:
+            replica.hold.set()
+        assert await asyncio.gather(*asking) == [200] * 8
+        await all_in("idle", "9")
     finally:
         one.end()
 

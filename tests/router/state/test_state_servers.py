@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import trustme
-from state_world import Node, RedisServer, answers, chain, free_port, redis_carrier, until
+from redis_server import RedisServer, free_port
+from state_world import Node, answers, chain, redis_carrier, until
 
 from router.config.state_url import StateURL, parse
 from router.state.redis_client import RedisConnector
@@ -199,8 +200,8 @@ def test_urls(url: str, address: StateURL) -> None:
 @pytest.mark.parametrize(
     ("url", "wrong"),
     [
-        ("localhost:6379", "schemes"),
-        ("http://h", "schemes"),
+        ("localhost:6379", "scheme"),
+        ("http://h", "scheme"),
         ("redis://", "host"),
         ("redis://h:0", "port"),
         ("redis://h:99999", "port"),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from state_world import Node, RedisServer, chain, until
+from redis_server import RedisServer
+from state_world import Node, chain, until
 
 from router.fleet.holders import key_of
 from router.prompt.spans import SPANS
+from router.scheduling.peer_request import PeerRequest
 
 MakeNode = Callable[..., Awaitable[Node]]
 
@@ -77,13 +79,13 @@ async def test_load_is_shared_and_given_back(node: MakeNode) -> None:
     queued = [load.queued_tokens for load in a.fleet.loads]
     assert [load.queued_tokens for load in b.fleet.loads] == queued
     assert sum(queued) > 0
-    a.placer.first_token(flying[0], 0.0)
-    a.placer.finished(flying[0], 0.0)
-    a.placer.finished(flying[1], 0.0)
-    a.placer.failed(flying[2], 0.0)
+    flying[0].first_token(0.0)
+    flying[0].finished(0.0)
+    flying[1].finished(0.0)
+    flying[2].failed(0.0)
     await until(lambda: sum(b.in_flight().values()) == 2)
     for one in flying[3:]:
-        a.placer.finished(one, 0.0)
+        one.finished(0.0)
     await until(lambda: not b.in_flight())
     for load in b.fleet.loads:
         assert (load.queued_tokens, load.context_tokens, load.kv_tokens) == (0, 0, 0)
@@ -95,7 +97,7 @@ async def test_a_router_that_starts_hears_what_is_in_flight(node: MakeNode) -> N
     b = await node()
     assert b.in_flight() == a.in_flight()
     for one in flying:
-        a.placer.finished(one, 0.0)
+        one.finished(0.0)
     await until(lambda: not b.in_flight())
 
 
@@ -116,12 +118,12 @@ async def test_prefixes_being_computed_are_told(node: MakeNode) -> None:
     a, b = await node(), await node()
     told = b.placer._prefills
     first, second, third = (a.place(chain(40)) for _ in range(3))
-    await until(lambda: len(told) == 3)
-    assert told.shared(first.chain, 40) == {first.slot: SPANS[40]}
-    a.placer.first_token(first, 1.0)
-    a.placer.failed(second, 1.0)
-    a.placer.finished(third, 1.0)
-    await until(lambda: not told)
+    await until(lambda: sum(map(len, told.starts.values())) == 3)
+    assert told.shared(first.prompt.chain, 40) == {first.slot: SPANS[40]}
+    first.first_token(1.0)
+    second.failed(1.0)
+    third.finished(1.0)
+    await until(lambda: not told.starts)
 
 
 async def test_a_stopped_routers_load_goes_at_once(node: MakeNode) -> None:
@@ -143,7 +145,7 @@ async def test_a_replicas_restart_is_told(node: MakeNode) -> None:
     await until(lambda: not b.holds(one))
     # b sees it too, a little later: what came since then is not forgotten
     two = chain(20)
-    a.placer.apply_peer_routed(replica.slot, two, 5000, 1.0, 1.0, 0.0)
+    a.placer.apply_peer_routed(PeerRequest(replica.slot, 5000, 1.0, 1.0, two, len(two)), 0.0)
     assert not b.shared.emptied(b.fleet.find(f"http://{name}"))
 
 

@@ -37,10 +37,10 @@ Write = Callable[..., list[dict[str, Any]]]
 def write(tmp_path: Path) -> Write:
     """Log some requests and give back the lines."""
 
-    def run(*calls: tuple[Any, ...], **settings: Any) -> list[dict[str, Any]]:
+    def run(*calls: tuple[Any, ...], share: float = 1.0, **settings: Any) -> list[dict[str, Any]]:
         path = tmp_path / "access.log"
         with path.open("wb") as file:
-            log = AccessLog(fd=file.fileno(), **settings)
+            log = AccessLog(share, fd=file.fileno(), **settings)
             log.start()
             for call in calls:
                 log.add(*call)
@@ -124,7 +124,7 @@ def test_a_reader_that_does_not_read_costs_lines_not_time(
     monkeypatch.setattr(lines, "CLOSE_TIMEOUT_S", 0.05)
     monkeypatch.setattr(lines, "WRITE_INTERVAL_S", 0.01)
     reader, writer = pipe
-    log = AccessLog(fd=writer, most_waiting=500)
+    log = AccessLog(1.0, fd=writer, most_waiting=500)
     log.start()
     for number in range(20_000):  # some 6 MB, and a pipe takes 64 KB
         log.add(finished(f"r{number}"))
@@ -145,7 +145,7 @@ def test_a_reader_that_is_gone_is_told_once(
     monkeypatch.setattr(lines, "WRITE_INTERVAL_S", 0.01)
     reader, writer = pipe
     os.close(reader)
-    log = AccessLog(fd=writer)
+    log = AccessLog(1.0, fd=writer)
     log.start()
     with caplog.at_level(logging.ERROR):
         for _ in range(100):
@@ -159,7 +159,7 @@ def test_a_reader_that_is_gone_is_told_once(
 def test_a_pipe_that_does_not_block_works_too(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     os.set_blocking(writer, False)
-    log = AccessLog(fd=writer)
+    log = AccessLog(1.0, fd=writer)
     log.start()
     for number in range(2000):
         log.add(finished(f"r{number}"))
@@ -182,7 +182,7 @@ def test_a_pipe_that_does_not_block_works_too(pipe: tuple[int, int]) -> None:
 def test_lines_for_people(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     with path.open("wb") as file:
-        log = AccessLog(fd=file.fileno(), people=True)
+        log = AccessLog(1.0, fd=file.fileno(), people=True)
         log.start()
         log.add(finished(path="/v1/\x1b[31m", model="m\u2028n"))
         log.add(Finished("r2", method="GET", path="/x", status=0, outcome="client_gone"))
@@ -197,8 +197,80 @@ def test_long_lines_are_bounded_by_their_size(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lines, "MAX_CHARACTERS", 100_000)
-    log = AccessLog(fd=pipe[1])  # not started: nothing is taken
+    log = AccessLog(1.0, fd=pipe[1])  # not started: nothing is taken
     for number in range(100):
         log.add(finished(path="/" + "x" * 10_000 + str(number)))
     assert len(log._lines.waiting) == 10
     assert log.dropped == 90
+
+
+class Timers:
+    """What an event loop was asked to call later."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], None]] = []
+
+    def later(self, delay: float, call: Callable[[], None]) -> None:
+        assert 0 < delay < 1
+        self.calls.append(call)
+
+
+@pytest.fixture
+def batched(pipe: tuple[int, int]) -> Iterator[tuple[AccessLog, Timers, Callable[[], list[str]]]]:
+    """A log on an event loop, its timers, and what to call for the ids written by its end."""
+    reader, writer = pipe
+    log, timers = AccessLog(1.0, fd=writer), Timers()
+    log.start(timers.later)
+
+    def written() -> list[str]:
+        log.close()
+        return [json.loads(line)["id"] for line in os.read(reader, 1 << 16).splitlines()]
+
+    yield log, timers, written
+    log.close()
+
+
+Batched = tuple[AccessLog, Timers, Callable[[], list[str]]]
+
+
+def test_a_few_requests_wait_for_one_timer_together(batched: Batched) -> None:
+    log, timers, written = batched
+    for number in range(3):
+        log.add(finished(str(number)))
+    assert len(timers.calls) == 1
+    timers.calls.pop()()
+    log.add(finished("3"))
+    assert len(timers.calls) == 1, "a timer that has run is set again"
+    assert written() == ["0", "1", "2", "3"], "what still waits is written at the end"
+
+
+def test_many_requests_wait_for_no_timer(batched: Batched, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, timers, _ = batched
+    made: list[str] = []
+    monkeypatch.setattr(log, "_line", lambda done, *_: made.append(done.request_id) or "\n")
+    for number in range(100):
+        log.add(finished(str(number)))
+    assert made == [str(number) for number in range(96)]
+    assert len(timers.calls) == 1
+
+
+def test_a_line_that_cannot_be_made_costs_no_other(batched: Batched) -> None:
+    log, timers, written = batched
+    log.add(finished("0"))
+    log.add(finished("1", started="never"))
+    log.add(finished("2"))
+    with pytest.raises(ValueError, match="format"):
+        timers.calls.pop()()
+    assert written() == ["0", "2"]
+
+
+def test_a_wait_in_the_queue_is_told_and_no_wait_is_not(write: Write) -> None:
+    waited, left, direct = write(
+        (finished("a", queued=2.5, waited_at="door lane", priority=1),),
+        (Finished("b", status=503, outcome="overloaded", queued=60.0, waited_at="door"),),
+        (finished("c", priority=1),),
+    )
+    assert (waited["queued"], waited["waited_at"], waited["priority"]) == (2.5, "door lane", 1)
+    assert (left["queued"], left["waited_at"]) == (60.0, "door")
+    assert "priority" not in left
+    assert not {"queued", "waited_at", "priority"} & direct.keys()

@@ -43,6 +43,36 @@ def test_a_choice_is_told_with_its_candidates_and_their_loads() -> None:
     )  # fmt: skip
 
 
+def test_a_wait_is_told_with_what_was_before_it() -> None:
+    explain = Explain(10)
+    explain.add(
+        finished(
+            "door",
+            queued=2.5,
+            waited_at="door",
+            queue_ahead=3,
+            queue_expected=2.0,
+            queue_wanted=0.93,
+        )
+    )
+    explain.add(finished("lane", queued=0.5, waited_at="lane", priority=1))
+    explain.add(finished("left", slot=-1, outcome="client_gone", queued=1.0, waited_at="lane"))
+    explain.add(finished("direct"))
+    door, lane, left, direct = (explain.find(name) for name in ("door", "lane", "left", "direct"))
+    assert door is not None
+    assert door.queue is not None
+    assert (door.queue.seconds, door.queue.ahead, door.queue.kv_wanted) == (2.5, 3, 0.93)
+    assert "waited 2.50 s behind 3 others at the door" in door.why
+    assert "want 93% of the KV memory; 2.00 s were expected" in door.why
+    assert lane is not None
+    assert "for its replica's turn" in lane.why
+    assert left is not None
+    assert "sent to no replica: client_gone. It waited 1.00 s" in left.why
+    assert direct is not None
+    assert direct.queue is None
+    assert "waited" not in direct.why
+
+
 def test_a_broken_promise_is_told_with_its_cause() -> None:
     explain = Explain(10)
     explain.add(finished("stale", delivered=992))

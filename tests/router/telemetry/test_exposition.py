@@ -5,14 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.telemetry import catalogue, exposition
+from router.audit import Auditor
+from router.diagnosis import Diagnoser
+from router.diagnosis.verdict import REASONS
+from router.disaggregation.disaggregation import Disaggregation
+from router.index.tree import ByteIndex
+from router.prompt.spans import SPANS
+from router.shadow.shadows import ShadowRow
+from router.telemetry import catalogue, exposition, metrics_page
 from router.telemetry.exposition import Exposition
+from router.telemetry.loop_watch import LoopWatch
+from router.telemetry.queue_metrics import CACHE_LOST
 from router.telemetry.record import Finished, Outcome
 from router.telemetry.telemetry import Telemetry
+from router.tenants.use import Use
 from router.types import Load
 
 
@@ -52,6 +63,16 @@ class Log:
     dropped = 4
 
 
+class ShadowBook:
+    left_out = 3
+    trusted = True
+    saved_tokens = 900
+    saved_seconds = 0.5
+
+    def rows(self) -> list[ShadowRow]:
+        return [ShadowRow("round_robin", 20, 1000, 300, 500, 2.5, 1.25)]
+
+
 class Exact:
     def __init__(self) -> None:
         self.prompts = {"exact": 5, "media": 2}
@@ -71,16 +92,67 @@ class Exact:
         return slot
 
 
+class TenantBook:
+    auth_failures: ClassVar = {"missing": 2}
+    shadowed: ClassVar = {"requests_per_minute": 3}
+    decided: ClassVar = {"lease": 4}
+    shared = True
+
+    def rows(self) -> list[tuple[str, Use]]:
+        return [("acme", Use(requests=1, refused={"model": 5}))]
+
+
 BUILD = {"version": "0.1.0", "python": "3.11.4", "policy": "cache_aware"}
+
+
+class Waiting:
+    outcomes: ClassVar = {"direct": 5, "held": 2}
+    stretch = 1.5
+    sessions = (3, 4)
+    work_seconds = 12.5
+
+    def waiting(self) -> dict[tuple[int, str], int]:
+        return {(-1, "door"): 7, (1, "lane"): 8}
+
+    def kv_wanted(self, slot: int) -> float | None:
+        return 0.75 if slot == 1 else None
+
+
+class OneTarget:
+    name = "cloud"
+    requests: ClassVar = {"late": 2}
+    failed = 1
+    money = 0.5
+
+
+class Targets:
+    targets: ClassVar = [OneTarget()]
 
 
 def make(telemetry: Telemetry, *names: str) -> Exposition:
     fleet = Fleet(*(names or ("a:1", "b:1")))
-    return Exposition(telemetry, fleet, Index(), Log(), BUILD, exact=Exact())
+    watch = LoopWatch()
+    watch.holds["router.somewhere.slow"] = 2
+    return Exposition(
+        telemetry,
+        fleet,
+        Index(),
+        Log(),
+        BUILD,
+        exact=Exact(),
+        tenants=TenantBook(),
+        shadows=ShadowBook(),
+        loop_watch=watch,
+        queue=Waiting,
+        diagnoses=Diagnoser(1 << 20, list),
+        audit=Auditor(list, dict),
+        overflow=Targets(),
+    )
 
 
 def busy() -> Telemetry:
     telemetry = Telemetry()
+    telemetry.legs = Disaggregation(ByteIndex(SPANS))
     telemetry.observe(
         Finished(
             "r", api="chat", model="llama", slot=1, replica="a:1", status=200, retries=1,
@@ -91,6 +163,7 @@ def busy() -> Telemetry:
     telemetry.observe(Finished("s", status=503, outcome=Outcome.NO_REPLICA))
     telemetry.attempt_failed("a:1", Outcome.CONNECT)
     telemetry.live.connections = 11
+    telemetry.live.held = {"llama": 2}
     return telemetry
 
 
@@ -133,8 +206,8 @@ async def test_the_catalogue_and_the_text_name_the_same_metrics() -> None:
 
 def test_the_documentation_is_up_to_date() -> None:
     path = Path(__file__).parents[3] / "docs" / "reference" / "metrics.md"
-    assert path.read_text() == catalogue.document(), (
-        "run: python -m router.telemetry.catalogue > docs/reference/metrics.md"
+    assert path.read_text() == metrics_page.document(), (
+        "run: python -m router.telemetry.metrics_page > docs/reference/metrics.md"
     )
 
 
@@ -167,6 +240,79 @@ async def test_values_come_out_as_counted() -> None:
     assert value(samples, "warmroute_access_log_dropped_total") == 4
     assert value(samples, "warmroute_build_info", **BUILD) == 1
     assert value(samples, "process_resident_memory_bytes") > 1e6
+
+
+async def test_the_queue_is_shown() -> None:
+    telemetry = busy()
+    telemetry.observe(Finished("r", outcome="overloaded", queued=3.0, priority=1))
+    samples, _ = await scrape(make(telemetry, "a", "b"))
+    assert value(samples, "warmroute_queue_waiting", priority="high", where="door") == 7
+    assert value(samples, "warmroute_queue_waiting", priority="low", where="lane") == 8
+    assert value(samples, "warmroute_queue_waiting", priority="normal", where="lane") == 0
+    assert value(samples, "warmroute_queue_work_seconds") == 12.5
+    assert value(samples, "warmroute_queue_wait_seconds_count", priority="low") == 1
+    assert value(samples, "warmroute_queue_wait_seconds_sum", priority="low") == 3.0
+    assert value(samples, "warmroute_queue_outcomes_total", outcome="held") == 2
+    assert value(samples, "warmroute_queue_stretch_ratio") == 1.5
+    assert value(samples, "warmroute_sessions", state="idle") == 4
+    assert value(samples, "warmroute_session_kv_wanted_ratio", replica="a") == 0.75
+    absent = ("warmroute_session_kv_wanted_ratio", frozenset({("replica", "b")}))
+    assert absent not in samples
+
+
+async def test_waits_are_compared_with_what_was_expected() -> None:
+    telemetry = busy()
+    waits = [  # where, seconds, expected, slot
+        ("door", 10.0, 5.0, 0),
+        ("door lane", 6.0, 5.0, 0),
+        ("lane", 1.0, 2.0, 0),
+        ("lane", 1.0, 0.1, 0),  # too little to compare
+        ("lane", 60.0, 2.0, -1),  # never sent
+    ]
+    for where, queued, expected, slot in waits:
+        telemetry.observe(
+            Finished(
+                "r",
+                slot=slot,
+                replica="a:1" if slot >= 0 else "",
+                queued=queued,
+                waited_at=where,
+                queue_expected=expected,
+            )
+        )
+    samples, _ = await scrape(make(telemetry, "a:1"))
+    name = "warmroute_queue_wait_to_expected_ratio"
+    assert value(samples, f"{name}_count", where="door") == 2
+    assert value(samples, f"{name}_sum", where="door") == pytest.approx(3.2)
+    assert value(samples, f"{name}_bucket", where="door", le="1.25") == 1
+    assert value(samples, f"{name}_count", where="lane") == 1
+    assert value(samples, f"{name}_bucket", where="lane", le="0.5") == 1
+
+
+async def test_reuse_is_lost_by_sessions_whose_cache_was_worth_keeping() -> None:
+    telemetry = busy()
+    for in_time, queued, lost in (
+        (True, -1.0, {"evicted": 100, "messages_changed": 7}),
+        (True, 2.0, {"evicted": 30, "sent_elsewhere": 20}),
+        (True, -1.0, {"replica_lost": 5}),
+        (False, -1.0, {"evicted": 1000}),
+    ):
+        telemetry.observe(
+            Finished(
+                "r",
+                slot=0,
+                replica="a:1",
+                queued=queued,
+                back_in_time=in_time,
+                lost=lost,
+                missed_tokens=sum(lost.values()),
+            )
+        )
+    samples, _ = await scrape(make(telemetry, "a:1"))
+    name = "warmroute_session_reuse_lost_tokens_total"
+    found = {reason: value(samples, name, reason=reason) for reason in telemetry.reuse_lost}
+    assert found == {"evicted": 100, "waited": 30, "moved": 20, "replica_lost": 5}
+    assert set(CACHE_LOST) <= set(REASONS)
 
 
 async def test_a_cache_of_unknown_size_is_no_number() -> None:

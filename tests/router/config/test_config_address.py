@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from router.fleet.replica import parse_address
+from router.config.address import parse_address
 
 
 @pytest.mark.parametrize(
@@ -30,14 +30,15 @@ def test_takes_urls_apart(
     [
         ("10.0.0.1:8000", "http://"),
         ("ftp://e", "http://"),
-        ("http://", "no host"),
-        ("http://e:99999", "range"),
-        ("http://e:0", "port 0"),
+        ("http://", "no valid host"),
+        ("http://e:99999", "no valid port"),
+        ("http://e:0", "no valid port"),
         ("http://u:p@e", "replica_api_key"),
-        ("http://e/?a=b", "after the path"),
-        ("http://e\nx", "printable"),
-        ("http://é", "printable"),
-        ("http://[::1", "IPv6"),
+        ("http://e/?a=b", "query"),
+        ("http://e\nx", "no valid host"),
+        ("http://é", "no valid host"),
+        ("http://[::1", "not a replica's URL"),
+        ("http://e/v1", "ends in /v1"),
         ("", "http://"),
     ],
 )
