@@ -13,11 +13,11 @@ DEV := $(VENV)/installed-dev
 
 # Rooms without sockets, and the tests of documents.
 FAST_TESTS := $(addprefix tests/router/,config index policies scheduling telemetry http/test_http_paths.py) \
-  $(addprefix tests/loadgen/,results/test_results_schema.py reproduce/test_reproduce_page.py)
+  tests/test_docs.py tests/loadgen/results/test_results_schema.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help check demo test e2e engines bench report lint types format docs clean
+.PHONY: help check demo test e2e benchmarks engines bench report lint types format docs clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,15 @@ test: $(DEV) ## all tests but e2e
 e2e: $(DEV) ## the tests with real vLLM engines, which are installed where missing
 	$(BIN)/python -m bench.vllm
 	$(BIN)/python -m pytest -m e2e -rs $(ARGS) tests/e2e
+
+# An environment for each: what they need does not go together, and torch is large.
+benchmarks: $(DEV) ## aiperf and guidellm as clients of the gateway, installed where missing (3 GB)
+	@set -eu; for name in aiperf guidellm; do \
+	  [ ! -x .venv-$$name/bin/$$name ] || continue; \
+	  $(BIN)/python -m venv .venv-$$name; \
+	  .venv-$$name/bin/python -m pip install -qq --disable-pip-version-check $$name; \
+	done
+	$(BIN)/python -m pytest -rs tests/loadgen/live/test_live_benchmarks.py $(ARGS)
 
 engines: $(DEV) ## policies compared on two real vLLM engines
 	$(BIN)/python -m bench.vllm
@@ -59,10 +68,11 @@ format: $(DEV) ## mend style
 
 docs: $(RUN) ## write the pages of docs/reference that are made from code anew
 	$(BIN)/python -m router.config docs/reference/configuration.md
-	$(BIN)/python -m router.telemetry.catalogue > docs/reference/metrics.md
+	$(BIN)/python -m router.telemetry.metrics_page > docs/reference/metrics.md
 
-clean: ## remove .venv, .venv-vllm, caches and out/
-	rm -rf $(VENV) .venv-vllm out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove .venv, .venv-*, caches and out/
+	rm -rf $(VENV) .venv-vllm .venv-envoy .venv-envoy.lock .venv-aiperf .venv-guidellm
+	rm -rf out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One after the other, so that make -j never runs two pips in one environment.
