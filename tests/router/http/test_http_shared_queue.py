@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ending import end
 from http_world import (
     END,
     SSE_HEAD,
@@ -86,10 +86,7 @@ async def die(app: App) -> None:
     shared._running = False
     assert shared._ticking is not None
     shared._ticking.cancel()
-    tasks = shared.transport._tasks  # type: ignore[attr-defined]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await end(shared.transport._tasks)  # type: ignore[attr-defined]
 
 
 async def test_the_door_counts_the_sessions_of_the_other_router(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import xxhash
+from ending import end
 from prompts import prompt_of
 from redis_server import RedisServer
 
@@ -115,9 +116,7 @@ class Node:
         shared._running = False
         assert shared._ticking is not None
         shared._ticking.cancel()
-        for task in self.transport._tasks:  # type: ignore[attr-defined]
-            task.cancel()
-        await asyncio.gather(*self.transport._tasks, return_exceptions=True)  # type: ignore[attr-defined]
+        await end(self.transport._tasks)  # type: ignore[attr-defined]
 
 
 def redis_carrier(url: str, password: str = "", prefix: str = "warmroute") -> RedisTransport:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from ending import end
 from redis_server import RedisServer
 from state_world import Node, answers, chain, redis_carrier, until
 
@@ -211,8 +212,7 @@ async def test_one_that_fell_behind_the_stream_loads_again(
     a, b = await node(), await node()
     await until(lambda: not b.transport._reload)
     listening = next(t for t in b.transport._tasks if t.get_name() == "state listening")
-    listening.cancel()
-    await asyncio.gather(listening, return_exceptions=True)
+    await end([listening])
     chains = [chain(10) for _ in range(30)]
     for one in chains:
         a.serve(one)
@@ -239,8 +239,7 @@ async def test_a_stopped_router_comes_back(node: MakeNode, monkeypatch: pytest.M
     flying = [a.place(chain(10)) for _ in range(3)]
     await until(lambda: sum(b.in_flight().values()) == 3)
     telling = a.transport._tasks[0]
-    telling.cancel()
-    await asyncio.gather(telling, return_exceptions=True)
+    await end([telling])
     await until(lambda: not b.in_flight())
     transport = a.transport
     transport._tasks[0] = asyncio.create_task(transport._forever("telling", transport._tell))
