@@ -56,7 +56,7 @@ from router.queue.queue import Queue
 from router.queue.ticket import Refusal, Ticket
 from router.scheduling.peer_request import PeerRequest
 from router.scheduling.placer import INDEX_ROOM, Placement, Placer
-from router.state.redis_client import RedisConnector
+from router.state.redis_connector import RedisConnector
 from router.state.redis_transport import RedisTransport
 from router.state.snapshot_writer import SnapshotWriter
 from router.state.sync import StateSync

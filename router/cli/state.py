@@ -16,7 +16,7 @@ from router.config import TABLE, Settings, load
 from router.config.sources import CONFIG_ENV
 from router.state.codec import Writer, name_key
 from router.state.keys import Keys, position
-from router.state.redis_client import ERRORS, Client
+from router.state.redis_client import Client, errors
 from router.state.routers import RouterInfo, alive, read_routers
 from router.state.transports import redis_connector
 
@@ -86,7 +86,7 @@ def run(parsed: argparse.Namespace) -> int:
         return _fail("flush which replica? --replica NAME, as `warmroute state` shows it")
     try:
         return asyncio.run(_run(settings, parsed))
-    except ERRORS as error:
+    except errors() as error:
         return _fail(f"{settings.state}: {error}")
 
 
@@ -112,7 +112,7 @@ async def _run(settings: Settings, parsed: argparse.Namespace) -> int:
 
 
 async def read(client: Client, keys: Keys) -> Report:
-    """Everything the report has. Raises one of redis_client.ERRORS."""
+    """Everything the report has. Raises one of `redis_client.errors`."""
     routers = read_routers(await client.hgetall(keys.routers))
     keeper = await client.get(keys.keeper) or b""
     replicas = []

@@ -18,7 +18,7 @@ from router.config import TABLE, Settings, load
 from router.config.sources import CONFIG_ENV
 from router.config.tenancy import REDIS
 from router.config.units import parse_duration
-from router.state.redis_client import ERRORS, Client
+from router.state.redis_client import Client, errors
 from router.state.transports import redis_connector
 from router.tenants.accounts import DAY, MEASURES, MINUTE, NOW, SLOTS, Limit, month_of
 from router.tenants.answers import shown
@@ -136,7 +136,7 @@ def run(parsed: argparse.Namespace) -> int:
     }
     try:
         return asyncio.run(_with_redis(settings, parsed, actions[parsed.command, parsed.action]))
-    except ERRORS as error:
+    except errors() as error:
         return _fail(f"{settings.state}: {error}")
     except ValueError as error:
         return _fail(str(error))

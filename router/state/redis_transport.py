@@ -7,15 +7,18 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from router.state.allowance import Allowance
 from router.state.cache_snapshots import Position
 from router.state.keys import Keys, position, position_text
-from router.state.redis_client import ERRORS, Client, RedisConnector
+from router.state.redis_client import Client, errors
 from router.state.snapshot_loader import load
 from router.state.snapshot_writer import SnapshotWriter
 from router.state.sync import StateSync
+
+if TYPE_CHECKING:
+    from router.state.redis_connector import RedisConnector
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +152,7 @@ class RedisTransport:
             try:
                 client = await self.connector.open(self.keys.facts, timeout_s)
                 await work(client)
-            except ERRORS as error:
+            except errors() as error:
                 self._failed(what, error)
             except Exception as error:
                 # Nothing that goes wrong here may end the sharing for good.
@@ -216,7 +219,7 @@ class RedisTransport:
                 return
 
     async def _deliver(self, client: Client) -> None:
-        """Send what is pending. Raises one of ERRORS when Redis does not take it."""
+        """Send what is pending. Raises one of `errors` when Redis does not take it."""
         name, pending = self.keys.facts, self._pending
         number = self._sync.outbox.number
         now = time.monotonic()

@@ -26,7 +26,7 @@ MAX_READ_ENTRIES: Final = 500
 
 async def load(client: Client, keys: Keys, shared: StateSync) -> tuple[Position, bool]:
     """Returns the place in the stream to listen from, and whether there was a map to load. Raises
-    one of redis_client.ERRORS.
+    one of redis_client.errors.
 
     The end of the stream is read before anything else, and the place to begin before the maps:
     maps may be newer than that, never older, and what is told twice does no harm.

@@ -58,7 +58,7 @@ class SnapshotWriter:
         self._me = f"{shared.router:016x}"
 
     async def run(self, client: Client) -> None:
-        """Rounds, for as long as the connection holds. Raises one of redis_client.ERRORS."""
+        """Rounds, for as long as the connection holds. Raises one of redis_client.errors."""
         while True:
             await self._round(client)
             await asyncio.sleep(ROUND_INTERVAL_S)

@@ -5,22 +5,15 @@ Either takes one call at a time of each process, and answers in the same words (
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Final, Protocol
 
 import msgspec
-from redis.exceptions import NoScriptError
 
-from router.state.redis_client import Client, RedisConnector
 from router.tenants.accounts import Amounts
-from router.tenants.limits_script import LIMITS_SCRIPT
 
 TIMEOUT_S: Final = 0.5
 """For a reply: a request may wait for it."""
-_SHA: Final = hashlib.sha1(LIMITS_SCRIPT.encode(), usedforsecurity=False).hexdigest()
-
-_encode = msgspec.json.Encoder().encode
 
 
 # The script reads them by one letter each: there are many in a call.
@@ -84,7 +77,7 @@ class Session(Protocol):
     """A line to a counter."""
 
     async def call(self, names: Sequence[str], call: Call) -> Reply:
-        """names: of the accounts. Raises one of ERRORS (redis_client.py)."""
+        """names: of the accounts. Raises one of `redis_client.errors`."""
 
     async def close(self) -> None:
         """It is needed no more."""
@@ -101,53 +94,9 @@ class Counter(Protocol):
     """Seconds between two calls that only settle and lease."""
 
     async def open(self) -> Session:
-        """Raises one of ERRORS (redis_client.py)."""
+        """Raises one of `redis_client.errors`."""
 
 
 def account_key(prefix: str, account: str) -> str:
     """Where an account is in Redis; with the prefix's hash tag."""
     return "{" + prefix + "}:limit:" + account
-
-
-class RedisCounter:
-    """Counts in Redis."""
-
-    name = "Redis"
-    label = "redis"
-    tick_s = 0.25
-
-    def __init__(self, connector: RedisConnector, prefix: str) -> None:
-        self._connector = connector
-        self._prefix = prefix
-        self._book = "{" + prefix + "}:limits"
-
-    async def open(self) -> Session:
-        """A connection, on which the script is known."""
-        client = await self._connector.open(self._book, TIMEOUT_S)
-        try:
-            await client.script_load(LIMITS_SCRIPT)
-        except BaseException:
-            await client.aclose()
-            raise
-        return _RedisSession(client, self._book, self._prefix)
-
-
-class _RedisSession:
-    def __init__(self, client: Client, book: str, prefix: str) -> None:
-        self._client = client
-        self._book = book
-        self._prefix = prefix
-
-    async def call(self, names: Sequence[str], call: Call) -> Reply:
-        """Have the script run."""
-        keys = [self._book, *(account_key(self._prefix, name) for name in names)]
-        argument = _encode(call)
-        try:
-            reply = await self._client.evalsha(_SHA, len(keys), *keys, argument)
-        except NoScriptError:
-            reply = await self._client.eval(LIMITS_SCRIPT, len(keys), *keys, argument)
-        return Reply(*reply)
-
-    async def close(self) -> None:
-        """Close the connection."""
-        await self._client.aclose()

@@ -11,14 +11,17 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from router.state.redis_client import ERRORS, Client, RedisConnector
+from router.state.redis_client import Client, errors
 from router.tenants.keys import KeyRecord
 from router.tenants.registry import Registry
 from router.tenants.tenant_file import MAX_KEYS
+
+if TYPE_CHECKING:
+    from router.state.redis_connector import RedisConnector
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +127,7 @@ class KeyWatcher:
         while not self._stopping:
             try:
                 await self._follow()
-            except ERRORS as error:
+            except errors() as error:
                 if not self.problem:
                     log.warning("tenants: keys that are made or revoked are not heard: %s", error)
                 self.problem = f"changes of keys are not heard: {error}"

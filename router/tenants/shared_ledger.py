@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from router.state.redis_client import ERRORS
+from router.state.redis_client import errors
 from router.tenants.accounts import (
     IN_FLIGHT,
     MEASURES,
@@ -361,7 +361,7 @@ class SharedLedger:
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
         if self.up:
-            with contextlib.suppress(*ERRORS, TimeoutError):
+            with contextlib.suppress(*errors(), TimeoutError):
                 async with asyncio.timeout(TIMEOUT_S):
                     session = await self.counter.open()
                     try:
@@ -373,7 +373,7 @@ class SharedLedger:
         while not self._stopping:
             try:
                 await self._talk()
-            except ERRORS as error:
+            except errors() as error:
                 self._lost(error)
             await asyncio.sleep(_RETRY_S)
 
@@ -449,7 +449,7 @@ class SharedLedger:
         names = list(remotes)
         try:
             reply = await session.call(names, call)
-        except ERRORS:
+        except errors():
             # Whether it was applied is not known. Its requests are decided here; the rest is told
             # again, under its number.
             call.requests = []

@@ -8,12 +8,11 @@ import logging
 import math
 from array import array
 from base64 import urlsafe_b64decode
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from router.config import Settings
 from router.config.tenancy import REDIS
 from router.prompt.spans import SPANS
-from router.state.redis_client import RedisConnector
 from router.tenants.accounts import Amounts, Denial, Reservation
 from router.tenants.answers import (
     Refusal,
@@ -25,7 +24,7 @@ from router.tenants.answers import (
     too_long,
 )
 from router.tenants.authenticator import Authenticator, TokenVerifier
-from router.tenants.counters import Counter, RedisCounter
+from router.tenants.counters import Counter
 from router.tenants.identity import AuthFailure, Identity
 from router.tenants.isolation_guard import IsolationGuard
 from router.tenants.key_store import KeyWatcher
@@ -37,6 +36,9 @@ from router.tenants.tenant_file import MAX_FILE_BYTES, Price, TenantFile, parse_
 from router.tenants.use import IsolationCost, TenantUse, Use
 from router.types import Chain
 from router.watched_file import WatchedFile
+
+if TYPE_CHECKING:
+    from router.state.redis_connector import RedisConnector
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +90,8 @@ class Tenants:
         self.ledger: Ledger = MemoryLedger()
         self.shared_ledger: SharedLedger | None = None
         if connector is not None:
+            from router.tenants.redis_counter import RedisCounter  # loads redis-py
+
             self.keys = KeyWatcher(connector, settings.state_prefix, self.registry)
             redis = RedisCounter(connector, settings.state_prefix)
             self.shared_ledger = SharedLedger(redis, router, settings.limits_without_redis)

@@ -24,7 +24,7 @@ from router.index import ByteIndex
 from router.policies import load_policy
 from router.prompt.spans import SPANS
 from router.scheduling.placer import Placement, Placer
-from router.state.redis_client import RedisConnector
+from router.state.redis_connector import RedisConnector
 from router.state.redis_transport import RedisTransport
 from router.state.sync import StateSync, Transport
 from router.types import Chain

@@ -23,7 +23,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("router.state.redis_transport.READ_BLOCK_S", 0.3)
     monkeypatch.setattr("router.state.redis_transport.RECONNECT_BACKOFF_S", (0.02, 0.2))
     monkeypatch.setattr("router.state.redis_transport.RELOAD_INTERVAL_S", 0.3)
-    monkeypatch.setattr("router.state.redis_client.CONNECT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("router.state.redis_connector.CONNECT_TIMEOUT_S", 0.5)
     monkeypatch.setattr("router.state.snapshot_writer.ROUND_INTERVAL_S", 0.2)
     monkeypatch.setattr("router.state.sync.TICK_INTERVAL_S", 0.2)
 

@@ -14,7 +14,7 @@ from redis_server import RedisServer, free_port
 from state_world import Node, answers, chain, redis_carrier, until
 
 from router.config.state_url import StateURL, parse
-from router.state.redis_client import RedisConnector
+from router.state.redis_connector import RedisConnector
 from router.state.redis_transport import RedisTransport
 
 

@@ -10,7 +10,7 @@ import msgspec
 from redis_server import RedisServer
 
 from router.config.state_url import parse
-from router.state.redis_client import RedisConnector
+from router.state.redis_connector import RedisConnector
 from router.tenants.accounts import (
     FIELDS,
     INPUT,

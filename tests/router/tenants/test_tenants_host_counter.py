@@ -9,8 +9,9 @@ from redis_server import RedisServer
 from tenants_world import connector
 
 from router.tenants.accounts import MEASURES, MINUTE, NOW
-from router.tenants.counters import Call, GivenAccount, RedisCounter, Reply, WaitingRequest
+from router.tenants.counters import Call, GivenAccount, Reply, WaitingRequest
 from router.tenants.host_counter import HostCounter
+from router.tenants.redis_counter import RedisCounter
 
 LIMITS = [
     [(0, MINUTE, 60, 0), (3, MINUTE, 4000, 0), (5, NOW, 12, 0)],

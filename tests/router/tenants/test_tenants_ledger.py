@@ -14,9 +14,10 @@ from redis_server import RedisServer
 from tenants_world import Local, Router, account, connector, need, until
 
 from router.tenants.accounts import Denial, Reservation, SlidingMinute, period_end
-from router.tenants.counters import Call, Counter, RedisCounter, Reply
+from router.tenants.counters import Call, Counter, Reply
 from router.tenants.host_counter import HostCounter
 from router.tenants.ledger import MemoryLedger
+from router.tenants.redis_counter import RedisCounter
 from router.tenants.shared_ledger import SharedLedger
 
 MakeRouter = Callable[..., Awaitable[Router]]
