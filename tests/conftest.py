@@ -1,4 +1,4 @@
-"""A bound for tests that wait for what never comes.
+"""How many tests run at once, and a bound for those that wait for what never comes.
 
 The event loops hand an exception of a signal's handler to their own handler of exceptions, so that
 pytest-timeout's signal fails nothing while a test waits. Here the test is cancelled, and says where
@@ -11,14 +11,23 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import os
 from collections.abc import Awaitable, Callable
 
 import pytest
 
+WAITING = 2
+"""Workers of `-n auto` beyond the processors: half of the time of tests is waiting, for processes
+that start and for timeouts."""
 SHARE = 0.75
 """Of the time after which pytest-timeout ends the process."""
 
 Test = Callable[..., Awaitable[None]]
+
+
+@pytest.hookimpl(optionalhook=True)  # xdist's
+def pytest_xdist_auto_num_workers() -> int:
+    return len(os.sched_getaffinity(0)) + WAITING
 
 
 @pytest.hookimpl(trylast=True)  # others mark tests
