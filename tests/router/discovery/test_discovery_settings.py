@@ -75,6 +75,9 @@ def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install '.[kubernetes]'" in problems(SERVICES)
 
 
-def test_the_client_is_imported_by_those_who_use_it_only() -> None:
-    code = "import router.app, router.discovery, sys; sys.exit('kubernetes' in sys.modules)"
+def test_clients_are_imported_by_those_who_use_them_only() -> None:
+    code = (
+        "import router.app, router.discovery, sys; "
+        "sys.exit('kubernetes' in sys.modules or 'redis' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
