@@ -22,8 +22,13 @@ def text(rng: random.Random, size: int) -> str:
     return " ".join(out)[:size]
 
 
-def bodies(size: int, count: int, *, stream: bool = False, seed: int = 1) -> list[bytes]:
-    """count bodies of about size bytes; half of each is shared by a third of them."""
+def bodies(
+    size: int, count: int, *, stream: bool = False, answer: int = 100, seed: int = 1
+) -> list[bytes]:
+    """count bodies of about size bytes; half of each is shared by a third of them.
+
+    answer: tokens, which is how many chunks a stream has.
+    """
     rng = random.Random(seed)
     shared = [text(rng, size // 2) for _ in range(3)]
     made = []
@@ -38,7 +43,7 @@ def bodies(size: int, count: int, *, stream: bool = False, seed: int = 1) -> lis
         body: dict[str, object] = {"model": "m"}
         if stream:
             body["stream"] = True
-        body["max_tokens"] = 100
+        body["max_tokens"] = answer
         body["messages"] = messages
         made.append(json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode())
     return made

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import uvloop
 
-from bench.proxy import process, warmroute
+from bench.proxies import process, warmroute
 
 TARGET = 20_000
 STREAMS = 2_000

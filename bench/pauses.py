@@ -21,7 +21,8 @@ import uvloop
 
 from bench import upstream as replica_bytes
 from bench.bodies import bodies
-from bench.proxy import process, request_bytes
+from bench.drive import request_bytes
+from bench.proxies import process
 from bench.where import REPLICAS, Transport
 from router.app import App
 from router.config import Settings

@@ -28,7 +28,8 @@ import yaml
 
 from bench import envoy
 from bench.bodies import bodies
-from bench.proxy import cpu_seconds, drive, free_port, process, request_bytes, wait_for, warmroute
+from bench.drive import drive, request_bytes
+from bench.proxies import cpu_seconds, free_port, process, wait_for, warmroute
 
 TARGET_CPU_US = 400.0
 TARGET_ADDED_MS = 1.0

@@ -19,7 +19,7 @@ from pathlib import Path
 import uvloop
 
 from bench.memory import resident
-from bench.proxy import process, warmroute
+from bench.proxies import process, warmroute
 
 STREAMS = 10_000
 SEGMENT = 1400

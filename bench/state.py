@@ -34,7 +34,8 @@ import xxhash
 from redis.asyncio import Redis
 
 from bench.bodies import bodies
-from bench.proxy import cpu_seconds, drive, free_port, process, wait_for, warmroute
+from bench.drive import drive
+from bench.proxies import cpu_seconds, free_port, process, wait_for, warmroute
 from loadgen.reproduce.cases import OURS, SEEDS
 from loadgen.reproduce.fleets import H100_32B
 from loadgen.results.records import floats

@@ -24,7 +24,9 @@ from pathlib import Path
 import uvloop
 
 from bench.bodies import bodies
-from bench.proxy import REPLICAS, cpu_seconds, drive, free_port, process, wait_for, warmroute
+from bench.drive import drive
+from bench.proxies import cpu_seconds, free_port, process, wait_for, warmroute
+from bench.proxy import REPLICAS
 
 TARGET_US = 10.0
 PROCESSES = 2

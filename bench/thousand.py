@@ -33,8 +33,8 @@ import msgspec
 import uvloop
 
 from bench.bodies import bodies
+from bench.drive import drive
 from bench.index import Traffic, resident
-from bench.proxy import drive
 from loadgen.replicas import QUICK, SimulatedFleet
 from router.app import App
 from router.config import Settings

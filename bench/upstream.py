@@ -1,12 +1,14 @@
 """The replica behind every proxy that is measured: as little work as can be, on several ports.
 
-A POST whose body holds "stream":true is answered by a stream of CHUNKS events, each written by itself, or
-by one event and then nothing if it holds "hold":true; everything else by a small JSON body. Control paths answer what a vLLM would.
+A POST whose body holds "stream":true is answered by a stream of as many events as it has max_tokens (CHUNKS
+without), each written by itself, or by one event and then nothing if it holds "hold":true; everything
+else by a small JSON body. Control paths answer what a vLLM would.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 
 import httptools
@@ -54,6 +56,9 @@ _CONTROL = {
 }
 
 
+_tokens = re.compile(rb'"max_(?:completion_)?tokens":(\d+)').search
+
+
 class Replica(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: asyncio.Transport = transport  # type: ignore[assignment]
@@ -65,21 +70,23 @@ class Replica(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         self.url = url
         self.stream = self.usage = self.hold = False
-        self.first = True
+        self.chunks = CHUNKS
 
     def on_body(self, body: bytes) -> None:
-        if self.first:
-            self.first = False
-            self.stream = b'"stream":true' in body[:200]
-            self.usage = b'"include_usage":true' in body[:200]
-            self.hold = b'"hold":true' in body[:200]
+        # Anywhere: some proxies write a body anew, with its keys in another order.
+        self.stream |= b'"stream":true' in body
+        self.usage |= b'"include_usage":true' in body
+        self.hold |= b'"hold":true' in body
+        found = _tokens(body)
+        if found:
+            self.chunks = int(found[1])
 
     def on_message_complete(self) -> None:
         control = _CONTROL.get(self.url)
         if control is not None:
             self.transport.write(control)
         elif self.stream:
-            self.left = CHUNKS
+            self.left = self.chunks
             self.transport.write(HEAD)
             if self.hold:
                 self.transport.write(EVENT)

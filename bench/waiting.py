@@ -22,7 +22,7 @@ import httpx
 import uvloop
 
 from bench.memory import resident
-from bench.proxy import cpu_seconds, free_port, process, wait_for
+from bench.proxies import cpu_seconds, free_port, process, wait_for
 
 AIM_BYTES = 20_000
 AIM_CORE = 0.01

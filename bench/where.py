@@ -36,16 +36,8 @@ import uvloop
 
 from bench import upstream as replica_bytes
 from bench.bodies import bodies
-from bench.proxy import (
-    TICKS,
-    cpu_seconds,
-    drive,
-    free_port,
-    process,
-    request_bytes,
-    wait_for,
-    warmroute,
-)
+from bench.drive import drive, request_bytes
+from bench.proxies import TICKS, cpu_seconds, free_port, process, wait_for, warmroute
 from router.app import App
 from router.config import Settings
 from router.http.bookkeeping import Bookkeeping
