@@ -237,7 +237,7 @@ class Exchange(Choosing):
             if self.tried != self.replica.bits:  # an attempt before has put one there
                 self.request.take_header(TRACEPARENT)
             self.request.headers += (TRACEPARENT, self.trace.attempt(self.replica.name))
-        if self.leg is not None and self.leg.params:
+        if self.leg is not None and self.leg.ready:
             self.leg.hand_over(upstream, self.replica, self.usage_splice_at)
         else:
             upstream.send(self, self.request, self.replica, self.usage_splice_at)
