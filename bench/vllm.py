@@ -164,11 +164,11 @@ def install_nixl() -> None:
     _mark(NIXL).touch()
 
 
-def nixl_settings(nixl: Path, role: str) -> dict[str, str]:
+def nixl_settings(nixl: Path, role: str, name: str = "NixlConnector") -> dict[str, str]:
     """Settings of an engine with NIXL. role: kv_producer or kv_consumer. It has a new id each time,
-    as an engine must that comes back."""
-    connector = {
-        "kv_connector": "NixlConnector",
+    as an engine must that comes back. name: NixlPushConnector for the other mode."""
+    connector: dict[str, object] = {
+        "kv_connector": name,
         "kv_role": role,
         "kv_buffer_device": "cpu",
         "engine_id": uuid.uuid4().hex,
@@ -178,8 +178,22 @@ def nixl_settings(nixl: Path, role: str) -> dict[str, str]:
         "UCX_TLS": "tcp,sm,self",
         "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
         "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_ports(1)[0]),
-        "EXTRA": "--kv-transfer-config " + json.dumps(connector, separators=(",", ":")),
+        "EXTRA": _transfer_config(connector),
     }
+
+
+def store_settings(folder: Path) -> dict[str, str]:
+    """Settings of an engine that keeps the blocks of prompts in a folder, where others find them."""
+    connector: dict[str, object] = {
+        "kv_connector": "ExampleConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"shared_storage_path": str(folder)},
+    }
+    return {"EXTRA": _transfer_config(connector)}
+
+
+def _transfer_config(connector: dict[str, object]) -> str:
+    return "--kv-transfer-config " + json.dumps(connector, separators=(",", ":"))
 
 
 def python_for_vllm() -> str:

@@ -29,6 +29,7 @@ from router.http.upstream import ASK_USAGE, Asker, Failure, UpstreamConnection
 from router.telemetry.record import Outcome
 
 if TYPE_CHECKING:
+    from router.disaggregation.choice import Choice
     from router.fleet.replica import Replica
     from router.http.gateway import Gateway
     from router.http.request import Request
@@ -46,8 +47,8 @@ _ALARM_SECONDS = 60.0
 """Between two log lines about a prefill replica without a connector."""
 
 
-class Owner(Asker, Protocol):
-    """The exchange, as far as a first leg needs it."""
+class Placed(Protocol):
+    """A request that has a replica to answer it."""
 
     gateway: Gateway
     request: Request
@@ -55,6 +56,11 @@ class Owner(Asker, Protocol):
     placement: Placement | None
     record: Finished
     ticket: Ticket | None
+
+
+class Owner(Asker, Placed, Protocol):
+    """The exchange, as far as a first leg needs it."""
+
     leg: FirstLeg | None
     connecting: asyncio.Task[None] | None
 
@@ -71,16 +77,32 @@ class Owner(Asker, Protocol):
 
 def begins(exchange: Owner, apart: Disaggregation) -> bool:
     """Whether a first leg has begun, which delivers the request at its end."""
-    leg, prompt, now = exchange.leg, exchange.prompt, monotonic()
+    leg, now = exchange.leg, monotonic()
     if leg is not None and leg.ready:
         if not leg.handed and now < leg.expires:
             return False  # the decode replica chosen before was never told
         leg.over()
         exchange.leg = None
-    placement, request = exchange.placement, exchange.request
+    found = chosen(exchange, apart, now)
+    if found is None:
+        return False
+    choice, prefilling = found
+    if exchange.record.overhead < 0.0:
+        exchange.record.overhead = now - exchange.request.started  # the first leg is no overhead
+    exchange.leg = leg = FirstLeg(exchange, apart, choice.moved)
+    if exchange.ticket is not None:
+        exchange.gateway.queue.queue.relieve(exchange.ticket, now)
+    exchange.connecting = exchange.gateway.spawn(leg.run(choice.slot, prefilling))
+    return True
+
+
+def chosen(exchange: Placed, apart: Disaggregation, now: float) -> tuple[Choice, int] | None:
+    """The replica that is to prefill a request, and a mask of all that may; None where the replica
+    that answers it does so itself."""
+    placement, request, prompt = exchange.placement, exchange.request, exchange.prompt
     assert placement is not None
     if prompt is None:
-        return False
+        return None
     # What one of several answers fetched is gone for the others, and fields that the client sent
     # itself are its own business.
     rule = request.rule
@@ -94,31 +116,25 @@ def begins(exchange: Owner, apart: Disaggregation) -> bool:
     ):
         apart.counts[Leg.UNSUPPORTED] += 1
         exchange.record.prefill_skipped = Leg.UNSUPPORTED
-        return False
+        return None
     prefilling = exchange.gateway.fleet.may_prefill(exchange.record.model)
     prefilling &= ~(1 << placement.slot)
     if not prefilling:
         apart.counts[Leg.NO_PREFILL] += 1
         exchange.record.prefill_skipped = Leg.NO_PREFILL
-        return False
+        return None
     prefilling &= ~apart.pairs.shunned(placement.slot, now)
     if not prefilling:
         apart.counts[Leg.CANNOT_FETCH] += 1
         exchange.record.prefill_skipped = Leg.CANNOT_FETCH
-        return False
+        return None
     answering = exchange.gateway.fleet.serving(exchange.record.model)
     choice = apart.choose(placement, placement.uncached, prefilling, answering, now)
     if choice.slot < 0:
         apart.counts[Leg.CHEAPER_LOCAL] += 1
         exchange.record.prefill_skipped = Leg.CHEAPER_LOCAL
-        return False
-    if exchange.record.overhead < 0.0:
-        exchange.record.overhead = now - request.started  # the first leg is no overhead
-    exchange.leg = leg = FirstLeg(exchange, apart, choice.moved)
-    if exchange.ticket is not None:
-        exchange.gateway.queue.queue.relieve(exchange.ticket, now)
-    exchange.connecting = exchange.gateway.spawn(leg.run(choice.slot, prefilling))
-    return True
+        return None
+    return choice, prefilling
 
 
 class FirstLeg:
