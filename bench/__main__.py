@@ -28,6 +28,7 @@ SUITES = {
     "proxy": Suite(tells_json=True),
     "tenants": Suite(tells_json=True),
     "picker": Suite(tells_json=True),
+    "legs": Suite(tells_json=True),
     "memory": Suite(tells_json=True),
     "state": Suite(tells_json=True),
     "index": Suite(tells_json=True),
