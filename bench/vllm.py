@@ -164,11 +164,11 @@ def install_nixl() -> None:
     _mark(NIXL).touch()
 
 
-def nixl_settings(nixl: Path, role: str, name: str = "NixlConnector") -> dict[str, str]:
+def nixl_settings(nixl: Path, role: str) -> dict[str, str]:
     """Settings of an engine with NIXL. role: kv_producer or kv_consumer. It has a new id each time,
-    as an engine must that comes back. name: NixlPushConnector for the other mode."""
+    as an engine must that comes back."""
     connector: dict[str, object] = {
-        "kv_connector": name,
+        "kv_connector": "NixlConnector",
         "kv_role": role,
         "kv_buffer_device": "cpu",
         "engine_id": uuid.uuid4().hex,

@@ -437,6 +437,8 @@ class Exchange(Choosing):
         elif self.state is RELAYING:
             what = "has been silent for too long"
             self._cut_off(Outcome.TIMEOUT_SILENCE, "silent", what, upstream.in_chunk)
+        elif self.leg is not None and self.leg.fetching and self.leg.not_loaded():
+            self._deliver_anew()
         else:
             # An engine that lives may be at work on it: another would double the load.
             what = "did not answer in time"

@@ -375,6 +375,14 @@ class FirstLeg:
         """The decode replica was handed blocks, and has not failed on them."""
         return self.handed and self.ready
 
+    @property
+    def fetching(self) -> bool:
+        """A decode replica, which is well as far as is known, was told of blocks that are kept for
+        it, and may not have them yet."""
+        if not self.handed or not self.params or self._fetched:
+            return False
+        return not self._exchange.gateway.fleet.away(self._told)
+
     def over(self) -> None:
         """Nothing more comes of it. Blocks that nobody has fetched are fetched and thrown away."""
         params, asked = self.params, self._asked

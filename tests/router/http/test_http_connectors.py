@@ -175,3 +175,16 @@ async def test_the_only_decode_engine_is_not_blamed_for_blocks_that_it_cannot_ha
         decode = made.app.fleet.find(made.decode.url)
         assert (decode.faults.status, decode.state) == (0, "ready")
         assert made.app.fleet.usable == decode.bit
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_transfer_that_hangs_is_given_up(
+    world: MakeWorld, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """The engine that waits for it is well: its silence is no sign of death."""
+    monkeypatch.setattr("router.http.timeouts._FETCH_TICKS", 10)
+    async with world("pull", "auto", seconds=600.0) as made:
+        status, answer = await made.ask("one two", stream=stream)
+        assert (status, '"error"' in answer) == (200, False)
+        assert (made.count("handed_over"), made.count("not_loaded")) == (1, 1)
+        await until(lambda: made.prefill.held_blocks == 0)
