@@ -55,7 +55,8 @@ async def test_both_legs_answer_as_one_engine_does(pair: list[Engine]) -> None:
         busy = {"model": "tiny", "prompt": "x", "max_tokens": 20_000, "ignore_eos": True}
         url = started.url + PATH
         async with client.stream("POST", url, json={**busy, "stream": True}) as stream:
-            await anext(stream.aiter_lines())
+            lines = stream.aiter_lines()  # kept: at its end the stream would be closed
+            await anext(lines)
             for _ in range(REQUESTS):
                 prompt = " ".join(secrets.token_hex(2) for _ in range(400))
                 body = {"model": "tiny", "prompt": prompt, "max_tokens": 16, "temperature": 0}
