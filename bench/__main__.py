@@ -31,6 +31,7 @@ SUITES = {
     "peers": Suite(tells_json=True, named_only=True),
     "tenants": Suite(tells_json=True),
     "picker": Suite(tells_json=True),
+    "legs": Suite(tells_json=True),
     "memory": Suite(tells_json=True),
     "state": Suite(tells_json=True),
     "index": Suite(tells_json=True),

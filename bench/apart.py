@@ -1,6 +1,6 @@
 """Prefill and decode apart against the same engines all alike, in virtual time.
 
-    python -m bench.apart [--seeds 21] [--page docs/design/disaggregation-results.md]
+    python -m bench.apart [--seeds 21,22,23] [--page docs/design/disaggregation-results.md]
 
 Prints the tables; with --page it writes them to a page. Takes about three minutes of processor time.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 from loadgen.engine import preset, transfer_for
 from loadgen.simulate import Prepared, arms_of, arrangement, coarser, prepare, run_loop
-from loadgen.simulate.apart import BOTH
+from loadgen.simulate.apart import BOTH, DECIDER_TOKENS
 from loadgen.simulate.fleet import Arrangement
 from loadgen.workloads import Plan, Poisson, make
 from router.prompt.spans import SPANS
@@ -27,14 +27,16 @@ ENGINE = "32b-2xh100"
 ENGINES = 8
 SECONDS, WARMUP = 110.0, 40.0
 GOOD_TTFT_S, GOOD_TPOT_S = 2.0, 0.05
-NEVER, CHOSEN, ALWAYS = arms_of(arrangement("cache_aware"), 1)
+NEVER, CHOSEN, ALWAYS, DECIDER = arms_of(arrangement("cache_aware"), 1)
 BOTH_ROLES = msgspec.structs.replace(NEVER, apart=BOTH)
 ARMS = (
     ("8 alike", NEVER, 0),
     ("8 with both roles", BOTH_ROLES, ENGINES),
     ("2 + 6, chosen", CHOSEN, 2),
     ("2 + 6, always", ALWAYS, 2),
+    ("2 + 6, decider", DECIDER, 2),
     ("4 + 4, chosen", CHOSEN, 4),
+    ("4 + 4, decider", DECIDER, 4),
 )
 """Name, arrangement, and how many of the engines prefill."""
 
@@ -188,12 +190,14 @@ This page answers: when does it pay to have some engines prefill and others deco
 [disaggregation.md](../operate/disaggregation.md) sums it up, and says how to set it up.
 `python -m bench.apart --page docs/design/disaggregation-results.md` writes all of this: the gateway's own policy, index,
 books and choice over simulated engines in virtual time ({ENGINE}: {engine.origin}).
-**None of it was measured on GPUs.** Means of seeds ({seeds}); {SECONDS:g} s, of which the first {WARMUP:g} are not counted.
+**None of it was measured on GPUs.** Means of seeds {seeds}; {SECONDS:g} s, of which the first {WARMUP:g} are not counted.
 That an engine of both roles is charged for those whom a prefill slows down was chosen with seed 21 in sight.
 
 - *{ENGINES} alike*: every engine computes the prompts that it answers.
 - *{ENGINES} with both roles*: every engine answers, and prefills for the others where the gateway chooses so by cost.
-- *2 + 6*, *4 + 4*: the first ones only prefill. *chosen*: by cost; *always*: every prompt.
+- *2 + 6*, *4 + 4*: the first ones only prefill. *chosen*: by cost; *always*: every prompt;
+  *decider*: prompts of which the engine that answers lacks {DECIDER_TOKENS:g} tokens or more, as llm-d's
+  prefix-based-pd-decider does with that `nonCachedTokens`. The threshold is ours: llm-d's default is never.
 - *good*: a first token within {GOOD_TTFT_S:g} s and a pace of at most {GOOD_TPOT_S * 1e3:g} ms a token.
 - *apart*: requests whose prompt another engine prefilled.
 
@@ -208,7 +212,7 @@ in *{ENGINES} alike*.
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench.apart", description=__doc__)
-    parser.add_argument("--seeds", default="21")
+    parser.add_argument("--seeds", default="21,22,23")
     parser.add_argument("--page", type=Path, help="write all tables to this file")
     options = parser.parse_args(argv)
     seeds = [int(each) for each in options.seeds.split(",")]

@@ -53,7 +53,8 @@ async def gateway(urls: Sequence[str], *flags: str) -> AsyncIterator[Gateway]:
         started = Gateway(process, found[1], found[2])
         started.lines = lines
         reading = asyncio.create_task(_read(process.stdout, lines))
-        await usable(started, len(urls), exact="--exact" in flags)
+        count = len(urls) + flags.count("--prefill")
+        await usable(started, count, exact="--exact" in flags)
         yield started
     finally:
         if process.returncode is None:

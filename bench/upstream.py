@@ -2,7 +2,8 @@
 
 A POST whose body holds "stream":true is answered by a stream of as many events as it has max_tokens (CHUNKS
 without), each written by itself, or by one event and then nothing if it holds "hold":true; everything
-else by a small JSON body. Control paths answer what a vLLM would.
+else by a small JSON body, with where the blocks are for a request that has them kept. Control paths
+answer what a vLLM would.
 """
 
 from __future__ import annotations
@@ -24,10 +25,23 @@ _JSON = (
     b'"usage":{"prompt_tokens":1000,"total_tokens":1016,"completion_tokens":16,'
     b'"prompt_tokens_details":{"cached_tokens":512}}}'
 )
-ANSWER = (
-    b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    % len(_JSON)
-) + _JSON
+_PARAMS = (
+    b',"kv_transfer_params":{"do_remote_prefill":true,"do_remote_decode":false,"remote_block_ids":'
+    b'[[%b]],"remote_engine_id":"p","remote_request_id":"chatcmpl-1","remote_host":"127.0.0.1",'
+    b'"remote_port":5600,"tp_size":1,"remote_num_tokens":1000,"transfer_mode":"pull"}}'
+) % b",".join(b"%d" % block for block in range(64))
+
+
+def _answer(body: bytes) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: application/json\r\n"
+    return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+
+
+ANSWER = _answer(_JSON)
+KEPT = _answer(_JSON[:-1] + _PARAMS)
+"""The answer to a prefill for another engine."""
+FETCHED = _answer(_JSON[:-1] + b',"system_fingerprint":"fetched"}')
+"""The answer to a request that was told where its blocks are."""
 HEAD = (
     b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
     b"transfer-encoding: chunked\r\n\r\n"
@@ -69,7 +83,7 @@ class Replica(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self.url = url
-        self.stream = self.usage = self.hold = False
+        self.stream = self.usage = self.hold = self.keep = self.fetch = False
         self.chunks = CHUNKS
 
     def on_body(self, body: bytes) -> None:
@@ -77,6 +91,8 @@ class Replica(asyncio.Protocol):
         self.stream |= b'"stream":true' in body
         self.usage |= b'"include_usage":true' in body
         self.hold |= b'"hold":true' in body
+        self.fetch |= b'"do_remote_prefill":true' in body
+        self.keep |= b'"do_remote_decode":true' in body
         found = _tokens(body)
         if found:
             self.chunks = int(found[1])
@@ -93,7 +109,7 @@ class Replica(asyncio.Protocol):
             else:
                 self.next()
         else:
-            self.transport.write(ANSWER)
+            self.transport.write(KEPT if self.keep else FETCHED if self.fetch else ANSWER)
 
     def next(self) -> None:
         if self.transport.is_closing():

@@ -167,7 +167,7 @@ def install_nixl() -> None:
 def nixl_settings(nixl: Path, role: str) -> dict[str, str]:
     """Settings of an engine with NIXL. role: kv_producer or kv_consumer. It has a new id each time,
     as an engine must that comes back."""
-    connector = {
+    connector: dict[str, object] = {
         "kv_connector": "NixlConnector",
         "kv_role": role,
         "kv_buffer_device": "cpu",
@@ -178,8 +178,22 @@ def nixl_settings(nixl: Path, role: str) -> dict[str, str]:
         "UCX_TLS": "tcp,sm,self",
         "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
         "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_ports(1)[0]),
-        "EXTRA": "--kv-transfer-config " + json.dumps(connector, separators=(",", ":")),
+        "EXTRA": _transfer_config(connector),
     }
+
+
+def store_settings(folder: Path) -> dict[str, str]:
+    """Settings of an engine that keeps the blocks of prompts in a folder, where others find them."""
+    connector: dict[str, object] = {
+        "kv_connector": "ExampleConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"shared_storage_path": str(folder)},
+    }
+    return {"EXTRA": _transfer_config(connector)}
+
+
+def _transfer_config(connector: dict[str, object]) -> str:
+    return "--kv-transfer-config " + json.dumps(connector, separators=(",", ":"))
 
 
 def python_for_vllm() -> str:

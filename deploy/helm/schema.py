@@ -119,6 +119,10 @@ def schema() -> Schema:
                 isolationOldSecret=TEXT,
             ),
             tenants=MAP,
+            disaggregation=part(
+                decode=part(matchLabels=MARKS, port=PORT),
+                prefill=part(matchLabels=MARKS, port=PORT),
+            ),
             redis=part(
                 mode=words("none", "external", "bundled"),
                 url={

@@ -304,6 +304,8 @@ class Driver:
             self._send(choice, total)
             return
         answer.open -= 1
+        if self.connector is not None:
+            self.connector.finished(choice.request)
         if answer.job.stream:
             out = b""
             if not answer.started:
@@ -321,7 +323,9 @@ class Driver:
             body = answer.words.whole()
             kept = answer.choices[0].request
             if self.connector is not None and kept.keep:
-                body = with_params(body, self.connector.lease(kept, answer.id))
+                params = self.connector.lease(kept, answer)
+                if params is not None:
+                    body = with_params(body, params)
             connection.reply(200, body)
 
     def _cut(self, answer: Answer) -> None:

@@ -1,17 +1,23 @@
-"""vLLM's NixlConnector between simulated replicas of one process: fields, leases, failures.
+"""vLLM's KV connectors between simulated replicas of one process: fields, leases, failures.
 
-A request with ``do_remote_decode`` keeps its blocks after its end, and its answer tells where they
-are. One with ``do_remote_prefill`` fetches such blocks, after which their keeper is told to free
-them. A keeper that is not told frees them when their lease is over. Whole answers only: a stream's
-``kv_transfer_params`` would come in its last chunk, and no blocks are kept for one here.
+NIXL's pull mode is as it was seen on vLLM 0.32. A request with ``do_remote_decode`` keeps its
+blocks after its end, and its answer tells where they are. One with ``do_remote_prefill`` fetches
+such blocks, after which their keeper is told to free them. A keeper that is not told frees them
+when their lease is over. Whole answers only: a stream's ``kv_transfer_params`` would come in its
+last chunk, and no blocks are kept for one here.
+
+The others are from vLLM's source, and were not compared with engines: "push" finds a keeper's
+request by its id, "mooncake" by the router's ``transfer_id``, with the engine's id from ``GET
+/query``, which here every replica answers at its own port. With "store" each prompt is put where
+every engine finds it, as long as the one lives that computed it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
@@ -36,6 +42,7 @@ class NixlSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Until an engine finds out that the one it is to fetch from is gone. vLLM 0.32 took 5 to 10 s
     on one machine."""
     transfer: Transfer = Transfer()
+    mode: Literal["pull", "push", "mooncake", "store"] = "pull"
 
     def __post_init__(self) -> None:
         for name in ("lease_seconds", "timeout_seconds"):
@@ -50,6 +57,8 @@ class _Wanted(msgspec.Struct):
     do_remote_prefill: bool | None = None
     remote_engine_id: str | None = None
     remote_request_id: str | None = None
+    transfer_id: str | None = None
+    remote_bootstrap_addr: str | None = None
 
 
 class _Lease(msgspec.Struct, frozen=True):
@@ -81,17 +90,21 @@ class Connector:
         host: str,
         port: int,
         peer: Callable[[str], Connector | None],
+        peers: Callable[[], Iterable[Connector]],
         failed: Callable[[Request], None],
     ) -> None:
-        """peer: finds the connector of an engine that is alive. failed: what to do with a request
-        whose blocks cannot be fetched."""
+        """peer: finds the connector of an engine that is alive. peers: all of those. failed: what
+        to do with a request whose blocks cannot be fetched."""
         self.engine_id = engine_id
         self.settings = settings
         self._driver = driver
         self._address = host, port
         self._peer = peer
+        self._peers = peers
         self._failed = failed
         self._leases: dict[str, _Lease] = {}
+        self.stored: set[int] = set()
+        """Of a store: the prompts that this engine has put there, by their last block's hash."""
         self._sources: dict[Request, tuple[str, str]] = {}
         """By request that is to fetch: (engine, its request)."""
         self._timers: dict[Request, asyncio.TimerHandle] = {}
@@ -119,15 +132,20 @@ class Connector:
         """Blocks that wait for another engine."""
         return sum(len(lease.request.blocks) for lease in self._leases.values())
 
-    def lease(self, request: Request, name: str) -> dict[str, Any]:
-        """The params of a request that has ended and keeps its blocks."""
+    def lease(self, request: Request, answer: Answer) -> dict[str, Any] | None:
+        """The params of a request that has ended and keeps its blocks; None where it has none."""
         self._serial += 1
-        remote = f"{name}-{self._serial:08x}"
+        push, mooncake = self.settings.mode == "push", self.settings.mode == "mooncake"
+        remote = f"{answer.id}-{self._serial:08x}"
+        if mooncake:
+            remote = answer.job.body[KEY]["transfer_id"]
         seconds = self.settings.lease_seconds / self._driver.time_scale
         timer = asyncio.get_running_loop().call_later(seconds, self._expire, remote)
         self._leases[remote] = _Lease(request, timer)
+        if mooncake:
+            return None
         host, port = self._address
-        return {
+        params = {
             "do_remote_prefill": True,
             "do_remote_decode": False,
             "remote_block_ids": [list(request.blocks)],
@@ -139,23 +157,37 @@ class Connector:
             "dcp_size": 1,
             "pp_size": 1,
             "remote_num_tokens": request.prompt_tokens,
-            "remote_blocks_expiry_time": time() + seconds,
-            "remote_registration_generation": 0,
-            "transfer_mode": "pull",
+            "transfer_mode": "push" if push else "pull",
         }
+        if not push:
+            params["remote_blocks_expiry_time"] = time() + seconds
+            params["remote_registration_generation"] = 0
+        return params
+
+    def finished(self, request: Request) -> None:
+        """A request's answer is whole."""
+        if self.settings.mode == "store" and request.hashes:
+            self.stored.add(request.hashes[-1])
 
     def _expire(self, remote: str) -> None:
         lease = self._leases.pop(remote)
         self.expired += 1
         self._driver.free(lease.request)
 
+    def _find(self, remote: str) -> str:
+        """The lease that another engine means; itself for none."""
+        if self.settings.mode != "push":
+            return remote
+        # It knows the request's id, without what this engine put behind.
+        return next((name for name in self._leases if name.rpartition("-")[0] == remote), remote)
+
     def holds(self, remote: str) -> bool:
         """Whether these blocks can be read: they are here, and somebody answers for them."""
-        return remote in self._leases and not self._driver.frozen
+        return self._find(remote) in self._leases and not self._driver.frozen
 
     def give(self, remote: str) -> None:
         """They were fetched, or nobody wants them any more."""
-        lease = self._leases.pop(remote, None)
+        lease = self._leases.pop(self._find(remote), None)
         if lease is not None:
             lease.timer.cancel()
             self._driver.free(lease.request)
@@ -164,6 +196,13 @@ class Connector:
 
     def read(self, answer: Answer) -> None:
         """Note what a new request's params ask for. Raises ApiError."""
+        mode = self.settings.mode
+        request = answer.choices[0].request
+        if mode == "store":
+            # Only a whole prompt is found, as ExampleConnector does.
+            stored = (connector.stored for connector in self._peers())
+            request.remote = bool(request.hashes) and any(request.hashes[-1] in it for it in stored)
+            return
         given = answer.job.body.get(KEY)
         if given is None:
             return
@@ -171,12 +210,15 @@ class Connector:
             wanted = msgspec.convert(given, _Wanted)
         except msgspec.ValidationError as error:
             raise invalid(KEY, f"{KEY}: {error}") from None
-        request = answer.choices[0].request
         if wanted.do_remote_decode:
-            request.keep = not answer.job.stream
-        elif wanted.do_remote_prefill and wanted.remote_engine_id and wanted.remote_request_id:
-            request.remote = True
-            self._sources[request] = wanted.remote_engine_id, wanted.remote_request_id
+            known = mode != "mooncake" or bool(wanted.transfer_id)
+            request.keep = known and not answer.job.stream
+        elif wanted.do_remote_prefill and wanted.remote_engine_id:
+            names = {"push": answer.id, "mooncake": wanted.transfer_id}
+            remote = names.get(mode, wanted.remote_request_id)
+            if remote and (mode != "mooncake" or wanted.remote_bootstrap_addr):
+                request.remote = True
+                self._sources[request] = wanted.remote_engine_id, remote
 
     def begin(self, requests: list[Request], now: float) -> None:
         """Fetch what these requests have blocks for, and take them out of the list."""
@@ -194,11 +236,12 @@ class Connector:
             self._late.append(request)
             return
         del self._timers[request]
-        engine, remote = self._sources[request]
+        engine, remote = self._sources.get(request, ("", ""))
         peer = self._peer(engine)
-        if peer is not None and peer.holds(remote):
-            del self._sources[request]
-            peer.give(remote)
+        if not engine or (peer is not None and peer.holds(remote)):
+            if peer is not None:
+                del self._sources[request]
+                peer.give(remote)
             transfer, lacks = self.settings.transfer, request.fetched_tokens + 1
             self.transfers += 1
             self.transfer_seconds += transfer.seconds(lacks)
@@ -217,7 +260,7 @@ class Connector:
         """The engine goes on where it stood."""
         late, self._late = self._late, []
         for request in late:
-            if request in self._sources:
+            if request in self._timers:
                 self._arrived(request, True)
 
     def aborted(self, request: Request) -> None:
@@ -240,6 +283,7 @@ class Connector:
             lease.timer.cancel()
         self._timers.clear()
         self._leases.clear()
+        self.stored.clear()
         self._sources.clear()
 
 

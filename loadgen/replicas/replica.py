@@ -103,17 +103,19 @@ class Replica:
                 self.host,
                 self.port,
                 self._connector_of,
+                self._connectors,
                 driver.not_fetched,
             )
         return driver
 
     def _connector_of(self, engine_id: str) -> Connector | None:
         """Of an engine of the fleet that lives."""
-        for each in self.siblings:
-            connector = each.connector
-            if each.alive and connector is not None and connector.engine_id == engine_id:
-                return connector
-        return None
+        return next((each for each in self._connectors() if each.engine_id == engine_id), None)
+
+    def _connectors(self) -> list[Connector]:
+        """Of the engines of the fleet that live."""
+        living = [each.connector for each in self.siblings if each.alive]
+        return [connector for connector in living if connector is not None]
 
     @property
     def connector(self) -> Connector | None:

@@ -223,6 +223,16 @@ def _kv(replica: Replica, connection: Connection, _: Received) -> None:
     connection.reply(200, _encode(answer))
 
 
+def _query(replica: Replica, connection: Connection, _: Received) -> None:
+    """What Mooncake's bootstrap server tells, at a port of its own there."""
+    connector = replica.connector
+    if connector is None or connector.settings.mode != "mooncake":
+        raise ApiError(404, "this replica has no Mooncake connector")
+    host = f"tcp://{replica.host}:{replica.port}"
+    entry = {"engine_id": connector.engine_id, "worker_addr": {"0": {"0": host}}}
+    connection.reply(200, _encode({"0": entry}))
+
+
 ROUTES: dict[str, Route] = {
     "/health": Route(("GET",), _health),
     "/ping": Route(("GET", "POST"), _health),
@@ -237,6 +247,7 @@ ROUTES: dict[str, Route] = {
     "/v1/embeddings": Route(("POST",), _embeddings),
     "/v1/load_lora_adapter": Route(("POST",), _load_adapter),
     "/v1/unload_lora_adapter": Route(("POST",), _unload_adapter),
+    "/query": Route(("GET",), _query),
     "/_sim/fault": Route(("POST",), _fault),
     "/_sim/kv": Route(("GET",), _kv),
 }

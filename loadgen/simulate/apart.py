@@ -13,19 +13,26 @@ from router.scheduling.placer import Placement
 CHOSEN = "chosen"
 ALWAYS = "always"
 BOTH = "both"
+DECIDER = "decider"
+DECIDER_TOKENS = 512.0
+"""Tokens that the replica which answers lacks, from which the decider has another one prefill. An
+operator's own choice in llm-d, where it is 0 unless set, which means never."""
 
 
 class Apart:
     """Which replicas prefill for others, and for which requests.
 
     The choice is the gateway's own. "both": those that prefill for others answer clients as well.
-    "always" takes the same prefill replica, but asks no price.
+    "always" takes the same prefill replica, but asks no price. "decider" does so for the requests
+    that llm-d would split: those of whose prompt the replica that answers lacks `DECIDER_TOKENS` or
+    more (prefix-based-pd-decider with ``nonCachedTokens``, of llm-d-inference-scheduler).
     """
 
     def __init__(self, which: str, engines: int, prefill: int, routers: int) -> None:
         """prefill: how many of the engines, the last ones, prefill for the others."""
-        if which not in ("", CHOSEN, ALWAYS, BOTH):
-            raise ValueError(f"apart must be {CHOSEN}, {ALWAYS} or {BOTH}, not {which!r}")
+        if which not in ("", CHOSEN, ALWAYS, BOTH, DECIDER):
+            names = f"{CHOSEN}, {ALWAYS}, {DECIDER} or {BOTH}"
+            raise ValueError(f"apart must be {names}, not {which!r}")
         self._which = which
         count = prefill if which else 0
         self.prefilling = ((1 << count) - 1) << (engines - count)
@@ -43,8 +50,10 @@ class Apart:
         prefilling = self.prefilling & ~(1 << placement.slot)
         if not prefilling:
             return -1
+        if self._which == DECIDER and placement.uncached < DECIDER_TOKENS:
+            return -1
         index = placement.placer.index
-        if self._which == ALWAYS:
+        if self._which in (ALWAYS, DECIDER):
             slot = cheapest(placement, prefilling, self.answering, index, now)[0]
         else:
             lacks, speed = placement.uncached, self._speeds[router]

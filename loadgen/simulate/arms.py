@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from loadgen.simulate.apart import ALWAYS, CHOSEN
+from loadgen.simulate.apart import ALWAYS, CHOSEN, DECIDER
 from loadgen.simulate.checked import own_policy, try_policy
 from loadgen.simulate.fleet import Arrangement
 from loadgen.simulate.peers import PEERS
@@ -39,8 +39,9 @@ ARRANGEMENTS: dict[str, Arrangement] = {
 
 
 def arms_of(arranged: Arrangement, prefill: int) -> list[Arrangement]:
-    """An arrangement, and where some engines prefill for the others, the same engines in both
-    ways: as the gateway chooses, and always. Raises ValueError for one with a queue."""
+    """An arrangement, and where some engines prefill for the others, the same engines in three
+    ways: as the gateway chooses, always, and as llm-d's decider does. Raises ValueError for one
+    with a queue."""
     if not prefill:
         return [arranged]
     if arranged.queue is not None or arranged.holding is not None:
@@ -49,7 +50,11 @@ def arms_of(arranged: Arrangement, prefill: int) -> list[Arrangement]:
         arranged,
         *(
             msgspec.structs.replace(arranged, name=f"{arranged.name}_{word}", apart=apart)
-            for word, apart in (("apart", CHOSEN), ("always_apart", ALWAYS))
+            for word, apart in (
+                ("apart", CHOSEN),
+                ("always_apart", ALWAYS),
+                ("decider_apart", DECIDER),
+            )
         ),
     ]
 

@@ -70,10 +70,29 @@ class Settings(InsightSettings, frozen=True, kw_only=True):
             Replicas(),
             "Base URLs of engines that prefill prompts for the replicas in `replicas`, which then "
             "fetch the KV blocks and decode: see [disaggregation](../operate/disaggregation.md). "
-            "An engine listed in both does both; discovery may tell roles too. They need vLLM's "
-            "`NixlConnector`.",
+            "An engine listed in both does both; discovery may tell roles too. They need one of "
+            "vLLM's KV connectors, see `kv_connector`.",
         ),
     ] = ()
+    kv_connector: Annotated[
+        str,
+        SettingInfo(
+            FLEET,
+            Word(("auto", "nixl", "nixl_push", "mooncake", "store")),
+            "How engines that prefill hand KV blocks to those that decode: `nixl` or `mooncake`, "
+            "which `auto` tells apart, `nixl_push` for vLLM's `NixlPushConnector`, or `store` for "
+            "engines with one store of blocks for all.",
+        ),
+    ] = "auto"
+    mooncake_port: Annotated[
+        int,
+        SettingInfo(
+            FLEET,
+            whole(1, 65_535),
+            "With Mooncake: the port of the prefill engines' bootstrap servers, "
+            "`VLLM_MOONCAKE_BOOTSTRAP_PORT` there.",
+        ),
+    ] = 8998
     policy: Annotated[
         str,
         SettingInfo(

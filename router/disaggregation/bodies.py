@@ -28,9 +28,32 @@ class _Usage(msgspec.Struct, gc=False):
     prompt_tokens_details: _Details | None = None
 
 
+class _Choice(msgspec.Struct, gc=False):
+    finish_reason: str | None = None
+
+
+class _Incomplete(msgspec.Struct, gc=False):
+    reason: str | None = None
+
+
 class _Answer(msgspec.Struct, gc=False):
     kv_transfer_params: msgspec.Raw = msgspec.Raw(b"null")
     usage: _Usage | None = None
+    choices: list[_Choice] = []
+    stop_reason: str | int | None = None
+    """Of /v1/messages."""
+    incomplete_details: _Incomplete | None = None
+    """Of /v1/responses."""
+
+    @property
+    def at_limit(self) -> bool:
+        """What ended it is its limit of tokens."""
+        details = self.incomplete_details
+        return (
+            any(choice.finish_reason == "length" for choice in self.choices)
+            or self.stop_reason == "max_tokens"
+            or (details is not None and details.reason == "max_output_tokens")
+        )
 
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode
@@ -45,6 +68,8 @@ class Prefilled(msgspec.Struct, frozen=True, gc=False):
     """0 when it did not say."""
     cached_tokens: int
     """Of the prompt's tokens, those it had in its cache; -1 when it did not say."""
+    at_limit: bool = False
+    """Its limit of one token ended it, and no stop token or word."""
 
 
 def supports(path: str) -> bool:
@@ -58,8 +83,8 @@ def takes_salt(path: str) -> bool:
 
 
 def prefill_body(body: bytes, path: str, params: bytes, salt: str = "") -> bytes:
-    """A client's body for one token and no stream, with these transfer params, and with a salt so
-    that nobody else hits what it leaves in the cache.
+    """A client's body for one token and no stream, with these transfer params, where there are any,
+    and with a salt so that nobody else hits what it leaves in the cache.
 
     Raises msgspec.DecodeError or UnicodeDecodeError when the body is no JSON object.
     """
@@ -74,7 +99,8 @@ def prefill_body(body: bytes, path: str, params: bytes, salt: str = "") -> bytes
         members["store"] = _FALSE  # the decode engine keeps the client's answer
     if salt:
         members["cache_salt"] = msgspec.Raw(_encode(salt))
-    members["kv_transfer_params"] = msgspec.Raw(params)
+    if params:
+        members["kv_transfer_params"] = msgspec.Raw(params)
     return _encode(members)
 
 
@@ -89,9 +115,9 @@ def read_answer(body: bytes) -> Prefilled:
         details = usage.prompt_tokens_details
         if details is not None and details.cached_tokens is not None:
             cached = details.cached_tokens
-    return Prefilled(raw if raw[:1] == b"{" else b"", tokens, cached)
+    return Prefilled(raw if raw[:1] == b"{" else b"", tokens, cached, answer.at_limit)
 
 
 def insertion(params: bytes) -> bytes:
-    """What goes behind the first brace of a body that has members."""
-    return b'"kv_transfer_params":%b,' % params
+    """What goes behind the first brace of a body that has members; nothing for no params."""
+    return b"" if not params else b'"kv_transfer_params":%b,' % params

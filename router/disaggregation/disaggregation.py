@@ -8,7 +8,6 @@ from typing import Final
 
 from router.disaggregation.choice import Choice, TransferSpeed, choose
 from router.disaggregation.connector import Connector
-from router.disaggregation.nixl import Nixl
 from router.disaggregation.pairs import Pairs
 from router.scheduling.placer import Placement
 from router.types import PrefixIndex
@@ -30,7 +29,7 @@ class Leg:
     UNSUPPORTED: Final = "unsupported"
     """A kind of request that cannot be split: several answers, another path."""
     NO_PARAMS: Final = "no_params"
-    """The prefill replica answered without `kv_transfer_params`: it has no connector."""
+    """The prefill replica's blocks cannot be handed over: it has no connector, or another one."""
     REFUSED: Final = "refused"
     """The prefill replica answered 4xx; the decode replica tells the client why."""
     FAILED: Final = "failed"
@@ -53,10 +52,10 @@ LEGS: Final = tuple(word for name, word in vars(Leg).items() if name.isupper())
 class Disaggregation:
     """The shared state of all first legs. Used on the event loop only."""
 
-    def __init__(self, index: PrefixIndex) -> None:
+    def __init__(self, index: PrefixIndex, connector: Connector) -> None:
         self._index = index
         self._alarmed_at = float("-inf")
-        self.connector: Connector = Nixl()
+        self.connector = connector
         self.speed = TransferSpeed()
         self.pairs = Pairs()
         self.counts: Counter[str] = Counter(dict.fromkeys(LEGS, 0))
@@ -71,16 +70,17 @@ class Disaggregation:
         """The learned time of transfer."""
         return self.speed.seconds_per_token
 
-    def alarm(self, replica: str, now: float, interval: float) -> None:
-        """A prefill replica has no connector, so that its work is lost. Logged once in `interval`
-        seconds."""
+    def alarm(self, replica: str, why: str, now: float, interval: float) -> None:
+        """A prefill replica's blocks cannot be handed over, so that its work is lost. Logged once
+        in `interval` seconds."""
         if now - self._alarmed_at >= interval:
             self._alarmed_at = now
-            log.warning(
-                "replica %s prefills and answers without kv_transfer_params: start it with "
-                "--kv-transfer-config and NixlConnector, or take it out of the setting `prefill`",
-                replica,
-            )
+            log.warning("replica %s prefills for nobody: it %s", replica, why)
+
+    def emptied(self, slot: int, host: str) -> None:
+        """A replica has restarted, or another one has its slot."""
+        self.pairs.forget(slot)
+        self.connector.forget(host)
 
     def choose(
         self, decode: Placement, lacks: float, prefilling: int, answering: int, now: float

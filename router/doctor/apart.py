@@ -15,9 +15,11 @@ import httpx
 import msgspec
 
 from router.config import Settings
+from router.config.address import parse_address
 from router.disaggregation import bodies
+from router.disaggregation.connector import Connector, NoHandOverError
+from router.disaggregation.connectors import connector_of
 from router.disaggregation.disaggregation import Leg
-from router.disaggregation.nixl import Nixl
 from router.doctor.engine import PROBE_WORDS, Engine
 from router.doctor.finding import Finding, note, wrong
 from router.doctor.findings import BETWEEN
@@ -36,17 +38,14 @@ _METRICS_WAIT_S = 2.0
 """An engine's metrics may lag behind its answer."""
 _LOOK_S = 0.2
 
-_PRODUCER = (
-    "install nixl and nixl-cu12 there, and start it with --kv-transfer-config "
-    '\'{"kv_connector":"NixlConnector","kv_role":"kv_producer","engine_id":"NEW AT EACH START"}\''
-)
 _CONSUMER = (
-    "install nixl and nixl-cu12 there, and start it with --kv-transfer-config "
-    '\'{"kv_connector":"NixlConnector","kv_role":"kv_consumer","engine_id":"NEW AT EACH START"}\''
+    "start it with --kv-transfer-config and the same kv_connector as the prefill engine, "
+    '"kv_role":"kv_consumer" and, with NIXL, an engine_id that is new at each start'
 )
 _REACH = (
-    "set VLLM_NIXL_SIDE_CHANNEL_HOST of the prefill engine to an address that the decode engine "
-    "reaches, open that port and UCX's, and give the prefill engine a new engine_id at each start"
+    "for NIXL: set VLLM_NIXL_SIDE_CHANNEL_HOST of the prefill engine to an address that the decode "
+    "engine reaches, open that port and UCX's, and give the prefill engine a new engine_id at each "
+    "start"
 )
 
 
@@ -74,7 +73,7 @@ async def findings(
         what = "whether engines that discovery finds can fetch was not tried"
         found.append(note(BETWEEN, what, "name one of them with --replica"))
     else:
-        found += await _pairs(client, prefill, decode)
+        found += await _pairs(client, prefill, decode, connector_of(settings))
     found += await _versions(client, engines)
     found += await _router(client, settings)
     return found
@@ -97,7 +96,10 @@ async def _versions(client: httpx.AsyncClient, engines: Sequence[Engine]) -> lis
 
 
 async def _pairs(
-    client: httpx.AsyncClient, prefill: Sequence[Engine], decode: Sequence[Engine]
+    client: httpx.AsyncClient,
+    prefill: Sequence[Engine],
+    decode: Sequence[Engine],
+    connector: Connector,
 ) -> list[Finding]:
     """Each prefill engine with each that decodes, one after the other."""
     found: list[Finding] = []
@@ -117,7 +119,7 @@ async def _pairs(
                 left_out += 1
                 continue
             tried += 1
-            problem = await _pair(client, giver, taker, model)
+            problem = await _pair(client, giver, taker, model, connector)
             if problem is not None:
                 found.append(problem)
                 if problem.where == giver.url:
@@ -137,8 +139,16 @@ def _common(one: Engine, other: Engine) -> str | None:
     return next((name for name in one.models if name in other.models), None)
 
 
+class _Prefiller(msgspec.Struct, frozen=True):
+    """Of an engine, what a connector looks at."""
+
+    name: str
+    host: str
+    rank: int = 0
+
+
 async def _pair(
-    client: httpx.AsyncClient, giver: Engine, taker: Engine, model: str
+    client: httpx.AsyncClient, giver: Engine, taker: Engine, model: str, connector: Connector
 ) -> Finding | None:
     """Do as the router does, with a prompt that nobody has seen. None: it works."""
     prompt = secrets.token_hex(8) + " word" * PROBE_WORDS
@@ -146,7 +156,12 @@ async def _pair(
         {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0}
     )
     name = "doctor-" + secrets.token_hex(8)
-    asking = Nixl().asking(name)
+    prefiller = _Prefiller(giver.url, parse_address(giver.url).host)
+    try:
+        await connector.meet(prefiller)
+    except NoHandOverError as error:
+        return _no_hand_over(giver, error)
+    asking = connector.asking(name)
     try:
         first = await _ask(client, giver.url, bodies.prefill_body(body, _PATH, asking), name)
     except httpx.HTTPError as error:
@@ -160,13 +175,14 @@ async def _pair(
     except msgspec.DecodeError:
         what = f"its answer to a request to prefill is not vLLM's: {first.said}"
         return wrong(giver.url, what, "give the URL of a vLLM server")
-    if not told.params:
-        what = "it prefills for nobody: its answer has no kv_transfer_params (it has no connector)"
-        return wrong(giver.url, what, _PRODUCER)
+    try:
+        params = connector.telling(told, name, prefiller)
+    except NoHandOverError as error:
+        return _no_hand_over(giver, error)
     pair = f"{taker.url} fetches from {giver.url}"
     before = await _hits(client, taker.url)
     try:
-        second = await _ask(client, taker.url, bodies.prefill_body(body, _PATH, told.params), name)
+        second = await _ask(client, taker.url, bodies.prefill_body(body, _PATH, params), name)
     except httpx.HTTPError as error:
         what = f"{pair}: it did not answer: {error or type(error).__name__}"
         return wrong(BETWEEN, what, _REACH)
@@ -175,10 +191,26 @@ async def _pair(
     if before is None:
         what = f"{pair}: whether it does is not known, as its metrics do not tell"
         return note(BETWEEN, what, "remove --disable-log-stats")
+    if _keeps(second.body):
+        what = f"{pair}: it then keeps its own blocks for 480 s, and no router fetches them"
+        return wrong(BETWEEN, what, "leave bidirectional_kv_xfer out of its --kv-transfer-config")
     if not await _hit_more(client, taker.url, before):
         what = f"{pair}: it does not, and computed the whole prompt (it has no connector)"
         return wrong(BETWEEN, what, _CONSUMER)
     return None
+
+
+def _no_hand_over(giver: Engine, why: NoHandOverError) -> Finding:
+    what, _, fix = str(why).rpartition(": ")
+    return wrong(giver.url, f"it prefills for nobody: it {what}", fix)
+
+
+def _keeps(body: bytes) -> bool:
+    """Whether an engine that has fetched blocks offers its own, which it keeps for that."""
+    try:
+        return bool(bodies.read_answer(body).params)
+    except msgspec.DecodeError:
+        return False
 
 
 async def _ask(client: httpx.AsyncClient, url: str, body: bytes, name: str) -> _Answer:

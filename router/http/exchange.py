@@ -237,7 +237,7 @@ class Exchange(Choosing):
             if self.tried != self.replica.bits:  # an attempt before has put one there
                 self.request.take_header(TRACEPARENT)
             self.request.headers += (TRACEPARENT, self.trace.attempt(self.replica.name))
-        if self.leg is not None and self.leg.params:
+        if self.leg is not None and self.leg.ready:
             self.leg.hand_over(upstream, self.replica, self.usage_splice_at)
         else:
             upstream.send(self, self.request, self.replica, self.usage_splice_at)
@@ -437,6 +437,8 @@ class Exchange(Choosing):
         elif self.state is RELAYING:
             what = "has been silent for too long"
             self._cut_off(Outcome.TIMEOUT_SILENCE, "silent", what, upstream.in_chunk)
+        elif self.leg is not None and self.leg.fetching and self.leg.not_loaded():
+            self._deliver_anew()
         else:
             # An engine that lives may be at work on it: another would double the load.
             what = "did not answer in time"

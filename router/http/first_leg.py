@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from router.disaggregation import bodies
+from router.disaggregation.connector import NoHandOverError
 from router.disaggregation.disaggregation import Disaggregation, Leg
 from router.http.release import release
 from router.http.side_request import Answer, ask, with_body
@@ -28,6 +29,7 @@ from router.http.upstream import ASK_USAGE, Asker, Failure, UpstreamConnection
 from router.telemetry.record import Outcome
 
 if TYPE_CHECKING:
+    from router.disaggregation.choice import Choice
     from router.fleet.replica import Replica
     from router.http.gateway import Gateway
     from router.http.request import Request
@@ -45,8 +47,8 @@ _ALARM_SECONDS = 60.0
 """Between two log lines about a prefill replica without a connector."""
 
 
-class Owner(Asker, Protocol):
-    """The exchange, as far as a first leg needs it."""
+class Placed(Protocol):
+    """A request that has a replica to answer it."""
 
     gateway: Gateway
     request: Request
@@ -54,6 +56,11 @@ class Owner(Asker, Protocol):
     placement: Placement | None
     record: Finished
     ticket: Ticket | None
+
+
+class Owner(Asker, Placed, Protocol):
+    """The exchange, as far as a first leg needs it."""
+
     leg: FirstLeg | None
     connecting: asyncio.Task[None] | None
 
@@ -70,16 +77,32 @@ class Owner(Asker, Protocol):
 
 def begins(exchange: Owner, apart: Disaggregation) -> bool:
     """Whether a first leg has begun, which delivers the request at its end."""
-    leg, prompt, now = exchange.leg, exchange.prompt, monotonic()
-    if leg is not None and leg.params:
+    leg, now = exchange.leg, monotonic()
+    if leg is not None and leg.ready:
         if not leg.handed and now < leg.expires:
             return False  # the decode replica chosen before was never told
         leg.over()
         exchange.leg = None
-    placement, request = exchange.placement, exchange.request
+    found = chosen(exchange, apart, now)
+    if found is None:
+        return False
+    choice, prefilling = found
+    if exchange.record.overhead < 0.0:
+        exchange.record.overhead = now - exchange.request.started  # the first leg is no overhead
+    exchange.leg = leg = FirstLeg(exchange, apart, choice.moved)
+    if exchange.ticket is not None:
+        exchange.gateway.queue.queue.relieve(exchange.ticket, now)
+    exchange.connecting = exchange.gateway.spawn(leg.run(choice.slot, prefilling))
+    return True
+
+
+def chosen(exchange: Placed, apart: Disaggregation, now: float) -> tuple[Choice, int] | None:
+    """The replica that is to prefill a request, and a mask of all that may; None where the replica
+    that answers it does so itself."""
+    placement, request, prompt = exchange.placement, exchange.request, exchange.prompt
     assert placement is not None
     if prompt is None:
-        return False
+        return None
     # What one of several answers fetched is gone for the others, and fields that the client sent
     # itself are its own business.
     rule = request.rule
@@ -93,31 +116,25 @@ def begins(exchange: Owner, apart: Disaggregation) -> bool:
     ):
         apart.counts[Leg.UNSUPPORTED] += 1
         exchange.record.prefill_skipped = Leg.UNSUPPORTED
-        return False
+        return None
     prefilling = exchange.gateway.fleet.may_prefill(exchange.record.model)
     prefilling &= ~(1 << placement.slot)
     if not prefilling:
         apart.counts[Leg.NO_PREFILL] += 1
         exchange.record.prefill_skipped = Leg.NO_PREFILL
-        return False
+        return None
     prefilling &= ~apart.pairs.shunned(placement.slot, now)
     if not prefilling:
         apart.counts[Leg.CANNOT_FETCH] += 1
         exchange.record.prefill_skipped = Leg.CANNOT_FETCH
-        return False
+        return None
     answering = exchange.gateway.fleet.serving(exchange.record.model)
     choice = apart.choose(placement, placement.uncached, prefilling, answering, now)
     if choice.slot < 0:
         apart.counts[Leg.CHEAPER_LOCAL] += 1
         exchange.record.prefill_skipped = Leg.CHEAPER_LOCAL
-        return False
-    if exchange.record.overhead < 0.0:
-        exchange.record.overhead = now - request.started  # the first leg is no overhead
-    exchange.leg = leg = FirstLeg(exchange, apart, choice.moved)
-    if exchange.ticket is not None:
-        exchange.gateway.queue.queue.relieve(exchange.ticket, now)
-    exchange.connecting = exchange.gateway.spawn(leg.run(choice.slot, prefilling))
-    return True
+        return None
+    return choice, prefilling
 
 
 class FirstLeg:
@@ -140,6 +157,7 @@ class FirstLeg:
         "held_tokens",
         "moved",
         "params",
+        "ready",
     )
 
     def __init__(self, exchange: Owner, apart: Disaggregation, moved: float) -> None:
@@ -165,8 +183,11 @@ class FirstLeg:
         """Those that it was believed to hold."""
         self.moved = moved
         """Tokens that the decode replica lacks."""
+        self.ready = False
+        """A prefill replica has the blocks, and a decode replica can have them."""
         self.params = b""
-        """Where the blocks are; empty until a prefill replica told, or if none did."""
+        """What the decode replica is to be told; empty where it finds them untold, and nobody keeps
+        any for it."""
         self.handed = False
         """A decode replica was told."""
         self.expires = 0.0
@@ -201,7 +222,7 @@ class FirstLeg:
             self.over()
             return
         exchange.connecting = None
-        if not self.params:
+        if not self.ready:
             self._burden()
         exchange.deliver()
 
@@ -220,9 +241,15 @@ class FirstLeg:
         replica = fleet.replicas[slot]
         if replica is None:
             return True
+        connector = self._apart.connector
+        try:
+            await connector.meet(replica)
+        except NoHandOverError as error:
+            self._lost_work(replica, error, now)
+            return False
         try:
             self._transfer = token_hex(8)
-            asking = self._apart.connector.asking(self._transfer)
+            asking = connector.asking(self._transfer)
             body = bodies.prefill_body(request.body, request.rule.path, asking)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return False  # the decode replica tells the client
@@ -230,7 +257,7 @@ class FirstLeg:
         if fleet.half_open >> slot & 1:
             fleet.admitted(slot)
         try:
-            self._asked = asked = with_body(request, body)
+            self._asked = asked = with_body(self._named(request), body)
             answer = await ask(gateway, replica, asked)
         except BaseException:
             placement.failed(monotonic())
@@ -270,20 +297,32 @@ class FirstLeg:
         placement.first_token(now)
         placement.finished(now, found.prompt_tokens, 0, found.cached_tokens)
         fleet.succeeded(slot, now)
-        params = apart.connector.telling(found.params, self._transfer, replica.host)
-        if not params:
-            apart.counts[Leg.NO_PARAMS] += 1
-            apart.alarm(replica.name, now, _ALARM_SECONDS)
+        try:
+            self.params = apart.connector.telling(found, self._transfer, replica)
+        except NoHandOverError as error:
+            self._lost_work(replica, error, now)
             return False
+        self.ready = True
         self._exchange.record.prefill_replica = replica.name
         self._exchange.record.prefill_seconds = now - self._began
-        self.params = params
         self._prefill_slot = slot
         self.cached_tokens = found.cached_tokens
         self.held_tokens = placement.held_tokens
         self.expires = now + apart.connector.lease_seconds
         apart.prefill_seconds += now - self._began
         return False
+
+    def _lost_work(self, replica: Replica, why: NoHandOverError, now: float) -> None:
+        """No decode replica can have the blocks of this one."""
+        self._apart.counts[Leg.NO_PARAMS] += 1
+        self._apart.alarm(replica.name, str(why), now, _ALARM_SECONDS)
+
+    def _named(self, request: Request) -> Request:
+        """The request, under a name that no other one has where the connector needs that."""
+        if not self._apart.connector.names_legs:
+            return request
+        name = b"%b-%b" % (request.request_id, self._transfer.encode())
+        return msgspec.structs.replace(request, request_id=name)
 
     def hand_over(self, upstream: UpstreamConnection, replica: Replica, usage_at: int) -> None:
         """Send the request to the decode replica, with where the blocks are."""
@@ -295,10 +334,10 @@ class FirstLeg:
         self.handed = True
         self._told = replica.slot
         self._sent_at = monotonic()
-        at = 1 if usage_at < 0 else usage_at
+        at = 1 if usage_at < 0 and splice else usage_at
         if usage_at >= 0:
             splice = ASK_USAGE + splice
-        upstream.send(exchange, exchange.request, replica, at, splice)
+        upstream.send(exchange, self._named(exchange.request), replica, at, splice)
 
     def not_loaded(self) -> bool:
         """The decode replica has failed. Whether it may be for the blocks, which it could not
@@ -307,6 +346,9 @@ class FirstLeg:
             return False
         apart = self._apart
         apart.counts[Leg.NOT_LOADED] += 1
+        prefiller = self._exchange.gateway.fleet.replicas[self._prefill_slot]
+        if prefiller is not None:
+            apart.connector.forget(prefiller.host)
         apart.pairs.failed(self._prefill_slot, self._told, monotonic())
         self._sent_at = 0.0  # what follows is no transfer
         self._lost = Leg.NOT_LOADED
@@ -316,12 +358,12 @@ class FirstLeg:
 
     def attempt_failed(self, outcome: str) -> None:
         """The decode replica has failed with this outcome."""
-        if self.handed and not self._fetched and self.params:
+        if self.handed and not self._fetched and self.ready:
             self._lost = outcome
 
     def decoding(self, now: float) -> None:
         """The first token has come from the decode replica."""
-        if self.handed and self.params and not self._fetched:
+        if self.used and not self._fetched:
             self._fetched = True
             self._apart.pairs.worked(self._prefill_slot, self._told)
         if self._sent_at:
@@ -331,14 +373,24 @@ class FirstLeg:
     @property
     def used(self) -> bool:
         """The decode replica was handed blocks, and has not failed on them."""
-        return self.handed and bool(self.params)
+        return self.handed and self.ready
+
+    @property
+    def fetching(self) -> bool:
+        """A decode replica, which is well as far as is known, was told of blocks that are kept for
+        it, and may not have them yet."""
+        if not self.handed or not self.params or self._fetched:
+            return False
+        return not self._exchange.gateway.fleet.away(self._told)
 
     def over(self) -> None:
         """Nothing more comes of it. Blocks that nobody has fetched are fetched and thrown away."""
         params, asked = self.params, self._asked
-        if not params or asked is None or (self.handed and not self._lost):
+        if not self.ready or asked is None or (self.handed and not self._lost):
             return
-        self.params = b""
+        self.ready, self.params = False, b""
+        if not params:
+            return
         exchange, apart = self._exchange, self._apart
         gateway, handed = exchange.gateway, self.handed
         self.handed = True

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from router import descriptors
 from router.config import Settings
+from router.disaggregation.connectors import connector_of
 from router.disaggregation.disaggregation import Disaggregation
 from router.fleet.fleet import Fleet
 from router.fleet.holders import Holders
@@ -174,21 +175,21 @@ class Gateway(FleetListener):
         """A replica left: its idle connections go; those in use end with their exchanges."""
         self._divide_files()
         if self.disaggregation is not None:
-            self.disaggregation.pairs.forget(replica.slot)
+            self.disaggregation.emptied(replica.slot, replica.host)
         if not replica.rank:
             self.pools[replica.slot].retire()
 
     def on_role(self, replica: Replica) -> None:
         """A replica is for something else: the first that prefills has the legs counted."""
         if replica.role != "decode" and self.disaggregation is None:
-            self.disaggregation = Disaggregation(self.placer.index)
+            self.disaggregation = Disaggregation(self.placer.index, connector_of(self.settings))
             self.telemetry.legs = self.disaggregation
 
     def on_emptied(self, replica: Replica) -> None:
         """A replica restarted: connections to what it was are dead."""
         self.pools[replica.slot].clear()
         if self.disaggregation is not None:
-            self.disaggregation.pairs.forget(replica.slot)
+            self.disaggregation.emptied(replica.slot, replica.host)
 
     def adopt(self, settings: Settings) -> None:
         """Settings that may change while it serves are others now."""

@@ -21,6 +21,9 @@ SWEEP_INTERVAL_S = 0.5
 _AWAY_TICKS = 120
 # Looks after which a silent replica is given up though it says that it is at work: half an hour.
 _LONGEST_TICKS = 3600
+# Looks after which a replica is asked again without the KV blocks that it was to fetch: two
+# minutes. An engine whose transfer hangs is well, and at work on everything else.
+_FETCH_TICKS = 240
 # Looks after which a client that takes nothing is given up: two minutes.
 _STALLED_TICKS = 240
 
@@ -114,6 +117,8 @@ class TimeoutSweep:
         if exchange.spill is not None:
             return late  # nobody watches a target's health
         assert placement is not None
+        if ticks > _FETCH_TICKS and exchange.leg is not None and exchange.leg.fetching:
+            return True
         if late:
             return ticks > self._longest or not fleet.works(placement.slot)
         return ticks > _AWAY_TICKS and fleet.away(placement.slot) > _AWAY_TICKS * SWEEP_INTERVAL_S

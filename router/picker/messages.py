@@ -28,6 +28,10 @@ BUFFERED_PARTIAL: Final = 3
 FULL_DUPLEX_STREAMED: Final = 4
 GRPC: Final = 5
 
+PREFILLER: Final = "x-prefiller-host-port"
+"""Who is to prefill a request first, for llm-d's routing sidecar at the endpoint
+(llm-d-inference-scheduler, docs/disagg_pd.md)."""
+
 PIECE: Final = 62_000
 """Bytes of a body in one message to the data plane: Envoy takes up to 64 KiB, and other pickers
 send as much."""
@@ -45,6 +49,8 @@ class Change(msgspec.Struct, frozen=True):
     """``ip:port``, and others in the order in which they are to be tried, separated by commas."""
     headers: tuple[Header, ...] = ()
     """More headers to set."""
+    strip: bool = False
+    """The client's own word on who is to prefill is taken out."""
 
 
 def _set(mutation: Any, headers: Iterable[Header]) -> None:
@@ -59,6 +65,8 @@ def _change(response: Any, part: str, change: Change) -> None:
     common = getattr(response, part).response
     common.clear_route_cache = True
     _set(common.header_mutation, ((DESTINATION, change.endpoints.encode()), *change.headers))
+    if change.strip:
+        common.header_mutation.remove_headers.append(PREFILLER)
     fields = response.dynamic_metadata.fields[NAMESPACE].struct_value.fields
     fields[DESTINATION].string_value = change.endpoints
 

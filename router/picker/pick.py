@@ -23,6 +23,7 @@ from router.http.local_reply import (
 from router.http.routes import FORWARDED
 from router.http.state import OVER, RELAYING, SENT
 from router.picker.answer import Answer
+from router.picker.prefill import PickedLeg, picked
 from router.prompt import NO_PROMPT
 from router.telemetry.record import Outcome
 from router.tracing.context import HEADER as TRACEPARENT
@@ -63,6 +64,7 @@ class Pick(Choosing):
         "_door",
         "_endpoints",
         "_first_token_shown",
+        "_prefill",
         "offered",
         "traceparent",
     )
@@ -86,6 +88,7 @@ class Pick(Choosing):
         self._answer: Answer | None = None
         self._body_shown = body_shown
         self._first_token_shown = first_token_shown
+        self._prefill: PickedLeg | None = None
         self.traceparent = b""
         """What the replica gets as its trace's parent; empty without tracing."""
         self.offered: tuple[int, ...] = ()
@@ -140,7 +143,14 @@ class Pick(Choosing):
         if moved:
             return
         self.state = SENT
-        self.offered = (placement.slot, *self._fallbacks(placement))
+        apart, prefill = self.gateway.disaggregation, -1
+        if apart is not None:
+            self._prefill = leg = picked(self, apart)
+            # The books need no more of a first leg than it has.
+            self.leg = leg  # type: ignore[assignment]
+            prefill = leg.placement.slot if leg is not None else -1
+        others = [slot for slot in self._fallbacks(placement) if slot != prefill]
+        self.offered = (placement.slot, *others)
         self._door.picked(self)
         if self.request.body_size:
             self.free_body()
@@ -166,6 +176,12 @@ class Pick(Choosing):
     def _is_ranked(self, slot: int) -> bool:
         replica = self.gateway.fleet.replicas[slot]
         return replica is None or replica.rank_header != b""
+
+    @property
+    def prefill(self) -> str:
+        """The endpoint that is to prefill it first; empty where it is not another one."""
+        leg = self._prefill
+        return "" if leg is None else self._endpoints.names[leg.placement.slot]
 
     # -- the answer
 
@@ -223,6 +239,8 @@ class Pick(Choosing):
             self._remember(seek, data)
         if answer.scan(data, now) and self.placement is not None:
             self.placement.first_token(now)
+            if self._prefill is not None:
+                self._prefill.over()
             if self.ticket is not None:
                 self.gateway.queue.queue.first_token(self.ticket, now)
 
@@ -265,6 +283,9 @@ class Pick(Choosing):
         assert self.placement is not None
         ticket, self.ticket = self.ticket, None
         unseen.add(self.placement, ticket, monotonic())
+        if self._prefill is not None:
+            unseen.add(self._prefill.placement, None, monotonic())
+            self.leg = None
         self.end(Outcome.OK)
 
     def gone(self) -> None:

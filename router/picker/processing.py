@@ -18,7 +18,13 @@ from router.http.queueing import queue_headers
 from router.http.request import Request
 from router.picker import messages
 from router.picker.grpc import INTERNAL, INVALID_ARGUMENT, Call
-from router.picker.messages import BUFFERED, BUFFERED_PARTIAL, FULL_DUPLEX_STREAMED, Change
+from router.picker.messages import (
+    BUFFERED,
+    BUFFERED_PARTIAL,
+    FULL_DUPLEX_STREAMED,
+    PREFILLER,
+    Change,
+)
 from router.picker.pick import Pick
 from router.queue.classes import HEADERS, Hints
 from router.telemetry.record import Outcome
@@ -61,6 +67,7 @@ class Processing:
         "_call",
         "_endpoints",
         "_gateway",
+        "_named_prefiller",
         "_open",
         "_phase",
         "_pick",
@@ -91,6 +98,8 @@ class Processing:
         self._body_ended = False
         """The body's own last piece has come, rather than trailers after it."""
         self._body_mode = self._reply_mode = FULL_DUPLEX_STREAMED
+        self._named_prefiller = False
+        """The client says who is to prefill."""
         self._trailers = False
         """The data plane waits for word on the request's trailers."""
         self._silent = False
@@ -196,6 +205,8 @@ class Processing:
                 request.method = value
             elif name == "x-request-id":
                 request.request_id = value
+            elif name == PREFILLER:
+                self._named_prefiller = True  # where a sidecar connects is no client's to say
             elif name == "x-warmroute-explain":
                 request.explain = gateway.settings.explain_headers
             elif name[0] != ":":
@@ -271,18 +282,22 @@ class Processing:
             headers = ((name.decode(), value.strip()),)
         if pick.traceparent:
             headers += (("traceparent", pick.traceparent),)
+        if pick.prefill:
+            headers += ((PREFILLER, pick.prefill.encode()),)
         given, body = self._body, pick.request.body
         self._body = []
         # Fields that clients must not set were taken out of it.
         changed = bool(body) and len(body) != sum(map(len, given))
         if changed:
             headers += (("content-length", b"%d" % len(body)),)
-        change = Change(",".join(names[slot] for slot in pick.offered), headers)
+        endpoints = ",".join(names[slot] for slot in pick.offered)
+        change = Change(endpoints, headers, strip=self._named_prefiller and not pick.prefill)
         if self._body_mode in _BUFFERED and not self._headers_only(given):
             self._answer(messages.body_changed(change, body if changed else None))
         else:
             # With headers of its own, no other request's is the same.
-            made = messages.headers_changed if headers else messages.headers_as_before
+            own = headers or change.strip
+            made = messages.headers_changed if own else messages.headers_as_before
             self._answer(made(change))
             if given:
                 self._send_body([body] if changed else given)

@@ -14,6 +14,7 @@ import yaml
 from chart_world import CHART, FOUND, ROOT, Values, notes, one, pods, render, settings, validate
 
 from router.config import TABLE, load
+from router.discovery.objects import ROLE_LABELS
 
 sys.path.append(str(ROOT / "deploy" / "helm"))
 import schema
@@ -85,6 +86,13 @@ TABLE_OF_VALUES: dict[str, Values] = {
         "picker": {"enabled": True, "pool": {"create": False, "name": "vllm"}}
     },
     "a picker before simulated replicas": {"picker": {"enabled": True}, "demo": {"enabled": True}},
+    "prefill and decode apart": {
+        "disaggregation": {
+            "decode": {"matchLabels": {"app": "vllm-decode"}},
+            "prefill": {"matchLabels": {"app": "vllm-prefill", "tier": "a"}, "port": 8200},
+        },
+        "config": {"kv_connector": "nixl_push"},
+    },
     "guarded": {
         **FOUND,
         "networkPolicy": {
@@ -345,3 +353,43 @@ def test_dashboards_and_rules_are_those_of_the_repository() -> None:
         assert json.loads(text) == json.loads((ROOT / "dashboards" / f"{name}.json").read_text())
     rule = one(items, "PrometheusRule")
     assert len(rule["spec"]["groups"]) == 2
+
+
+def test_prefill_and_decode_pods_are_found_with_their_roles() -> None:
+    """Each by a Service, whose label its EndpointSlices have as well; and the router may read them."""
+    apart = TABLE_OF_VALUES["prefill and decode apart"]
+    items = render(apart)
+    for role, port in (("decode", 8000), ("prefill", 8200)):
+        service = one(items, "Service", f"warmroute-{role}")
+        assert service["metadata"]["labels"][ROLE_LABELS[0]] == role
+        assert service["spec"]["selector"] == apart["disaggregation"][role]["matchLabels"]
+        assert [each["targetPort"] for each in service["spec"]["ports"]] == [port]
+    found = yaml.safe_load(settings(items))
+    assert found["discovery_services"] == ["warmroute-decode", "warmroute-prefill"]
+    (rule,) = one(items, "Role")["rules"]
+    assert rule["resources"] == ["endpointslices"]
+    picker = {"enabled": True, "pool": {"matchLabels": {"app": "vllm-decode"}}}
+    both = yaml.safe_load(settings(render({**apart, "picker": picker})))
+    assert both["discovery_services"] == found["discovery_services"]
+    assert "discovery_pool" not in both
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"disaggregation": {"prefill": {"matchLabels": {"a": "b"}}}}, "set both"),
+        (
+            {
+                "disaggregation": {
+                    "prefill": {"matchLabels": {"a": "b"}},
+                    "decode": {"matchLabels": {"a": "c"}},
+                },
+                **FOUND,
+            },
+            "finds the replicas itself",
+        ),
+    ],
+)
+def test_roles_said_by_half_or_twice_are_refused(values: Values, why: str) -> None:
+    with pytest.raises(helm_python.HelmError, match=why):
+        render(values)

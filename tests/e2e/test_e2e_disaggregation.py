@@ -12,11 +12,14 @@ import httpx
 import pytest
 from caught_up import PATIENT
 
-from bench.gateways import Gateway, gateway
+from bench.gateways import PATIENCE_SECONDS, Gateway, gateway
 from bench.vllm import Engine, NoEngineError, find_nixl, find_venv, metrics_of, nixl_settings
 
 BLOCK = 32
 STREAMS = 3
+CLIENTS = 4
+ANSWERS_AFTER = 4
+"""Of each client, once the prefill engine is dead."""
 # A speed that is set: what a busy machine makes learn would decide where prompts are prefilled.
 FLAGS = (*PATIENT, "--prefill-rate", "2000")
 
@@ -173,3 +176,27 @@ async def test_clients_that_leave_at_any_moment_leave_no_blocks_behind(pair: Pai
             while await held(pair.prefill.url) > 0.0:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         assert (await made.ask(made.gateway.url, text(100))).status_code == 200
+
+
+async def test_the_prefill_engine_is_killed_under_load(pair: Pair) -> None:
+    """The last test: nobody prefills after it."""
+    async with world(pair) as made:
+        url, answers = made.gateway.url, list[httpx.Response]()
+        told, killed = await made.legs("handed_over"), asyncio.Event()
+
+        async def client(number: int) -> None:
+            after = 0
+            while after < ANSWERS_AFTER:
+                after += killed.is_set()
+                asked = {"stream": number % 2 == 0, "max_tokens": 8}
+                answers.append(await made.ask(url, text(500), **asked))
+
+        clients = [asyncio.create_task(client(number)) for number in range(CLIENTS)]
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while await made.legs("handed_over") < told + CLIENTS:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        pair.prefill.kill()
+        killed.set()
+        await asyncio.gather(*clients)
+        assert [answer.status_code for answer in answers] == [200] * len(answers)
+        assert not any('"error"' in answer.text for answer in answers)

@@ -7,6 +7,7 @@ import pytest
 
 from loadgen.engine import EngineParams
 from loadgen.simulate import arms_of, arrangement, prepare, run_loop
+from loadgen.simulate.apart import DECIDER_TOKENS
 from loadgen.simulate.peers import DYNAMO_QUEUE
 from loadgen.workloads import Plan, Poisson, make
 from router.config.queueing import QueueSettings
@@ -15,7 +16,7 @@ from router.prompt.spans import SPANS
 PARAMS = EngineParams(block_size=64, num_blocks=4000)
 AGENTS = Plan(make("agent"), Poisson(6.0), seed=3, duration=30.0)
 SINGLE = Plan(make("unique", {"output_tokens": "20"}), Poisson(0.2), seed=3, duration=60.0)
-NEVER, CHOSEN, ALWAYS = arms_of(arrangement("cache_aware"), 2)
+NEVER, CHOSEN, ALWAYS, DECIDER = arms_of(arrangement("cache_aware"), 2)
 
 
 def run(plan: Plan, arranged: object, **setup: object):  # type: ignore[no-untyped-def]
@@ -23,7 +24,7 @@ def run(plan: Plan, arranged: object, **setup: object):  # type: ignore[no-untyp
     return run_loop(prepared, arranged, [PARAMS] * 5, prefill=2, **setup)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("arranged", [NEVER, CHOSEN, ALWAYS], ids=lambda each: each.name)
+@pytest.mark.parametrize("arranged", [NEVER, CHOSEN, ALWAYS, DECIDER], ids=lambda each: each.name)
 @pytest.mark.parametrize("routers", [1, 2])
 def test_every_request_is_answered_and_nothing_is_left(arranged: object, routers: int) -> None:
     loop = run(AGENTS, arranged, routers=routers, sync=0.02)
@@ -56,6 +57,19 @@ def test_an_idle_fleet_prefills_where_it_decodes() -> None:
     loop = run(SINGLE, CHOSEN)
     assert len(loop.records) > 5
     assert loop.gateways.apart.handed_over == 0
+
+
+@pytest.mark.parametrize("plan", [SINGLE, AGENTS], ids=["new", "turns"])
+def test_the_decider_splits_what_is_not_cached_and_nothing_else(plan: Plan) -> None:
+    """Long new prompts on idle engines, which cost alone would not split; and turns of agents, some
+    of which are cached."""
+    loop = run(plan, DECIDER)
+    records = loop.records
+    prompts = zip(records.prompt_tokens, records.cached_tokens, strict=True)
+    lacking = sum(prompt - cached >= DECIDER_TOKENS for prompt, cached in prompts)
+    assert 0 < lacking < len(records)
+    # The gateway goes by its estimate of tokens.
+    assert loop.gateways.apart.handed_over == pytest.approx(lacking, rel=0.1)
 
 
 def test_a_transfer_takes_its_bytes() -> None:

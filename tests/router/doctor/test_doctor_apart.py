@@ -22,6 +22,8 @@ class FakeEngine:
     def __init__(self) -> None:
         self.connector = True
         self.reachable = True
+        self.returns_blocks = False
+        self.mode = "pull"
         self.version = "0.32.0"
         self.hits = 0
         self.tells_hits = True
@@ -38,9 +40,15 @@ class FakeEngine:
         self.bodies.append(body)
         self.names.append(request.headers["x-request-id"])
         answer: dict[str, Any] = {"choices": [], "usage": {"prompt_tokens": 600}}
-        params = body["kv_transfer_params"]
+        params = body.get("kv_transfer_params", {"do_remote_decode": False})
+        if self.returns_blocks and not params["do_remote_decode"]:
+            answer["kv_transfer_params"] = {"do_remote_decode": True, "remote_engine_id": "D"}
         if self.connector and params["do_remote_decode"]:
-            answer["kv_transfer_params"] = {"do_remote_decode": False, "remote_engine_id": "P"}
+            answer["kv_transfer_params"] = {
+                "do_remote_decode": False,
+                "remote_engine_id": "P",
+                "transfer_mode": self.mode,
+            }
         elif self.connector:
             if not self.reachable:
                 return httpx.Response(500, json={"error": {"message": "KV load failure"}})
@@ -69,7 +77,9 @@ class World:
         self, models: dict[str, list[str]] | None = None, **settings: Any
     ) -> list[Finding]:
         models = models or {}
-        said = Settings(**({"replicas": (D, D2), "prefill": (P,)} | settings))
+        said = Settings(
+            **({"replicas": (D, D2), "prefill": (P,), "kv_connector": "nixl"} | settings)
+        )
         engines = [
             Engine(url, models=dict.fromkeys(models.get(url, ["m"]), "/m")) for url in said.engines
         ]
@@ -99,7 +109,7 @@ async def test_a_prefill_engine_without_a_connector_is_told_once() -> None:
     world.engines[P].connector = False
     (one,) = wrong(await world.ask())
     assert one.where == P
-    assert "no kv_transfer_params" in one.what
+    assert "without kv_transfer_params" in one.what
     assert "kv_producer" in one.fix
 
 
@@ -109,6 +119,27 @@ async def test_a_decode_engine_without_a_connector_answers_and_is_told() -> None
     (one,) = wrong(await world.ask())
     assert f"{D} fetches from {P}: it does not" in one.what
     assert "kv_consumer" in one.fix
+
+
+async def test_a_decode_engine_that_keeps_its_own_blocks_is_told() -> None:
+    world = World()
+    world.engines[D].returns_blocks = True
+    (one,) = wrong(await world.ask())
+    assert "keeps its own blocks" in one.what
+    assert "bidirectional_kv_xfer" in one.fix
+
+
+async def test_the_connector_that_is_set_is_the_one_that_is_tried() -> None:
+    world = World()
+    world.engines[P].mode = "push"
+    (one,) = wrong(await world.ask())
+    assert (one.where, one.fix) == (P, "set kv_connector to nixl_push")
+    assert not wrong(await world.ask(kv_connector="nixl_push"))
+    (one,) = wrong(await world.ask(kv_connector="mooncake"))
+    assert one.where == P
+    assert "no Mooncake bootstrap server at p:8998" in one.what
+    assert not wrong(await world.ask(kv_connector="store"))
+    assert "kv_transfer_params" not in world.engines[P].bodies[-1]
 
 
 async def test_a_decode_engine_that_cannot_fetch_is_told_with_what_it_said() -> None:

@@ -32,6 +32,7 @@ def world(waiting: int) -> tuple[TimeoutSweep, SimpleNamespace, Buffer, list[str
         state=State.RELAYING,
         paused=True,
         spill=None,
+        leg=None,
         idle_ticks=0,
         unsent=0,
         client=SimpleNamespace(transport=buffer),

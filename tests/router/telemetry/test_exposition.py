@@ -14,6 +14,7 @@ from router.audit import Auditor
 from router.diagnosis import Diagnoser
 from router.diagnosis.verdict import REASONS
 from router.disaggregation.disaggregation import Disaggregation
+from router.disaggregation.nixl import Nixl
 from router.index.tree import ByteIndex
 from router.prompt.spans import SPANS
 from router.shadow.shadows import ShadowRow
@@ -152,7 +153,7 @@ def make(telemetry: Telemetry, *names: str) -> Exposition:
 
 def busy() -> Telemetry:
     telemetry = Telemetry()
-    telemetry.legs = Disaggregation(ByteIndex(SPANS))
+    telemetry.legs = Disaggregation(ByteIndex(SPANS), Nixl())
     telemetry.observe(
         Finished(
             "r", api="chat", model="llama", slot=1, replica="a:1", status=200, retries=1,

@@ -71,10 +71,26 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if and .Values.picker.enabled .Values.picker.tls (not .Values.config.tls_cert) }}yes{{ end }}
 {{- end }}
 
+{{/* Whether the chart makes the Services of pods that prefill and of pods that decode. */}}
+{{- define "warmroute.disaggregation" -}}
+{{- $decode := .Values.disaggregation.decode.matchLabels }}
+{{- $prefill := .Values.disaggregation.prefill.matchLabels }}
+{{- if or $decode $prefill }}
+{{- if not (and $decode $prefill) }}
+{{- fail "disaggregation: set both decode.matchLabels and prefill.matchLabels" }}
+{{- end }}
+{{- if or .Values.config.discovery_services .Values.config.discovery_selector .Values.config.discovery_pool .Values.config.replicas }}
+{{- fail "disaggregation finds the replicas itself: leave out config.discovery_services, config.discovery_selector, config.discovery_pool and config.replicas, or label the pods with warmroute/role and leave out disaggregation" }}
+{{- end }}yes{{ end }}
+{{- end }}
+
 {{/* The settings as the file has them: config, and what demo and redis add to it. */}}
 {{- define "warmroute.config" -}}
 {{- $config := deepCopy .Values.config }}
-{{- if .Values.picker.enabled }}
+{{- if include "warmroute.disaggregation" . }}
+{{- $_ := set $config "discovery" "kubernetes" }}
+{{- $_ := set $config "discovery_services" (list (printf "%s-decode" (include "warmroute.fullname" .)) (printf "%s-prefill" (include "warmroute.fullname" .))) }}
+{{- else if .Values.picker.enabled }}
 {{- if not (or $config.discovery_services $config.discovery_selector $config.discovery_pool) }}
 {{- $_ := set $config "discovery" "kubernetes" }}
 {{- $_ := set $config "discovery_pool" (include "warmroute.pool" .) }}
@@ -87,7 +103,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- if and (eq ($config.discovery | toString) "kubernetes") (not .Values.existingConfigMap) }}
 {{- if not (or $config.discovery_services $config.discovery_selector $config.discovery_pool) }}
-{{- fail "which pods are the replicas? Set config.discovery_services (names of Services) or config.discovery_selector (labels of pods); or demo.enabled for simulated ones" }}
+{{- fail "which pods are the replicas? Set config.discovery_services (names of Services) or config.discovery_selector (labels of pods); disaggregation, with pods that prefill; or demo.enabled for simulated ones" }}
 {{- end }}
 {{- end }}
 {{- with include "warmroute.state" . }}
