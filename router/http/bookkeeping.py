@@ -414,6 +414,7 @@ class Bookkeeping:
             held = leg.held_tokens  # the decode replica's own were not needed
         record.policy = gateway.settings.policy
         record.considered = placement.considered
+        record.adapter = placement.adapter
         record.uncached_tokens = placement.uncached
         record.available = max(placement.available_tokens, held)
         record.chosen = record.predicted = held
