@@ -125,6 +125,8 @@ class AdapterNeed(msgspec.Struct, frozen=True, gc=False):
     blocked: int
     """Mask of those that cannot load it yet: each of their places is taken by an adapter that has
     requests. Such a request waits until one of these has none any more; others overtake it."""
+    full: int
+    """Mask of those in which it takes the place of another one."""
     load_seconds: float
     """What loading it is expected to take; meanwhile the replica computes nothing else."""
 

@@ -8,7 +8,8 @@ For each replica i, in seconds; the least wins, ties at random:
     + STALL * n_i^0.65 * u_i / P                 the stall my prefill puts on n_i requests in flight
     + DECODE * (b/2 + c * n_i + d * (K_i + L))   decode, mine and what I slow in others'
     + FULL * m_i^3 * (A_i + L) / P               KV memory that running requests hold, me included
-    + (1 + OWN + STALL * n_i^0.65) * a_i         loading my LoRA adapter, where i has not got it
+    + (1 + OWN + STALL * n_i^0.65) * a_i         loading my LoRA adapter, where i has not got it,
+                                                 and EVICTED of it again where another one has to go
     + O * (b/2 + c * n_i + d * K_i) / 2          where it has no place for it: half an answer's time
 
     W_i = max(busy_until_i - now, 0)    m_i = min((A_i + L) / C_i, 1)
@@ -49,6 +50,9 @@ slows the n_i others as much as what they add slows me, so c and d count twice a
 FULL = 1.6
 """Weight of the KV memory that running requests hold, times the share of the whole it is, cubed: a
 replica out of memory queues or preempts."""
+EVICTED = 0.5
+"""Weight of loading, once more, the adapter whose place is taken, beside 1 for this one. It
+settles ties: 0, 0.5 and 1 differ by less than chance does."""
 EVERY_UP_TO = 24
 """In fleets up to this size, the policy computes every replica's cost; in larger ones only a
 shortlist's."""
@@ -173,6 +177,8 @@ class CacheAware:
         cost = 0.0
         if adapter.cold >> slot & 1:
             cost = adapter.load_seconds * (1.0 + own + stall * running**STALL_POWER)
+            if adapter.full >> slot & 1:
+                cost *= 1.0 + EVICTED
         if adapter.blocked >> slot & 1:
             step = load.step_seconds / 2 + load.step_request_seconds * running
             step += load.step_token_seconds * load.context_tokens

@@ -66,6 +66,8 @@ class Adapters:
         """Adapter -> mask of the replicas that have it loaded."""
         self._taken = 0
         """Mask of the replicas all of whose places have an adapter with requests."""
+        self._full = 0
+        """Mask of those all of whose places have an adapter."""
 
     # What placing a request asks
 
@@ -81,7 +83,7 @@ class Adapters:
                 replica = self._replicas[slot]
                 if model in replica.running or model in replica.reported:
                     blocked ^= 1 << slot
-        return AdapterNeed(cold, blocked, self.load_seconds)
+        return AdapterNeed(cold, blocked, cold & self._full, self.load_seconds)
 
     def warm(self, model: str) -> int:
         """Mask of the replicas that have an adapter loaded."""
@@ -138,6 +140,7 @@ class Adapters:
                 self._touch(slot, replica, model)
         for model in before - replica.listed:
             self._drop(slot, replica, model)
+        self._tell_taken(slot, replica)
 
     def metrics_told(self, slot: int, capacity: int, with_requests: Collection[str]) -> None:
         """What a replica's metrics say: how many adapters it has room for (0: not told), and which
@@ -158,6 +161,7 @@ class Adapters:
         for model in list(replica.loaded):
             self._drop(slot, replica, model)
         self._taken &= ~(1 << slot)
+        self._full &= ~(1 << slot)
 
     # -- books
 
@@ -197,4 +201,6 @@ class Adapters:
 
     def _tell_taken(self, slot: int, replica: _Loaded) -> None:
         bit = 1 << slot
+        full = 0 < replica.capacity <= len(replica.loaded)
+        self._full = self._full | bit if full else self._full & ~bit
         self._taken = self._taken | bit if replica.taken() else self._taken & ~bit

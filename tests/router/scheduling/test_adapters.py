@@ -104,6 +104,12 @@ def test_where_every_place_is_taken_a_request_has_to_wait() -> None:
     assert last.adapter.blocked == 0
 
 
+def test_a_free_place_is_preferred() -> None:
+    world = World(capacity=1)
+    world.serve("a", 1.0, 0b01)
+    assert world.place("b", 2.0).slot == 1
+
+
 def test_what_loading_takes_is_learned_from_first_tokens() -> None:
     world = World(capacity=1)
     for turn in range(40):
