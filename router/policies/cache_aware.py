@@ -47,12 +47,12 @@ DECODE = 100.0
 """Decode steps that count, of whatever answer, half of them mine: the further ones of a long one
 are evened out by other requests before they come. Of a step, b slows me alone. What I add to it
 slows the n_i others as much as what they add slows me, so c and d count twice as much."""
-FULL = 1.6
-"""Weight of the KV memory that running requests hold, times the share of the whole it is, cubed: a
-replica out of memory queues or preempts."""
 EVICTED = 0.5
 """Weight of loading, once more, the adapter whose place is taken, beside 1 for this one. It
 settles ties: 0, 0.5 and 1 differ by less than chance does."""
+FULL = 1.6
+"""Weight of the KV memory that running requests hold, times the share of the whole it is, cubed: a
+replica out of memory queues or preempts."""
 EVERY_UP_TO = 24
 """In fleets up to this size, the policy computes every replica's cost; in larger ones only a
 shortlist's."""
