@@ -22,6 +22,7 @@ class World:
     """Two replicas, idle, that serve three adapters."""
 
     def __init__(self, capacity: int = 2, replicas: int = 2) -> None:
+        self.size = 400
         self.adapters = Adapters(BASE)
         self.loads = [Load() for _ in range(replicas)]
         index = ByteIndex(range(0, 25_600, 256))
@@ -32,7 +33,7 @@ class World:
         self.placer = Placer(index, policy, self.loads, adapters=self.adapters)
 
     def place(self, model: str, now: float, eligible: int = ALL) -> Placement:
-        prompt = prompt_of(NO_CHAIN, 400, model)
+        prompt = prompt_of(NO_CHAIN, self.size, model)
         return self.placer.place(prompt, eligible, now)
 
     def serve(self, model: str, now: float, eligible: int = ALL) -> Placement:
@@ -112,12 +113,13 @@ def test_a_free_place_is_preferred() -> None:
 
 def test_what_loading_takes_is_learned_from_first_tokens() -> None:
     world = World(capacity=1)
+    world.size = 8000  # long enough to tell a prefill's speed
     for turn in range(40):
         at = 10.0 * turn
         placement = world.place("ab"[turn % 2], at, 0b01)
         assert placement.loads_adapter
         placement.first_token(at + 2.0 + placement.uncached / placement.load.prefill_rate)
-        placement.finished(at + 3.0)
+        placement.finished(at + 3.0, 2000, 1, 0)
     assert world.adapters.load_seconds == pytest.approx(2.0, rel=0.05)
     # It was not taken for the replica's speed.
     assert world.loads[0].prefill_rate == Load().prefill_rate
