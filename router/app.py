@@ -39,6 +39,7 @@ from router.overflow.overflow_file import read_targets
 from router.policies import load_policy
 from router.prompt.spans import SPANS
 from router.reload import Reloader, Reread
+from router.scheduling.adapters import Adapters
 from router.scheduling.placer import Placer, index_weight
 from router.shadow.listeners import Listeners
 from router.shadow.shadows import Shadows
@@ -82,7 +83,9 @@ class _Membership(FleetListener):
         policies: list[Policy],
         explain: Explain,
         telemetry: Telemetry,
+        adapters: Adapters,
     ) -> None:
+        self._adapters = adapters
         self.shared: StateSync | None = None
         self.tracer: Tracer | None = None
         self._fleet = fleet
@@ -104,13 +107,26 @@ class _Membership(FleetListener):
     def on_removed(self, replica: Replica) -> None:
         """The replica left the fleet: the index forgets it."""
         self._index.remove_replica(replica.slot)
+        self._adapters.forget(replica.slot)
         self._telemetry.retired(replica.name)
         self._tell()
 
     def on_emptied(self, replica: Replica) -> None:
         """The replica restarted, so its cache is empty."""
+        self._adapters.forget(replica.slot)
+        self.on_adapters(replica)
         if self.shared is None or self.shared.emptied(replica):
             self._index.forget(replica.slot)
+
+    def on_adapters(self, replica: Replica) -> None:
+        """Which LoRA adapters the replica lists, and which of them have requests."""
+        slot, engine = replica.slot, replica.engine
+        listed = [card.id for card in self._fleet.cards(slot) if card.parent]
+        if not listed and not self._fleet.adapters:
+            return
+        self._adapters.models_told(slot, listed)
+        if engine is not None:
+            self._adapters.metrics_told(slot, engine.max_loras or 0, engine.adapters)
 
     def on_resized(self, replica: Replica) -> None:
         """The size of the replica's KV cache has become known or changed."""
@@ -190,7 +206,15 @@ class App:
                 lambda: self.fleet.loads, self._holds, settings.replica_hour_price
             )
             self.diagnoser.listener = self.auditor.take
-        self.placer = Placer(self.index, policy, loads, learn_speed=learn, reports=self.exact)
+        self.adapters = Adapters(self.fleet.adapters)
+        self.placer = Placer(
+            self.index,
+            policy,
+            loads,
+            learn_speed=learn,
+            reports=self.exact,
+            adapters=self.adapters,
+        )
         self.balancer = Placer(self.index, by_load, loads, learn_speed=False)
         self.shadows: Shadows | None = None
         if settings.shadow_policies:
@@ -202,7 +226,9 @@ class App:
                 price=settings.replica_hour_price,
             )
         policies = [policy, by_load, *(self.shadows.policies if self.shadows else ())]
-        membership = _Membership(self.fleet, self.index, policies, self.explain, self.telemetry)
+        membership = _Membership(
+            self.fleet, self.index, policies, self.explain, self.telemetry, self.adapters
+        )
         self.fleet.listen(membership)
         if self.shadows is not None:
             self.fleet.listen(self.shadows)
@@ -357,6 +383,7 @@ class App:
             explain=self.explain,
             recent=Recent(),
             index=self.index,
+            adapters=self.adapters,
             engines=self.engines,
             phase=lambda: self.phase,
             console=ConsoleParts(

@@ -117,6 +117,20 @@ class Load(msgspec.Struct, gc=False):
     """The replica has left; what was sent there may still be in progress."""
 
 
+class AdapterNeed(msgspec.Struct, frozen=True, gc=False):
+    """What a request's LoRA adapter means to the replicas that may take it."""
+
+    cold: int
+    """Mask of those that have to load it first."""
+    blocked: int
+    """Mask of those that cannot load it yet: each of their places is taken by an adapter that has
+    requests. Such a request waits until one of these has none any more; others overtake it."""
+    full: int
+    """Mask of those in which it takes the place of another one."""
+    load_seconds: float
+    """What loading it is expected to take; meanwhile the replica computes nothing else."""
+
+
 NOTHING_SHARED: Mapping[int, float] = MappingProxyType({})
 
 
@@ -206,6 +220,8 @@ class RoutingRequest(msgspec.Struct, gc=False):
     shared: Mapping[int, float] = NOTHING_SHARED
     """S: slot -> tokens queued there that are of this prompt's own prefix: another request with it
     is being computed. Slots without any are absent."""
+    adapter: AdapterNeed | None = None
+    """Where the replicas stand with its LoRA adapter; None where it asks for none."""
 
 
 Ask = RoutingRequest

@@ -197,6 +197,15 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         help=f"what they imitate: {WHAT} (default %(default)s)",
     )
     parser.add_argument("--num-blocks", type=count(2), help="KV cache blocks of each")
+    parser.add_argument(
+        "--max-loras", type=count(), metavar="N", help="LoRA adapters that each has room for"
+    )
+    parser.add_argument(
+        "--lora-load-seconds",
+        type=positive,
+        metavar="SECONDS",
+        help="what loading an adapter takes",
+    )
 
 
 def engine_from(args: argparse.Namespace) -> EngineParams:
@@ -208,6 +217,10 @@ def engine_from(args: argparse.Namespace) -> EngineParams:
         raise OptionsError(f"--preset {args.preset}: {error.strerror}") from error
     if args.num_blocks:
         params = msgspec.structs.replace(params, num_blocks=args.num_blocks)
+    if args.max_loras:
+        params = msgspec.structs.replace(params, max_loras=args.max_loras)
+    if args.lora_load_seconds:
+        params = msgspec.structs.replace(params, lora_load_seconds=args.lora_load_seconds)
     return params
 
 

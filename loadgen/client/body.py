@@ -59,7 +59,10 @@ class BodyMaker:
         else:
             asked = _conversation(content, answers)
         limit = self.api.limit and self.api.limit % step.output.tokens
-        return self._head + self.api.prompt(asked) + limit + self._tail
+        head = self._head
+        if step.adapter:
+            head = b'{"model":' + _encode(step.adapter) + b","
+        return head + self.api.prompt(asked) + limit + self._tail
 
     def _recorded(self, content: Verbatim, output_tokens: int) -> bytes:
         """A body with this run's model and streaming, otherwise as it is."""

@@ -33,21 +33,13 @@ from collections import deque
 from heapq import heappop, heappush
 from math import ceil, inf, sqrt
 
+from loadgen.engine.adapters import AdapterSlots
 from loadgen.engine.blocks import BlockPool
 from loadgen.engine.outcome import CacheObserver, Counters, StepResult
 from loadgen.engine.params import EngineParams
-from loadgen.engine.request import Request, Stage
+from loadgen.engine.request import Request, Stage, block_key
 
 _ABSENT = object()
-
-
-def block_key(request: Request, position: int, full: int) -> int | None:
-    """The hash of the request's block at ``position``, or None where the caller gave none."""
-    if position < full:
-        return request.hashes[position]
-    position -= full
-    outputs = request.output_hashes
-    return outputs[position] if position < len(outputs) else None
 
 
 class Engine:
@@ -66,6 +58,9 @@ class Engine:
         self.observer = observer
         self.pool = BlockPool(params.num_blocks, None if observer is None else observer.removed)
         self.counters = Counters()
+        self.adapters = AdapterSlots(params.max_loras, params.lora_load_seconds)
+        self._passed_over = 0
+        """Waiting requests that the last plan found no place for their adapter for."""
         self.waiting: deque[Request] = deque()
         self._coming: deque[tuple[float, Request]] = deque()
         """(end of its overhead, request): in the order of arrival, since none overtakes."""
@@ -282,7 +277,8 @@ class Engine:
 
     def _queue(self, request: Request, now: float) -> None:
         request.queued_at = now
-        blocked = bool(self.waiting) or len(self.running) >= self.params.max_num_seqs
+        blocked = len(self.waiting) > self._passed_over
+        blocked = blocked or len(self.running) >= self.params.max_num_seqs
         self.waiting.append(request)
         if self._end == inf:
             self._plan(now)
@@ -322,9 +318,15 @@ class Engine:
                 if end == target:
                     self._partial = None
                     completing.append(request)
+        self._passed_over = 0
         if not preempted:
             waiting, running = self.waiting, self.running
+            passed_over: list[Request] = []
             while budget > 0 and waiting and len(running) < params.max_num_seqs:
+                adapter = waiting[0].adapter
+                if adapter and not self.adapters.fits(adapter):
+                    passed_over.append(waiting.popleft())
+                    continue
                 if waiting[0].remote:
                     if not self._fetch(waiting[0], now):
                         break
@@ -338,6 +340,9 @@ class Engine:
                 new_tokens += end - start
                 pairs += (end - start) * (start + end)
                 prefilling += 1
+            if passed_over:
+                self._passed_over = len(passed_over)
+                waiting.extendleft(reversed(passed_over))
         decoding = self._decoding
         seconds = (
             params.step_base_seconds
@@ -349,7 +354,7 @@ class Engine:
         if new_tokens:
             self._steps = 1
             seconds += new_tokens / params.prefill_rate + params.step_pair_seconds * pairs / 2
-            seconds += params.step_prefill_seconds * prefilling
+            seconds += params.step_prefill_seconds * prefilling + self.adapters.take_wait()
             self._first_seconds = seconds
             self._end = now + seconds
         elif decoding:
@@ -429,6 +434,8 @@ class Engine:
         self._order += 1
         request.order = self._order
         self.running[request] = None
+        if request.adapter:
+            self.adapters.enter(request.adapter)
 
     def _admit(self, request: Request, budget: int, now: float) -> int:
         """Move a waiting request into the step; the tokens it had cached, or -1 when it does not
@@ -529,6 +536,8 @@ class Engine:
     def _preempt(self) -> None:
         """Send the last admitted request back to the head of the queue; it will be recomputed."""
         request, _ = self.running.popitem()
+        if request.adapter:
+            self.adapters.leave(request.adapter)
         if request.stage is Stage.DECODE:
             request.outputs = self.emitted(request)
             self._decoding -= 1
@@ -554,7 +563,7 @@ class Engine:
             (request.prompt_tokens + request.output_tokens - 1) // self.params.block_size,
         )
         request.finished_at = at
-        del self.running[request]
+        self._leave(request)
         request.stage = Stage.DONE
         if request.keep:
             self.kept[request] = None
@@ -572,10 +581,15 @@ class Engine:
             self._cache(request, computed // self.params.block_size)
         elif request is self._partial:
             self._partial = None
-        del self.running[request]
+        self._leave(request)
         self.pool.release(request.blocks)
         request.blocks = []
         self._close(request, at)
+
+    def _leave(self, request: Request) -> None:
+        del self.running[request]
+        if request.adapter:
+            self.adapters.leave(request.adapter)
 
     def _close(self, request: Request, at: float) -> None:
         request.stage = Stage.DONE

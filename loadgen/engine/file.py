@@ -51,6 +51,10 @@ class EngineFile(msgspec.Struct, frozen=True):
     """On requests that the parameters were not fitted to."""
 
 
+_SINCE = ("max_loras", "lora_load_seconds")
+"""Parameters that files had not yet in earlier releases."""
+
+
 def write_engine(path: Path, held: EngineFile) -> None:
     """Write the parameters to a JSON file. Raises OSError."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(held), indent=2) + b"\n")
@@ -68,7 +72,7 @@ def read_engine(path: Path) -> EngineParams:
         raise EngineFileError(f'{path}: no object "params"; give a file that calibrate wrote')
     fields = EngineParams.__struct_fields__
     for name in fields:
-        if name not in params:
+        if name not in params and name not in _SINCE:
             raise EngineFileError(f"{path}: params.{name} is missing")
     for name in params:
         if name not in fields:

@@ -50,6 +50,11 @@ class EngineParams(msgspec.Struct, frozen=True, kw_only=True):
     overhead_token_seconds: float = 0.0
     """Seconds for each prompt token outside of steps: parsing or tokenising, copying, hashing."""
 
+    max_loras: int = 0
+    """LoRA adapters in GPU memory, and with running requests at a time; 0: as many as come."""
+    lora_load_seconds: float = 0.0
+    """What loading another one takes; the engine computes nothing else meanwhile."""
+
     def __post_init__(self) -> None:
         if self.block_size < 1:
             raise ValueError(f"block_size must be at least 1, not {self.block_size}")
@@ -70,6 +75,8 @@ class EngineParams(msgspec.Struct, frozen=True, kw_only=True):
             "step_prefill_seconds",
             "overhead_seconds",
             "overhead_token_seconds",
+            "lora_load_seconds",
+            "max_loras",
         ):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} must not be negative, not {getattr(self, field)}")

@@ -43,6 +43,8 @@ class Request(msgspec.Struct, eq=False):
     remote: bool = False
     """Another engine has the prompt's blocks, which are fetched instead of computed; False again
     once that has begun."""
+    adapter: str = ""
+    """The LoRA adapter that it needs; empty for the base model."""
 
     stage: Stage = Stage.WAITING
     arrived: float = float("nan")
@@ -69,3 +71,12 @@ class Request(msgspec.Struct, eq=False):
     entry_tick: int = 0
     order: int = 0
     """Position in the running list; later admissions have larger ones and are preempted first."""
+
+
+def block_key(request: Request, position: int, full: int) -> int | None:
+    """The hash of the request's block at ``position``, or None where the caller gave none."""
+    if position < full:
+        return request.hashes[position]
+    position -= full
+    outputs = request.output_hashes
+    return outputs[position] if position < len(outputs) else None

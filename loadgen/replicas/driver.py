@@ -45,6 +45,8 @@ class Driver:
         self.metrics = RequestMetrics(params.max_model_len)
         self.connector: Connector | None = None
         """Moves blocks between engines; None: `kv_transfer_params` mean nothing."""
+        self.adapters_told: dict[str, float] = {}
+        """Names of adapters in /metrics -> when they were last the ones with requests."""
         self.frozen = False
         self._slow = 1.0
         self._live: dict[Request, Choice] = {}
@@ -119,6 +121,7 @@ class Driver:
                     hashes,
                     block_hashes(rest + words, size, parent),
                     tag,
+                    adapter=job.model if job.model != self.model else "",
                 )
                 limited = job.max_tokens is not None
                 answer.choices.append(Choice(answer, len(answer.choices), request, seed, limited))

@@ -51,6 +51,7 @@ class SimulatedFleet:
     ``first_port`` 0 takes free ports; a replica that dies and starts again keeps its own.
     ``kv_events_port`` (0: any) lets each publish KV events, the next replica on the next port.
     ``engines`` names the surface of each: "vllm", "sglang" or "trtllm"; one name is for all.
+    ``adapters`` are loaded from the start, ``resolves`` when they are asked for first.
     ``nixl`` gives each a KV connector, with which it prefills for the others and fetches from them.
     """
 
@@ -62,6 +63,7 @@ class SimulatedFleet:
         time_scale: float = 1.0,
         model: str = "sim",
         adapters: Sequence[str] = (),
+        resolves: Sequence[str] = (),
         host: str = "127.0.0.1",
         first_port: int = 0,
         default_output_tokens: int = 128,
@@ -81,6 +83,7 @@ class SimulatedFleet:
                 params=params,
                 model=model,
                 adapters=adapters,
+                resolves=resolves,
                 host=host,
                 port=first_port + index if first_port else 0,
                 time_scale=time_scale,

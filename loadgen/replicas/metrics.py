@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from time import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -113,6 +114,25 @@ class RequestMetrics:
             gaps.sum += decode
 
 
+def adapter_lines(replica: Replica) -> list[str]:
+    """vllm:lora_requests_info: as in vLLM an adapter with any request is under both labels, every
+    combination of names is a series that stays, and the time says which one holds."""
+    engine = replica.engine
+    names = dict.fromkeys(each.adapter for each in (*engine.running, *engine.waiting))
+    names.pop("", None)
+    told = replica.driver.adapters_told
+    told[",".join(names)] = time()
+    most = replica.params.max_loras or len(replica.adapters)
+    return [
+        "# TYPE vllm:lora_requests_info gauge",
+        *(
+            f'vllm:lora_requests_info{{max_lora="{most}",running_lora_adapters="{each}",'
+            f'waiting_lora_adapters="{each}"}} {at}'
+            for each, at in told.items()
+        ),
+    ]
+
+
 def render(replica: Replica) -> bytes:
     """The text of /metrics."""
     engine, params, counters = replica.engine, replica.params, replica.engine.counters
@@ -166,12 +186,8 @@ def render(replica: Replica) -> bytes:
         counter("vllm:nixl_num_failed_transfers_total", connector.transfers_failed)
         counter("vllm:nixl_num_kv_expired_reqs_total", connector.expired)
         gauge("sim:kv_blocks_held", connector.held_blocks)
-    adapters = ",".join(replica.adapters)
-    out.append("# TYPE vllm:lora_requests_info gauge")
-    out.append(
-        f'vllm:lora_requests_info{{max_lora="{len(replica.adapters)}",'
-        f'running_lora_adapters="{adapters}",waiting_lora_adapters=""}} {replica.start_time}'
-    )
+    if params.max_loras or replica.adapters:
+        out += adapter_lines(replica)
     out.append("# TYPE vllm:cache_config_info gauge")
     out.append(
         f'vllm:cache_config_info{{block_size="{params.block_size}",cache_dtype="auto",'

@@ -39,6 +39,7 @@ class Replica:
         params: EngineParams,
         model: str = "sim",
         adapters: Sequence[str] = (),
+        resolves: Sequence[str] = (),
         host: str = "127.0.0.1",
         port: int = 0,
         time_scale: float = 1.0,
@@ -49,7 +50,8 @@ class Replica:
         engine: str = "vllm",
         nixl: NixlSettings | None = None,
     ) -> None:
-        """nixl: it has a KV connector, and moves blocks from and to its siblings."""
+        """adapters: loaded from the start. resolves: loaded when they are asked for first, as with
+        a LoRA resolver. nixl: it has a KV connector, and moves blocks from and to its siblings."""
         if not 0 < time_scale < inf:
             raise ValueError(f"time_scale must be positive, not {time_scale}")
         if default_output_tokens < 1:
@@ -63,6 +65,8 @@ class Replica:
         self.params = params
         self.model = model
         self.adapters = list(adapters)
+        self.resolves = frozenset(resolves)
+        self._given = tuple(adapters)
         self.host = host
         self.port = port
         self.name = name
@@ -106,6 +110,8 @@ class Replica:
                 self._connectors,
                 driver.not_fetched,
             )
+        for adapter in self.adapters:
+            driver.engine.adapters.load(adapter)
         return driver
 
     def _connector_of(self, engine_id: str) -> Connector | None:
@@ -167,6 +173,7 @@ class Replica:
         if self.alive:
             return
         self._listen()
+        self.adapters = list(self._given)
         self.driver = self._new_driver()
         self.start_time = time()
         self.healthy = True
@@ -367,7 +374,9 @@ class Replica:
         return trigger is not None and trigger.strikes()
 
     def check_model(self, model: str) -> None:
-        """Raises ApiError for a model that is not served."""
+        """Raises ApiError for a model that is not served, and cannot be loaded now."""
+        if model in self.resolves and model not in self.adapters:
+            self.adapters.append(model)
         if model not in self.models:
             raise ApiError(
                 404,

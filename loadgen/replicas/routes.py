@@ -181,6 +181,7 @@ def _load_adapter(replica: Replica, connection: Connection, received: Received) 
             "in place, set 'load_inplace' to True.",
         )
     replica.adapters.append(name)
+    replica.engine.adapters.load(name)
     answer = f"Success: LoRA adapter '{name}' added successfully."
     connection.reply(200, answer.encode(), "text/plain; charset=utf-8")
 
@@ -190,6 +191,7 @@ def _unload_adapter(replica: Replica, connection: Connection, received: Received
     if name not in replica.adapters:
         raise ApiError(404, f"The lora adapter '{name}' cannot be found.")
     replica.adapters.remove(name)
+    replica.engine.adapters.loaded.pop(name, None)
     answer = f"Success: LoRA adapter '{name}' removed successfully."
     connection.reply(200, answer.encode(), "text/plain; charset=utf-8")
 

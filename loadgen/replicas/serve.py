@@ -26,6 +26,8 @@ _CHANGES: dict[str, Callable[[str], float]] = {
     "max_num_batched_tokens": values.count(),
     "max_model_len": values.count(2),
     "prefill_rate": values.positive,
+    "max_loras": values.count(),
+    "lora_load_seconds": values.positive,
 }
 
 
@@ -38,6 +40,7 @@ async def serve_replicas(
     *,
     model: str = "sim",
     adapters: Sequence[str] = (),
+    resolves: Sequence[str] = (),
     default_output_tokens: int = 128,
     kv_events_port: int | None = None,
     engine: str = "vllm",
@@ -54,6 +57,7 @@ async def serve_replicas(
         time_scale=time_scale,
         model=model,
         adapters=adapters,
+        resolves=resolves,
         host=host,
         first_port=first_port,
         default_output_tokens=default_output_tokens,
@@ -104,6 +108,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--model", default="sim", help="served model name (default sim)")
     add("--adapter", action="append", default=[], help="a LoRA adapter's name; may be repeated")
+    add(
+        "--resolve-adapter",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a LoRA adapter that is loaded when it is asked for first; may be repeated",
+    )
     add(
         "--output-tokens",
         type=values.count(),
@@ -176,6 +187,7 @@ def main(args: argparse.Namespace) -> int:
                 args.time_scale,
                 model=args.model,
                 adapters=args.adapter,
+                resolves=args.resolve_adapter,
                 default_output_tokens=args.output_tokens,
                 kv_events_port=args.kv_events_port,
                 engine=args.engine,

@@ -251,6 +251,11 @@ def render_metrics(replica: Replica) -> bytes:
         ("context_len", params.longest),
     ):
         out += [f"# TYPE sglang:{name} gauge", f"sglang:{name}{{{labels}}} {float(value)}"]
+    if params.max_loras:
+        used = len(engine.adapters.loaded)
+        for name, value in (("used", used), ("total", params.max_loras)):
+            full = f"sglang:lora_pool_slots_{name}"
+            out += [f"# TYPE {full} gauge", f"{full}{{{labels}}} {float(value)}"]
     finished = sum(replica.metrics.finished.values())
     for name, value, more in (
         ("prompt_tokens_total", counters.prompt_tokens, ',is_streaming="true"'),

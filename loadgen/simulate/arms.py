@@ -32,10 +32,14 @@ def of_policy(name: str, **options: object) -> Callable[[int], Policy]:
 
 ARRANGEMENTS: dict[str, Arrangement] = {
     **{name: Arrangement(name, of_policy(name)) for name in BUILT_IN},
+    "cache_aware_no_adapters": Arrangement(
+        "cache_aware_no_adapters", of_policy("cache_aware"), adapters=False
+    ),
     "cache_aware_exact": Arrangement("cache_aware_exact", of_policy("cache_aware"), exact=True),
     **PEERS,
 }
-"""Built-in policies, the default policy with an exact index, and our reading of other gateways."""
+"""Built-in policies, the default policy when it does not mind where LoRA adapters are loaded and
+with an exact index, and our reading of other gateways."""
 
 
 def arms_of(arranged: Arrangement, prefill: int) -> list[Arrangement]:

@@ -16,6 +16,7 @@ from router.config.queueing import QueueSettings
 from router.index import ByteIndex
 from router.prompt import Prompt
 from router.queue.ticket import Refusal, Ticket
+from router.scheduling.adapters import Adapters
 from router.scheduling.peer_request import PeerRequest
 from router.scheduling.placer import INDEX_ROOM, Placement, Placer
 from router.types import Load, Policy, PrefixIndex
@@ -47,6 +48,8 @@ class Arrangement(msgspec.Struct, frozen=True):
     """Another gateway's queue instead, made from the router's placer. For one router."""
     by_prompt: bool = False
     """The queue tells sessions apart by their prompts, not by their keys."""
+    adapters: bool = True
+    """Where LoRA adapters are loaded counts."""
     apart: str = ""
     """Which requests replicas of their own prefill, the last ones of the fleet: "chosen" as the
     gateway does, or "always"; "both": these answer clients as well. Empty: every replica computes
@@ -104,6 +107,8 @@ class Gateways:
         self.eligible = self.apart.answering
         self._random = random.Random(f"{seed}/routers")
         self._exact = arrangement.exact
+        self._parents: dict[str, str] = {}
+        """LoRA adapter -> its base model, of those that were asked for."""
         self.placers: list[Placer] = []
         self._heard: list[dict[int, PeerRequest]] = [{} for _ in range(routers)]
         """By router: a placement's id -> what the router was told of that request."""
@@ -119,7 +124,12 @@ class Gateways:
                     size = engine.params.cache_tokens * BYTES_PER_TOKEN * arrangement.capacity
                     index.add_replica(slot, int(size))
             loads = [make_load(engine.params, known_speed=known_speed) for engine in engines]
-            self.placers.append(Placer(index, policy, loads))
+            adapters = None
+            if arrangement.adapters:
+                adapters = Adapters(self._parents)
+                for slot, engine in enumerate(engines):
+                    adapters.metrics_told(slot, engine.params.max_loras, ())
+            self.placers.append(Placer(index, policy, loads, adapters=adapters))
         self.queues: Sequence[OneQueue] | None = None
         """By router, where requests are queued."""
         self._own: Queues | None = None
@@ -192,8 +202,10 @@ class Gateways:
 
     def choose(self, router: int, job: Job, eligible: int, now: float) -> Placement:
         """Place a request, and tell the other routers."""
+        if job.adapter:
+            self._parents[job.adapter] = MODEL
         prompt = Prompt(
-            model=MODEL,
+            model=job.adapter or MODEL,
             chain=job.hashes if self._exact else job.chain,  # type: ignore[arg-type]
             size=job.prompt_tokens * BYTES_PER_TOKEN,
             stream=True,

@@ -280,6 +280,7 @@ class Loop:
             job.output_hashes,
             flight,
             remote=flight.leg is not None,
+            adapter=job.adapter,
         )
         try:
             self.engines[slot].add(request, now)
@@ -295,7 +296,15 @@ class Loop:
     def _prefill(self, flight: Flight, placement: Placement, lacks: float, now: float) -> None:
         """Its first leg."""
         job, slot = flight.job, placement.slot
-        request = Request(job.prompt_tokens, 1, job.hashes, job.output_hashes, flight, keep=True)
+        request = Request(
+            job.prompt_tokens,
+            1,
+            job.hashes,
+            job.output_hashes,
+            flight,
+            keep=True,
+            adapter=job.adapter,
+        )
         try:
             self.engines[slot].add(request, now)
         except ValueError:

@@ -40,6 +40,7 @@ class Job(msgspec.Struct, gc=False):
     prompt: Prompt = ()
     tenant: str = ""
     priority: int = 0
+    adapter: str = ""
 
 
 class Prepared(msgspec.Struct):
@@ -112,6 +113,7 @@ def prepare(
                     prompt=step.prompt,
                     tenant=tenant,
                     priority=priority,
+                    adapter=step.adapter,
                 )
             )
         requests += len(jobs)

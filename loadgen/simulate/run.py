@@ -30,6 +30,8 @@ class ArmRun(msgspec.Struct, frozen=True):
     """Prefill tokens a second that the first router took the engines for at the end, on average."""
     handed_over: int = 0
     """Requests that another replica prefilled than the one that answered."""
+    adapter_loads: int = 0
+    """Times that an engine loaded a LoRA adapter."""
 
 
 def simulate(
@@ -123,6 +125,7 @@ def run_once(
         sum(engine.counters.preemptions for engine in loop.engines),
         float(np.mean(rates)),
         loop.gateways.apart.handed_over,
+        sum(engine.adapters.loads for engine in loop.engines),
     )
 
 
@@ -144,10 +147,13 @@ def arm_of(
     )
     stages = Reuse.__struct_fields__
     arm.reuse = Reuse(*(sum(getattr(run.reuse, stage) for run in runs) for stage in stages))
+    loads = sum(run.adapter_loads for run in runs)
     arm.extra = {
         "preemptions": float(sum(run.preemptions for run in runs)),
         "learned_prefill_tokens_per_s": float(np.mean([run.learned for run in runs])),
     }
+    if loads:
+        arm.extra["adapter_loads"] = float(loads)
     elsewhere = sum(run.handed_over for run in runs)
     if elsewhere:
         arm.extra["prefilled_elsewhere"] = float(elsewhere)

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from loadgen.suggest import did_you_mean
+from loadgen.workloads.adapters import Adapters
 from loadgen.workloads.agent import Agent
 from loadgen.workloads.arrivals import Arrivals, Closed, Fixed, Poisson, Ramp, Traced
 from loadgen.workloads.bound import UpperBound
@@ -52,6 +53,7 @@ class WorkloadError(ValueError):
 
 
 _MADE: dict[str, Workload] = {
+    "adapters": Adapters(),
     "agent": Agent(),
     "chat": Chat(),
     "shared-prefix": SharedPrefix(),

@@ -69,6 +69,9 @@ class Step(msgspec.Struct, frozen=True):
     """Which of the session's agents asks: 0 for the main one, others for its sub-agents."""
     content: Content | None = None
     """What to send, where it was recorded; None: text made up for the segments."""
+    adapter: str = ""
+    """The LoRA adapter that is asked for instead of the model; empty: the model. Prompts for
+    different adapters share no segment: their caches have nothing in common."""
 
 
 class Session(msgspec.Struct, frozen=True):

@@ -45,6 +45,13 @@ def _replica(reports: Sequence[ReplicaReport]) -> ReplicaReport:
     )
     # A worker whose breaker is open sends nothing there: that is what somebody looks for.
     made.breaker = next((r.breaker for r in reports if r.breaker != "closed"), made.breaker)
+    # Each worker knows what it sent itself and what the engine's metrics say.
+    made.adapters_loaded = list(
+        dict.fromkeys(name for report in reports for name in report.adapters_loaded)
+    )
+    made.adapters_with_requests = sorted(
+        {name for report in reports for name in report.adapters_with_requests}
+    )
     made.usable = all(report.usable for report in reports)
     return made
 

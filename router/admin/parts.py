@@ -84,6 +84,18 @@ def nothing(replica: Replica, operation: Operation, emptied: bool) -> None:
     """The default of `AdminParts.engine_changed`."""
 
 
+class AdapterSource(Protocol):
+    """Where LoRA adapters are loaded."""
+
+    def loaded(self, slot: int) -> list[str]:
+        """The adapters a replica is believed to have loaded, the most recently used one first."""
+        ...
+
+    def with_requests(self, slot: int) -> list[str]:
+        """Those of them that have requests."""
+        ...
+
+
 @dataclass(slots=True, frozen=True)
 class ConsoleParts:
     """What only the page for people shows."""
@@ -112,6 +124,7 @@ class AdminParts:
     explain: Explain
     recent: Recent
     index: IndexSource
+    adapters: AdapterSource
     engines: EngineCalls
     phase: Callable[[], Phase]
     console: ConsoleParts

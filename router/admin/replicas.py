@@ -52,6 +52,12 @@ class ReplicaReport(msgspec.Struct):
     prefill_rate: int
     """Prompt tokens a second, as set or learned."""
     models: list[str]
+    max_loras: int | None
+    """LoRA adapters that it runs at the same time; null where its engine does not tell."""
+    adapters_loaded: list[str]
+    """Those that it is believed to have in memory, the most recently used one first."""
+    adapters_with_requests: list[str]
+    """Those of them that have requests there, whoever sent these."""
     any_model: bool
     """It does not tell its models and is taken to serve every one."""
     kv_cache_tokens: int | None
@@ -149,6 +155,9 @@ def _report(
         queued_tokens=int(load.queued_tokens),
         prefill_rate=int(load.prefill_rate),
         models=list(replica.models),
+        max_loras=engine.max_loras if engine is not None else None,
+        adapters_loaded=parts.adapters.loaded(replica.slot),
+        adapters_with_requests=parts.adapters.with_requests(replica.slot),
         any_model=replica.any_model,
         kv_cache_tokens=replica.kv_tokens if replica.kv_tokens_known else None,
         kv_cache_known=replica.kv_tokens_known,

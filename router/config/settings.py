@@ -157,7 +157,8 @@ class Settings(InsightSettings, frozen=True, kw_only=True):
         SettingInfo(
             FLEET,
             Text(_HEADER, _HEADER_FORM, lower=True),
-            "The request header that names a session, for policies that keep sessions together.",
+            "A request header that names a session. Those that clients send by themselves are "
+            "known without it ([http.md](http.md#what-names-a-session)).",
         ),
     ] = "x-session-id"
     stream_usage: Annotated[

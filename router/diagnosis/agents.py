@@ -22,9 +22,15 @@ SESSION_HEADERS: Final = (
     b"x-session-id",
     b"x-session-affinity",
 )
-"""Headers that name a session, the first one found counts."""
+"""Headers that name a session, the first one found counts. `X-Client-Request-Id`, which others take
+too, is left out: most clients name a single request with it."""
+SPANNING: Final = 0
+"""Place of the one whose sessions span conversations: sub-agents of Claude Code send that of the
+agent that started them."""
+AGENT_HEADER: Final = b"x-claude-code-agent-id"
+"""What tells most of these sub-agents apart. Those that its workflows start send none
+(anthropics/claude-code#66761)."""
 
-_ORDER: Final = {name: place for place, name in enumerate(SESSION_HEADERS)}
 _AGENT: Final = b"user-agent"
 _NAME: Final = re.compile(rb"[A-Za-z][\w.+-]{0,40}(?:/[A-Za-z][\w.+-]{0,20})?")
 _WITHIN: Final = re.compile(r"session[_\"': -]*([0-9a-f-]{16,64})", re.IGNORECASE)
@@ -42,31 +48,21 @@ class Origin(msgspec.Struct, frozen=True, gc=False):
 
 
 def origin_of(headers: Sequence[bytes], session: bytes, key: str) -> Origin:
-    """headers: name, value, name, ... session: the configured header's value. key: what the body
+    """headers: name, value, name, ... session: what the headers name. key: what the body
     names (`prompt_cache_key`, `session_id`, `user`, or `metadata.user_id`)."""
     agent = ""
-    found, best = b"", len(_ORDER)
     for at in range(0, len(headers), 2):
         name = headers[at]
-        # Nearly all names are longer or shorter than these.
-        if len(name) not in _LENGTHS:
-            continue
-        low = name.lower()
-        if low == _AGENT:
+        # Nearly all names are longer or shorter.
+        if len(name) == len(_AGENT) and name.lower() == _AGENT:
             agent = agent_of(headers[at + 1])
-        elif _ORDER.get(low, best) < best:
-            found, best = headers[at + 1], _ORDER[low]
+            break
     if session:
         return Origin(session.decode("latin-1"), False, agent)
-    if found:
-        return Origin(found.decode("latin-1"), False, agent)
     if key:
         within = _WITHIN.search(key)
         return Origin(within[1], False, agent) if within else Origin(key, True, agent)
     return Origin("", True, agent)
-
-
-_LENGTHS: Final = frozenset(map(len, (*SESSION_HEADERS, _AGENT)))
 
 
 @lru_cache(maxsize=1024)

@@ -35,6 +35,7 @@ _LOADED = (b"\nvllm:external_prefix_cache_hits_total",)
 _STARTED = (b"\nprocess_start_time_seconds",)
 _CONFIG = b"\nvllm:cache_config_info"
 _SLEEP = b"\nvllm:engine_sleep_state"
+_ADAPTERS = b"\nvllm:lora_requests_info"
 
 _LABELS = {
     name: re.compile(rb'[{,]%s="([^"\\]*)"' % name)
@@ -49,6 +50,9 @@ _LABELS = {
         b"enable_prefix_caching",
         b"sleep_state",
         b"dp_rank",
+        b"max_lora",
+        b"running_lora_adapters",
+        b"waiting_lora_adapters",
     )
 }
 
@@ -81,6 +85,10 @@ class EngineMetrics(msgspec.Struct, frozen=True, gc=False):
     prefix_caching: bool | None = None
     asleep: bool | None = None
     """Whether any of its engines sleeps: it answers /health, and requests when it wakes."""
+    max_loras: int | None = None
+    """LoRA adapters that it keeps in GPU memory, and runs requests of at the same time."""
+    adapters: tuple[str, ...] = ()
+    """Those with requests, running or waiting. Not told of each rank."""
     ranks: tuple[EngineMetrics, ...] = ()
     """The same of each engine, in the order of their ranks; empty where there is one."""
 
@@ -143,7 +151,11 @@ def parse_metrics(text: bytes) -> EngineMetrics:
             _reading(told, caches, started, [name], len(names)) for name in sorted(names, key=int)
         )
     whole = _reading(told, caches, started, None, 1)
-    return msgspec.structs.replace(whole, ranks=ranks, asleep=_asleep(text))
+    max_loras, adapters = _adapters(text)
+    ranks = tuple(msgspec.structs.replace(rank, max_loras=max_loras) for rank in ranks)
+    return msgspec.structs.replace(
+        whole, ranks=ranks, asleep=_asleep(text), max_loras=max_loras, adapters=adapters
+    )
 
 
 def _reading(
@@ -274,6 +286,32 @@ def _asleep(text: bytes) -> bool | None:
             value = line[line.rfind(b"}") + 1 :].strip()
             found = found or value in (b"0", b"0.0")
     return found
+
+
+def _adapters(text: bytes) -> tuple[int | None, tuple[str, ...]]:
+    """max_loras and the adapters with requests, from vllm:lora_requests_info; None where there is
+    no such metric.
+
+    Each combination of names is a series of its own and stays; the value is the time at which it
+    was set, so the largest one is what holds now (vLLM's v1/metrics/loggers.py). vLLM puts an
+    adapter with any request under both labels, running and waiting.
+    """
+    newest, latest = b"", -1.0
+    for line in _lines(text, _ADAPTERS):
+        try:
+            at = float(line[line.rfind(b"}") + 1 :].split()[0])
+        except (IndexError, ValueError):
+            continue
+        if at > latest:
+            newest, latest = line, at
+    if not newest:
+        return None, ()
+    names: dict[str, None] = {}
+    for label in (b"running_lora_adapters", b"waiting_lora_adapters"):
+        for name in _label(newest, label).decode("utf-8", "replace").split(","):
+            if name.strip():
+                names[name.strip()] = None
+    return _number(_label(newest, b"max_lora")) or None, tuple(names)
 
 
 def _label(line: bytes, name: bytes) -> bytes:

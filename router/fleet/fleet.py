@@ -290,6 +290,21 @@ class Fleet:
         if watch is not None:
             watch.reread_models()
 
+    def had_adapter(self, replica: Replica, model: str, *, had: bool) -> None:
+        """It was asked for a model that it had not listed, or no longer has: whether it had it.
+        What it lists is read now rather than in a while."""
+        if had:
+            for rank in replica.ranks:
+                self._catalog.answered(rank.slot, model)
+        else:
+            self._catalog.refuses(replica.bits, model)
+        self.reread_models(replica)
+
+    @property
+    def adapters(self) -> Mapping[str, str]:
+        """LoRA adapter -> its base model; kept up to date."""
+        return self._catalog.parents
+
     def reread_rest(self, replica: Replica) -> None:
         """It was put to sleep, woken, paused or resumed: find out now rather than in a while."""
         watch = self._watches.get(replica.slot)

@@ -21,5 +21,8 @@ class FleetListener:
     def on_role(self, replica: Replica) -> None:
         """The replica's role is another one."""
 
+    def on_adapters(self, replica: Replica) -> None:
+        """Its models, or what its metrics say of LoRA adapters, were read."""
+
     def on_resized(self, replica: Replica) -> None:
         """The replica's kv_tokens or offload_tokens changed."""

@@ -107,18 +107,31 @@ class Masks(dict[str, int]):
 class Catalog:
     """Model name -> mask of the replicas that serve it.
 
-    Its mutable state: what each replica told, the masks that follow from it, and the names of
-    models that are away.
+    A replica that has loaded a LoRA adapter by itself, for a request that named it (vLLM's LoRA
+    resolvers), is taken to do so for others, and so are those with the same base models: they serve
+    every adapter that one of them serves, until one refuses it.
+
+    Its mutable state: what each replica told, the masks that follow from it, the names of models
+    that are away, which replicas load adapters by themselves, and what these refused.
     """
 
     def __init__(self) -> None:
         self._cards: dict[int, tuple[ModelCard, ...]] = {}
         self._masks = Masks({NO_MODEL: 0})
-        self.serving: Callable[[str], int] = self._masks.__getitem__
+        """By what was told alone."""
+        self._serving = Masks(self._masks)
+        self.serving: Callable[[str], int] = self._serving.__getitem__
         """The mask of the replicas that serve a model; 0 when nobody does. It is a dict's own, as
         it is asked for each request."""
-        self._parents: dict[str, str] = {}
-        """LoRA adapter -> its base model."""
+        self.parents: dict[str, str] = {}
+        """LoRA adapter -> its base model. It stays the same object."""
+        self._loaders = 0
+        """Mask of the replicas that were seen to load an adapter by themselves."""
+        self._answered: dict[int, str] = {}
+        """Slot -> the name that it answered to last without having listed it. Engines of some kinds
+        answer to any name: only if it lists that as an adapter next, it has loaded it."""
+        self._refused: dict[str, int] = {}
+        """Adapter -> mask of the replicas that do not have it, the oldest first."""
         self._union: tuple[ModelCard, ...] | None = ()
         self._mixed: bool | None = False
         self._away: dict[str, str] = {}
@@ -129,7 +142,7 @@ class Catalog:
     def parent(self, model: str) -> str:
         """The base model of a LoRA adapter that a replica has or had when it left; empty for all
         else."""
-        return self._parents.get(model) or self._away.get(model, "")
+        return self.parents.get(model) or self._away.get(model, "")
 
     def away(self, model: str) -> bool:
         """Whether its last replica left the fleet, as opposed to no longer serving it."""
@@ -195,6 +208,7 @@ class Catalog:
     def join(self, slot: int) -> None:
         """Add a replica whose models are not known yet."""
         self._masks[NO_MODEL] |= 1 << slot
+        self._serving[NO_MODEL] |= 1 << slot
 
     def join_as(self, slot: int, other: int) -> None:
         """Add a further rank of a replica. It serves the same models."""
@@ -212,6 +226,10 @@ class Catalog:
         for card in told:
             self._masks[card.id] |= 1 << slot
             self._away.pop(card.id, None)
+            if card.parent and self._answered.get(slot) == card.id:
+                self._loaders |= 1 << slot
+            if card.id in self._refused:
+                self._unrefuse(card.id, 1 << slot)
         self._derive()
 
     def tell_any(self, slot: int) -> None:
@@ -230,7 +248,30 @@ class Catalog:
         while len(self._away) > MAX_ABSENT_MODELS:
             del self._away[next(iter(self._away))]
         self._masks[NO_MODEL] &= ~(1 << slot)
+        self._loaders &= ~(1 << slot)
+        self._answered.pop(slot, None)
+        for name in list(self._refused):
+            self._unrefuse(name, 1 << slot)
         self._derive()
+
+    def answered(self, slot: int, model: str) -> None:
+        """A replica was asked for a model that it had not listed, and answered."""
+        self._answered[slot] = model
+
+    def refuses(self, mask: int, model: str) -> None:
+        """These replicas were asked for an adapter, and did not have it."""
+        if mask & ~self._refused.get(model, 0) and model in self.parents:
+            self._refused[model] = self._refused.pop(model, 0) | mask
+            while len(self._refused) > MAX_ABSENT_MODELS:
+                del self._refused[next(iter(self._refused))]
+            self._derive()
+
+    def _unrefuse(self, model: str, mask: int) -> None:
+        left = self._refused.get(model, 0) & ~mask
+        if left:
+            self._refused[model] = left
+        else:
+            self._refused.pop(model, None)
 
     def _forget(self, slot: int) -> tuple[ModelCard, ...]:
         """Drop and return what a replica told; it stays one of those a request without a model may
@@ -254,12 +295,12 @@ class Catalog:
     def _derive(self) -> None:
         """Recompute everything that follows from the cards of all replicas."""
         self._union = None
-        self._parents = {}
+        self.parents.clear()
         lengths: dict[str, dict[int, int]] = {}
         for slot, cards in self._cards.items():
             for card in cards:
                 if card.parent:
-                    self._parents[card.id] = card.parent
+                    self.parents[card.id] = card.parent
                 masks = lengths.setdefault(card.id, {})
                 masks[card.length] = masks.get(card.length, 0) | 1 << slot
         self.lengths.clear()
@@ -268,6 +309,25 @@ class Catalog:
             for name, masks in lengths.items()
             if len(masks) > 1
         )
+        self._serving.clear()
+        self._serving.update(self._masks)
+        self._serving.untold = self._masks.untold
+        if self._loaders:
+            self._extend()
+
+    def _extend(self) -> None:
+        """Let those that load adapters by themselves serve what replicas like them serve."""
+        groups: dict[frozenset[str], int] = {}
+        for slot in self._cards:
+            bases = self._bases(slot)
+            groups[bases] = groups.get(bases, 0) | 1 << slot
+        loading = [mask for mask in groups.values() if mask & self._loaders]
+        for name in self.parents:
+            mask = self._masks[name]
+            for group in loading:
+                if group & mask:
+                    mask |= group & ~self._refused.get(name, 0)
+            self._serving[name] = mask
 
 
 def _levels(masks: dict[int, int], untold: int) -> Levels:

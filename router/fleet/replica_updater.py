@@ -150,6 +150,7 @@ class ReplicaUpdater:
             rank.models_read = True
             rank.any_model = False
             self._catalog.tell(rank.slot, cards)
+        self._adapters_told(replica.ranks)
         self._templates.served(self._catalog.union)
         self._notifier.notify()
 
@@ -162,6 +163,7 @@ class ReplicaUpdater:
             rank.models_read = True
             rank.any_model = True
             self._catalog.tell_any(rank.slot)
+        self._adapters_told(replica.ranks)
         self._say_once(
             f"models {status}",
             f"replica {replica.name}: /v1/models answered {status}; such a replica is taken to "
@@ -194,7 +196,14 @@ class ReplicaUpdater:
         now = self._clock()
         for rank, reading, own in zip_longest(replica.ranks, readings, most_own[: len(readings)]):
             self._rank_told(rank, reading, own or 0, now)
+        if metrics.max_loras is not None:
+            self._adapters_told(replica.ranks)
         self._notifier.notify()
+
+    def _adapters_told(self, ranks: Sequence[Replica]) -> None:
+        for listener in self._listeners:
+            for rank in ranks:
+                listener.on_adapters(rank)
 
     def _rank_told(self, rank: Replica, reading: EngineMetrics, most_own: int, now: float) -> None:
         rank.engine = reading

@@ -155,7 +155,7 @@ class Bookkeeping:
             if not record.model:
                 return model_required(gateway.fleet, rule.form)
         if prompt is not None:
-            key = request.session.decode("latin-1") if request.session else prompt.key
+            key = request.session_key.decode("latin-1") or prompt.key
             record.key = key if len(key) <= MAX_KEY_CHARACTERS else short_key(key)
             prompt.model, prompt.key = record.model, record.key
         return None
@@ -302,7 +302,7 @@ class Bookkeeping:
                 prompt,
                 text,
                 request.headers,
-                request.session,
+                request.session_key,
                 self.record.tenant,
                 request.rule.api,
             )
@@ -414,6 +414,7 @@ class Bookkeeping:
             held = leg.held_tokens  # the decode replica's own were not needed
         record.policy = gateway.settings.policy
         record.considered = placement.considered
+        record.adapter = placement.adapter
         record.uncached_tokens = placement.uncached
         record.available = max(placement.available_tokens, held)
         record.chosen = record.predicted = held

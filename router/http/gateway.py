@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from router import descriptors
 from router.config import Settings
+from router.diagnosis.agents import AGENT_HEADER, SESSION_HEADERS
 from router.disaggregation.connectors import connector_of
 from router.disaggregation.disaggregation import Disaggregation
 from router.fleet.fleet import Fleet
@@ -103,8 +104,12 @@ class Gateway(FleetListener):
         self.paths = Paths(settings.extra_paths)
         self.holders = holders
         """Which replica keeps which response."""
-        self.session_header = settings.session_header.encode()
-        self.special_headers = SPECIAL_HEADERS | {self.session_header} | HEADERS.keys()
+        self.session_headers = {name: place for place, name in enumerate(SESSION_HEADERS)}
+        """Headers that name a session -> place, the least counts: one that the settings name, then
+        those that clients send of their own accord."""
+        self.session_headers.setdefault(settings.session_header.encode(), -1)
+        self.special_headers = SPECIAL_HEADERS | HEADERS.keys()
+        self.special_headers |= self.session_headers.keys() | {AGENT_HEADER}
         self.retry_after = b"retry-after: %d\r\n" % max(1, round(settings.retry_after))
         origin = settings.allow_origin.encode()
         self.allow_origin = b"access-control-allow-origin: %b\r\n" % origin if origin else b""

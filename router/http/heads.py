@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from router.diagnosis.agents import AGENT_HEADER
 from router.http.local_reply import BadRequest, gone_in_a_circle
 from router.http.request import Request
 from router.identity import PSEUDONYM
@@ -50,8 +51,11 @@ def take_special(gateway: Gateway, request: Request, low: bytes, name: bytes, va
             request.credentials = Credentials()
         if not request.credentials.take(gateway.credential_headers[low], value):
             raise BadRequest(400, f"more than one {low.decode()} header")
-    elif low == gateway.session_header:
-        request.session = value
+    elif low in gateway.session_headers:
+        request.names_session(gateway.session_headers[low], value)
+        request.headers += (name, value)
+    elif low == AGENT_HEADER:
+        request.agent = value
         request.headers += (name, value)
     elif low in HEADERS:
         if request.hints is None:
@@ -109,6 +113,8 @@ def known_head(request: Request, data: bytes, tenants: bool) -> KnownHead | None
         host=request.host,
         connection=request.connection,
         session=request.session,
+        session_place=request.session_place,
+        agent=request.agent,
         credentials=request.credentials,
         hints=request.hints,
     )

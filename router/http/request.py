@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from hashlib import blake2b
+from typing import Final
 
 import msgspec
 
+from router.diagnosis.agents import SPANNING
 from router.http.routes import UNKNOWN, PathRule
 from router.queue.classes import Hints
 from router.tenants.authenticator import Credentials
@@ -68,6 +70,10 @@ def short_key(key: str) -> str:
     return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
+NO_SESSION: Final = 1 << 30
+"""The place of a header that is not there."""
+
+
 class Request(msgspec.Struct, gc=False):
     """One request, filled in while it is parsed. Its head is rebuilt from these parts, never
     copied."""
@@ -90,7 +96,11 @@ class Request(msgspec.Struct, gc=False):
     expect: bool = False
     request_id: bytes = b""
     session: bytes = b""
-    """The session header's value, or empty."""
+    """The session that its headers name, or empty; see `session_key`."""
+    session_place: int = NO_SESSION
+    """Place of the header that names it in the order of those that do: the least counts."""
+    agent: bytes = b""
+    """Which agent of the session asks, where a header says that."""
     credentials: Credentials | None = None
     """The headers that tell who sends it, where tenants are set up. They are not sent on."""
     hints: Hints | None = None
@@ -108,6 +118,23 @@ class Request(msgspec.Struct, gc=False):
     """The protocol to switch to, or empty."""
     started: float = 0.0
     """Monotonic seconds at the last byte of the request."""
+
+    def names_session(self, place: int, value: bytes) -> None:
+        """One of the headers that name a session, by its place in their order."""
+        if place < self.session_place and value:
+            self.session, self.session_place = value, place
+
+    @property
+    def session_key(self) -> bytes:
+        """What names its session, or the agent's own part of it; empty where no header does."""
+        if self.agent and self.session_place == SPANNING:
+            return self.session + b"/" + self.agent
+        return self.session
+
+    @property
+    def names_conversation(self) -> bool:
+        """Whether its headers name one conversation, and not several that go on side by side."""
+        return bool(self.session) and (self.session_place != SPANNING or bool(self.agent))
 
     @property
     def head_size(self) -> int:

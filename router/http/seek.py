@@ -213,7 +213,7 @@ def _remembered(books: Seeker, seek: Seek, upstream: UpstreamConnection, body: b
     assert placement is not None
     assert replica is not None
     if seek.passed_on:
-        gateway.fleet.reread_models(replica)
+        gateway.fleet.had_adapter(replica, books.record.model, had=True)
     if not books.request.rule.keeps:
         return True
     found = id_in(body)
@@ -248,8 +248,8 @@ def _may_have_it(books: Seeker, seek: Seek, upstream: UpstreamConnection, body: 
         seek.refusal = body
         seek.missed |= replica.bit
     elif model and _encode(model)[1:-1] in body:
-        # Its models have changed since they were read.
-        fleet.reread_models(replica)
+        # Its models have changed since they were read, or it loads adapters and not this one.
+        fleet.had_adapter(replica, model, had=False)
         if not _may_miss(seek):
             return False
         seek.refusal = body

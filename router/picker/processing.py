@@ -11,6 +11,7 @@ from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from router.diagnosis.agents import AGENT_HEADER
 from router.http.bookkeeping import EVERYWHERE
 from router.http.client_connection import request_id
 from router.http.local_reply import Reply, body_too_large
@@ -195,7 +196,7 @@ class Processing:
         """The request's head."""
         gateway, request = self._gateway, Request()
         kept = request.headers
-        session = gateway.settings.session_header
+        sessions = gateway.session_headers
         for header in headers:
             name = header.key
             value = header.raw_value or header.value.encode()
@@ -215,8 +216,10 @@ class Processing:
                     if request.hints is None:
                         request.hints = Hints()
                     setattr(request.hints, HEADERS[key], value)
-                if name == session:
-                    request.session = value
+                if key in sessions:
+                    request.names_session(sessions[key], value)
+                elif key == AGENT_HEADER:
+                    request.agent = value
                 kept += (key, value)
         request.rule = gateway.paths.rule(request.target)
         request.request_id = request_id(request.request_id)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from router.queue.ticket import Ticket
-from router.scheduling.placer import Placement, expected_step
+from router.scheduling.accounting import expected_step
+from router.scheduling.placer import Placement
 
 if TYPE_CHECKING:
     from router.http.gateway import Gateway

@@ -8,8 +8,12 @@ For each replica i, in seconds; the least wins, ties at random:
     + STALL * n_i^0.65 * u_i / P                 the stall my prefill puts on n_i requests in flight
     + DECODE * (b/2 + c * n_i + d * (K_i + L))   decode, mine and what I slow in others'
     + FULL * m_i^3 * (A_i + L) / P               KV memory that running requests hold, me included
+    + (1 + OWN + STALL * n_i^0.65) * a_i         loading my LoRA adapter, where i has not got it,
+                                                 and EVICTED of it again where another one has to go
+    + O * (b/2 + c * n_i + d * K_i) / 2          where it has no place for it: half an answer's time
 
     W_i = max(busy_until_i - now, 0)    m_i = min((A_i + L) / C_i, 1)
+    a_i = the seconds that loading it takes; 0 where it is loaded, or none is asked for
 
 divided by the replica's weight (slow start). u_i = L minus what i holds of the prompt; the other
 symbols are fields of `router.types.Load` and `RoutingRequest`. docs/design/policies.md has the
@@ -23,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from math import inf
 
 from router.policies.shortlist import Shortlist
-from router.types import Choice, Considered, Load, RoutingRequest, slots
+from router.types import AdapterNeed, Choice, Considered, Load, RoutingRequest, slots
 
 WAIT = 3.0
 """Weight of my wait beyond the wait itself: others come after me. Takes from the tail, gives to the
@@ -43,6 +47,9 @@ DECODE = 100.0
 """Decode steps that count, of whatever answer, half of them mine: the further ones of a long one
 are evened out by other requests before they come. Of a step, b slows me alone. What I add to it
 slows the n_i others as much as what they add slows me, so c and d count twice as much."""
+EVICTED = 0.5
+"""Weight of loading, once more, the adapter whose place is taken, beside 1 for this one. It
+settles ties: 0, 0.5 and 1 differ by less than chance does."""
 FULL = 1.6
 """Weight of the KV memory that running requests hold, times the share of the whole it is, cubed: a
 replica out of memory queues or preempts."""
@@ -94,7 +101,7 @@ class CacheAware:
         eligible = ask.eligible
         size = eligible.bit_count()
         groups = self._shortlist.pick(ask, loads) if size > self._every_up_to else everybody(ask)
-        tokens, now, shared = ask.tokens, ask.now, ask.shared
+        tokens, now, shared, adapter = ask.tokens, ask.now, ask.shared, ask.adapter
         deepest = 0.0
         for depth, mask in ask.held:
             if mask & eligible:
@@ -134,6 +141,8 @@ class CacheAware:
                     waiting -= shared[slot] / rate
                 if waiting > 0.0:
                     cost += wait * waiting
+                if adapter is not None:
+                    cost += self._adapter_cost(adapter, ask, load, slot)
                 weight = load.weight
                 if weight != 1.0:
                     cost /= weight
@@ -157,6 +166,24 @@ class CacheAware:
         else:
             reason = "load_shed"
         return Choice(chosen, reason, considered)
+
+    def _adapter_cost(
+        self, adapter: AdapterNeed, ask: RoutingRequest, load: Load, slot: int
+    ) -> float:
+        """Seconds that a request's LoRA adapter costs at a replica. While one is loaded the replica
+        computes nothing, so it costs what a prefill of that length does."""
+        _, own, _, stall, _, _ = self._weights
+        running = load.in_flight if load.in_flight > 0 else 0
+        cost = 0.0
+        if adapter.cold >> slot & 1:
+            cost = adapter.load_seconds * (1.0 + own + stall * running**STALL_POWER)
+            if adapter.full >> slot & 1:
+                cost *= 1.0 + EVICTED
+        if adapter.blocked >> slot & 1:
+            step = load.step_seconds / 2 + load.step_request_seconds * running
+            step += load.step_token_seconds * load.context_tokens
+            cost += ask.output_tokens * step / 2
+        return cost
 
 
 def everybody(ask: RoutingRequest) -> list[tuple[float, Sequence[int]]]:

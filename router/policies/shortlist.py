@@ -15,6 +15,8 @@ from router.types import Load, RoutingRequest, slots
 
 HOLDERS = 6
 """The most holders that are looked at, in all groups together."""
+WARM = 3
+"""The most replicas that are looked at since they have the request's LoRA adapter loaded."""
 GROUP = 4
 """The most holders that are looked at in one group, from a random place on."""
 REMEMBERED = 4
@@ -79,6 +81,8 @@ class Shortlist:
         at = self._at % size
         self._at = end = at + SWEPT + budget
         swept = fleet[at:end] if end <= size else [fleet[place % size] for place in range(at, end)]
+        if ask.adapter is not None:
+            swept = [*swept, *self._warm(ask.eligible & ~ask.adapter.cold)]
         others: list[int] = []
         ranked = []
         for slot in {*self._best, *swept}:
@@ -101,3 +105,16 @@ class Shortlist:
         self._best = [slot for _, _, slot in ranked[:REMEMBERED]]
         groups.append((0.0, others))
         return groups
+
+    def _warm(self, mask: int) -> list[int]:
+        """Some of these, from a random place on."""
+        width = mask.bit_length()
+        turn = int(self._random() * width)
+        high = mask >> turn << turn
+        found: list[int] = []
+        for part in (high, mask ^ high):
+            while part and len(found) < WARM:
+                low = part & -part
+                found.append(low.bit_length() - 1)
+                part ^= low
+        return found

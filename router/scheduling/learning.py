@@ -92,6 +92,13 @@ class SpeedLearner:
         line.saw(uncached, seconds, 0.0)
         return line.samples >= WARM_UP_SAMPLES and self._tell(0, 1.0 / line.slope)
 
+    def usual_prefill(self, uncached: float) -> float:
+        """Seconds from sending a prompt to its first token, where nothing else waits there."""
+        line = self._prefill
+        if line.samples < WARM_UP_SAMPLES:
+            return uncached / self.load.prefill_rate
+        return line.start + line.slope * uncached
+
     def saw_decode(self, expected: float, seconds: float) -> bool:
         """One token took `seconds` on average, where those in flight add `expected` by default."""
         line = self._decode
@@ -136,6 +143,10 @@ class Speeds:
         """Take in an answer's mean seconds a token: see `SpeedLearner.saw_decode`."""
         if expected > 0.0 and seconds > 0.0:
             self._saw(self._learner(slot).saw_decode(expected, seconds))
+
+    def usual_prefill(self, slot: int, uncached: float) -> float:
+        """See `SpeedLearner.usual_prefill`."""
+        return self._learner(slot).usual_prefill(uncached)
 
     def _learner(self, slot: int) -> SpeedLearner:
         load = self._loads[slot]

@@ -14,6 +14,16 @@ from typing import Protocol
 import msgspec
 
 from router.prompt.prompt import Prompt
+from router.scheduling.accounting import (
+    charge,
+    expected_step,
+    finished,
+    first_token,
+    prefill_done,
+    queue_up,
+    refund,
+)
+from router.scheduling.adapters import Adapters
 from router.scheduling.engine_reports import EngineReports, PendingReport
 from router.scheduling.learning import (
     BYTES_PER_TOKEN,
@@ -25,8 +35,7 @@ from router.scheduling.peer_request import PeerRequest
 from router.scheduling.prefills import Prefill, Prefills
 from router.types import (
     NOTHING_SHARED,
-    STEP_REQUEST_SECONDS,
-    STEP_TOKEN_SECONDS,
+    AdapterNeed,
     Chain,
     Choice,
     Considered,
@@ -105,6 +114,10 @@ class Placement(msgspec.Struct, gc=False):
     """Its number among the requests reported to other routers; 0 if it was not reported."""
     eligible: int = 0
     """Mask of the replicas that were chosen among."""
+    adapter: AdapterNeed | None = None
+    """Where these stood with its LoRA adapter; None where it asks for none."""
+    loads_adapter: bool = False
+    """The chosen replica had to load it."""
     reported_prompt: int = 0
     """Prompt tokens that the engine reported at the end; 0 when it did not."""
     reported_cached: int = -1
@@ -124,6 +137,8 @@ class Placement(msgspec.Struct, gc=False):
             self.found_idle_queue = False
         if self.prefill is not None:
             self._end_prefill(self.prefill)
+        if self.loads_adapter:
+            placer.learn_load(self)
         first_token(load, self.to_compute, now)
         self.first_expected = expected_step(load)
         self.first_prefilled = load.prefilled_tokens
@@ -192,6 +207,8 @@ class Placement(msgspec.Struct, gc=False):
             placer.learn_model(prompt, prompt_tokens, output_tokens)
         if self.report is not None:
             self.report.finished(self.held_tokens, cached_tokens, now)
+        if self.adapter is not None:
+            placer.adapter_ended(self)
 
     def failed(self, now: float) -> None:
         """Take the charges back after no answer, so that the request can be placed elsewhere."""
@@ -210,6 +227,8 @@ class Placement(msgspec.Struct, gc=False):
             self.placer.listener.failed(self)
         if self.report is not None:
             self.report.failed()
+        if self.adapter is not None:
+            self.placer.adapter_ended(self)
 
     def _end_prefill(self, prefill: Prefill) -> None:
         """Note that its prefill is done, or never will be."""
@@ -256,8 +275,10 @@ class Placer:
         *,
         learn_speed: bool = True,
         reports: EngineReports | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
-        """`reports` is what exact mode knows. With None, only what was sent counts."""
+        """`reports` is what exact mode knows. With None, only what was sent counts. With None for
+        `adapters`, where an adapter is loaded does not count."""
         self.index = index
         self.policy = policy
         self.loads = loads
@@ -266,6 +287,7 @@ class Placer:
         self.listener: PlacementListener | None = None
         """Receives this placer's requests, to tell the other routers."""
         self._reports = reports
+        self._adapters = adapters
         self._unknown = ModelFacts()
         self._speeds = Speeds(loads)
         self._prefills = Prefills(index.spans)
@@ -328,7 +350,25 @@ class Placer:
             tokens = float(exact.count)
         if prompt.more:
             held = self._held_of_all(held, prompt.more, scale)
-        return RoutingRequest(eligible, tokens, held, output, prompt.key, prefix, now, shared)
+        adapter = None
+        if self._adapters is not None and prompt.model in self._adapters.parents:
+            adapter = self._adapters.need(prompt.model, eligible)
+            if adapter is not None and adapter.cold and self._peer_heard_at:
+                adapter = self._warmed_by_peers(adapter, held)
+        return RoutingRequest(
+            eligible, tokens, held, output, prompt.key, prefix, now, shared, adapter
+        )
+
+    def _warmed_by_peers(
+        self, adapter: AdapterNeed, held: Sequence[tuple[float, int]]
+    ) -> AdapterNeed:
+        """Other routers do not tell adapters, but prompts: where one that begins like this, for
+        this adapter, was sent by them, it was loaded."""
+        warm = sum(mask for _, mask in held)
+        for slot in slots(adapter.cold & warm):
+            if slot not in self._peer_heard_at:
+                warm ^= 1 << slot
+        return msgspec.structs.replace(adapter, cold=adapter.cold & ~warm)
 
     def _shared(
         self, chain: Chain, found: list[tuple[int, int]], eligible: int, scale: float
@@ -388,6 +428,8 @@ class Placer:
             eligible=request.eligible,
         )
         charge(load, uncached, tokens, now)
+        if request.adapter is not None:
+            self._charge_adapter(placement, request.adapter)
         if not prompt.stream:
             self._placed += 1
             heappush(self._awaiting_prefill, (load.busy_until, self._placed, placement))
@@ -403,6 +445,22 @@ class Placer:
         if self.listener is not None:
             self.listener.routed(placement)
         return placement
+
+    def _charge_adapter(self, placement: Placement, adapter: AdapterNeed) -> None:
+        """Note that its adapter is used there. While it is loaded the replica computes nothing."""
+        assert self._adapters is not None
+        slot = placement.slot
+        placement.adapter = adapter
+        if adapter.cold >> slot & 1:
+            placement.loads_adapter = True
+            placement.load.busy_until += adapter.load_seconds
+        self._adapters.sent(slot, placement.prompt.model)
+
+    def adapter_ended(self, placement: Placement) -> None:
+        """A request for an adapter has ended."""
+        slot, load = placement.slot, placement.load
+        if self._adapters is not None and self.loads[slot] is load and not load.left:
+            self._adapters.ended(slot, placement.prompt.model)
 
     def touch(self, placement: Placement, now: float) -> None:
         """Record another use of a request's prompts, at its end."""
@@ -426,6 +484,14 @@ class Placer:
 
     # What finished requests teach
 
+    def learn_load(self, placement: Placement) -> None:
+        """Learn what loading an adapter takes: what its first request waited longer for its first
+        token than is usual for as long a prefill. Only where it did not wait for others."""
+        if not placement.found_idle_queue or self._adapters is None:
+            return
+        usual = self._speeds.usual_prefill(placement.slot, placement.uncached)
+        self._adapters.saw_load(placement.first_seconds - usual)
+
     def learn_speeds(
         self,
         placement: Placement,
@@ -444,7 +510,7 @@ class Placer:
                 (placement.first_expected + expected_step(load)) / 2.0,
                 (now - placement.sent_at - first_seconds - stalled) / (output_tokens - 1),
             )
-        if placement.found_idle_queue:
+        if placement.found_idle_queue and not placement.loads_adapter:
             uncached = placement.uncached
             if prompt_tokens and cached_tokens >= 0:
                 uncached = float(prompt_tokens - cached_tokens)
@@ -511,68 +577,3 @@ class Placer:
         if request.prefill is not None:
             self._prefills.end(request.prefill)
             request.prefill = None
-
-
-# A replica's load: what was sent there and is not finished.
-#
-# Every request charges it when it is routed, gives part of it back at its first token and the rest
-# at its end; this router's own requests and those of the others alike. Tokens are whole numbers
-# held in floats, so that the sums are exact and return to zero.
-#
-# `kv_tokens` (A in the policies' cost) approximates "prompt tokens held by running requests, shared
-# blocks counted once" in constant time: the sum of what each running request had to compute on
-# arrival. What it found cached is either shared with a running request, and already counted, or was
-# idle, and is left out.
-
-
-def charge(load: Load, uncached: float, tokens: float, now: float) -> None:
-    """A request of `tokens` prompt tokens, `uncached` of them to compute, was sent to this
-    replica."""
-    load.in_flight += 1
-    load.context_tokens += tokens
-    load.kv_tokens += uncached
-    queue_up(load, uncached, now)
-
-
-def queue_up(load: Load, uncached: float, now: float) -> None:
-    """Tokens are to be prefilled behind what is queued."""
-    load.queued_tokens += uncached
-    busy = load.busy_until
-    load.busy_until = (busy if busy > now else now) + uncached / load.prefill_rate
-
-
-def first_token(load: Load, uncached: float, now: float) -> None:
-    """Its first token came. Prefills are computed in order, so the work still queued begins now."""
-    queued = load.queued_tokens - uncached
-    load.queued_tokens = queued
-    load.prefilled_tokens += uncached
-    load.busy_until = now + queued / load.prefill_rate
-
-
-def prefill_done(load: Load, uncached: float, now: float) -> None:
-    """Its prefill is taken as done, or will not be done. The replica cannot be busy for longer
-    than with what is still queued."""
-    queued = load.queued_tokens - uncached
-    load.queued_tokens = queued
-    latest = now + queued / load.prefill_rate
-    if load.busy_until > latest:
-        load.busy_until = latest
-
-
-def finished(load: Load, uncached: float, tokens: float) -> None:
-    """Take a request that ended after its first token out of the load."""
-    load.in_flight -= 1
-    load.context_tokens -= tokens
-    load.kv_tokens -= uncached
-
-
-def refund(load: Load, uncached: float, tokens: float, now: float) -> None:
-    """A request whose first token was not counted has ended: it was refused, cancelled, or lost
-    with its connection."""
-    prefill_done(load, uncached, now)
-    finished(load, uncached, tokens)
-
-
-def expected_step(load: Load) -> float:
-    """Seconds that the requests in flight add to a decode step by the default constants."""
-    return STEP_REQUEST_SECONDS * load.in_flight + STEP_TOKEN_SECONDS * load.context_tokens

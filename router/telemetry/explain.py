@@ -25,6 +25,9 @@ class Candidate(msgspec.Struct, omit_defaults=True):
     chosen: bool
     queued_tokens: int
     in_flight: int
+    adapter: str = ""
+    """Where its LoRA adapter stood there: loaded, to be loaded, or waits for a place (others with
+    requests take all of them); absent where it asked for none."""
 
 
 class Wait(msgspec.Struct):
@@ -260,6 +263,7 @@ def _explain(done: Finished, names: Mapping[int, str]) -> Explanation:
                 slot == done.slot,
                 int(queued),
                 in_flight,
+                _adapter_at(done, slot),
             )
         )
     candidates.sort(key=lambda candidate: candidate.cost)
@@ -343,6 +347,8 @@ def _why(done: Finished, candidates: list[Candidate]) -> str:
             )
         return f"It was sent to no replica: {done.outcome}.{waited}"
     told = [_choice(done, candidates)]
+    if done.adapter is not None:
+        told.append(_adapter(done))
     if done.retries:
         times = "once" if done.retries == 1 else f"{done.retries} times"
         told.append(f"It was retried {times}; this is about the last attempt.")
@@ -388,6 +394,27 @@ def _choice(done: Finished, candidates: list[Candidate]) -> str:
         f"{told}, but had {deepest.queued_tokens} tokens queued and {deepest.in_flight} requests "
         f"in flight, against {winner.queued_tokens} and {winner.in_flight}."
     )
+
+
+def _adapter_at(done: Finished, slot: int) -> str:
+    need = done.adapter
+    if need is None:
+        return ""
+    if need.blocked >> slot & 1:
+        return "waits for a place"
+    return "to be loaded" if need.cold >> slot & 1 else "loaded"
+
+
+def _adapter(done: Finished) -> str:
+    need = done.adapter
+    assert need is not None
+    seconds = f"which is expected to take {need.load_seconds:.2g} s"
+    match _adapter_at(done, done.slot):
+        case "loaded":
+            return "Its LoRA adapter was loaded there."
+        case "to be loaded":
+            return f"Its LoRA adapter had to be loaded there, {seconds}."
+    return "Its LoRA adapter had to wait there for a place: others with requests took all of them."
 
 
 def _outcome(done: Finished) -> str:

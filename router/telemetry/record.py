@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from router.types import Considered
+from router.types import AdapterNeed, Considered
 
 APIS: Final = frozenset(
     {
@@ -172,6 +172,8 @@ class Finished(msgspec.Struct, gc=False):
     """Names the tenant's key: the first digits of its hash."""
     considered: Sequence[Considered] = ()
     """The candidates, as the policy saw them."""
+    adapter: AdapterNeed | None = None
+    """Where its LoRA adapter was loaded; None where it asked for none."""
     prefill_replica: str = ""
     """The other replica that computed the prompt; empty where there was none."""
     prefill_seconds: float = 0.0

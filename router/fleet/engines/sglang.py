@@ -3,7 +3,9 @@
 Metrics: ``srt/observability/metrics_collector.py``. Each scheduler has its own series, by data-
 parallel rank; with ``--enable-metrics-for-all-schedulers`` and with priorities several series of
 a rank repeat the same requests. Requests that are over are counted by the tokenizer, without a
-rank. A counter that is still 0 is not there. No start time is told.
+rank. A counter that is still 0 is not there. No start time is told. Of
+LoRA adapters it tells how many its GPU memory has room for (``lora_pool_slots_total``), not which
+ones are there.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ _OFFLOAD = (b"\nsglang:hicache_host_total_tokens",)
 _PROMPT_TOKENS = (b"\nsglang:prompt_tokens_total",)
 _CACHED = (b"\nsglang:cached_tokens_total",)
 _PROMPTS = (b"\nsglang:num_requests_total",)
+_ADAPTERS = (b"\nsglang:lora_pool_slots_total",)
 
 
 def parse_metrics(text: bytes) -> EngineMetrics:
@@ -45,6 +48,7 @@ def parse_metrics(text: bytes) -> EngineMetrics:
             ("tokens", _TOKENS),
             ("block", _BLOCK),
             ("offload", _OFFLOAD),
+            ("adapters", _ADAPTERS),
         )
     }
     names = set(gauges["running"])
@@ -69,6 +73,7 @@ def parse_metrics(text: bytes) -> EngineMetrics:
         kv_tokens=whole.kv_tokens,
         offload_tokens=whole.offload_tokens,
         block_tokens=whole.block_tokens,
+        max_loras=whole.max_loras,
         ranks=ranks,
     )
 
@@ -79,6 +84,7 @@ def _reading(gauges: dict[str, MetricValues], ranks: list[bytes] | None) -> Engi
     tokens = sum(largest(gauges["tokens"], ranks))
     offload = sum(largest(gauges["offload"], ranks))
     block = max(largest(gauges["block"], None), default=0.0)
+    adapters = max(largest(gauges["adapters"], None), default=0.0)
     running, waiting = largest(gauges["running"], ranks), largest(gauges["waiting"], ranks)
     return EngineMetrics(
         running=sum(running) if running else None,
@@ -87,6 +93,7 @@ def _reading(gauges: dict[str, MetricValues], ranks: list[bytes] | None) -> Engi
         kv_tokens=int(tokens) or None,
         offload_tokens=int(offload) or None,
         block_tokens=int(block) or None,
+        max_loras=int(adapters) or None,
     )
 
 

@@ -17,6 +17,7 @@ from router.fleet.fleet import Fleet
 from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
 from router.index import ByteIndex
+from router.scheduling.adapters import Adapters
 from router.telemetry.access_log import AccessLog
 from router.telemetry.explain import Explain
 from router.telemetry.exposition import Exposition
@@ -67,6 +68,7 @@ class World:
             explain=self.explain,
             recent=Recent(),
             index=self.index,
+            adapters=Adapters({}),
             engines=EngineCalls(settings, timeout=5.0),
             phase=lambda: self.phase,
             console=ConsoleParts(

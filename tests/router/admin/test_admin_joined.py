@@ -13,7 +13,8 @@ from router.admin.replicas import ReplicaReport
 KNOWN: dict[str, Any] = {
     "name": "a:1", "slot": 0, "url": "http://a:1", "rank": None, "engine": "vllm", "role": "both", "state": "ready",
     "usable": True, "last_error": "", "breaker": "closed", "breaker_opens": 1, "weight": 1.0, "in_flight": 5,
-    "queued_tokens": 7, "prefill_rate": 100, "models": ["sim"], "any_model": False,
+    "queued_tokens": 7, "prefill_rate": 100, "models": ["sim"],
+    "max_loras": 4, "adapters_loaded": ["x"], "adapters_with_requests": ["x"], "any_model": False,
     "kv_cache_tokens": 10, "kv_cache_known": True, "kv_cache_assumed": None,
     "kv_offload_tokens": 0, "index_share": 0.5, "prompt_tokens": 100, "hit_rate": 0.5,
     "hit_rate_recent": 0.5, "available_rate": 0.6, "requests": 3, "errors": 1,
@@ -45,6 +46,12 @@ def test_what_workers_count_is_added_and_shares_are_weighed() -> None:
 def test_a_breaker_that_is_open_in_one_worker_is_told() -> None:
     (found,) = joined_replicas([[report()], [report(breaker="open", usable=False)]])
     assert (found.breaker, found.usable) == ("open", False)
+
+
+def test_adapters_that_any_worker_knows_of_are_told() -> None:
+    other = report(adapters_loaded=["y", "x"], adapters_with_requests=[])
+    (found,) = joined_replicas([[report()], [other]])
+    assert (found.adapters_loaded, found.adapters_with_requests) == (["x", "y"], ["x"])
 
 
 def test_queues_are_one() -> None:

@@ -186,15 +186,12 @@ def test_a_conversation_takes_the_memory_of_its_latest_prompt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("headers", "session", "key", "expected"),
+    ("session", "key", "expected"),
     [
-        ({}, "", "", ("", True)),
-        ({}, "", "bucket", ("bucket", True)),
-        ({}, "own", "bucket", ("own", False)),
-        ({"Session_Id": "x", "X-Claude-Code-Session-Id": "c"}, "", "k", ("c", False)),
-        ({"X-Session-Affinity": "y"}, "", "k", ("y", False)),
+        ("", "", ("", True)),
+        ("", "bucket", ("bucket", True)),
+        ("own", "bucket", ("own", False)),
         (
-            {},
             "",
             "user_1_account__session_0a1b2c3d-1111-2222-3333-444455556666",
             ("0a1b2c3d-1111-2222-3333-444455556666", False),
@@ -202,11 +199,10 @@ def test_a_conversation_takes_the_memory_of_its_latest_prompt() -> None:
     ],
 )
 def test_the_order_of_what_names_a_session(
-    headers: dict[str, str], session: str, key: str, expected: tuple[str, bool]
+    session: str, key: str, expected: tuple[str, bool]
 ) -> None:
-    flat = [part.encode() for pair in headers.items() for part in pair]
-    origin = origin_of(flat, session.encode(), key)
-    assert (origin.session, origin.weak) == expected
+    origin = origin_of([b"User-Agent", b"curl/8.1"], session.encode(), key)
+    assert (origin.session, origin.weak, origin.agent) == (*expected, "curl")
 
 
 @pytest.mark.parametrize(

@@ -127,3 +127,18 @@ def test_rates_that_follow() -> None:
     assert parse_metrics(metrics_text()).hit_rate is None
     assert parse_metrics(metrics_text()).uncached_each == 0.0
     assert not parse_metrics(b"go_goroutines 5\n").told_anything
+
+
+def adapter_line(names: str, at: float, most: str = "4") -> str:
+    labels = f'max_lora="{most}",running_lora_adapters="{names}",waiting_lora_adapters="{names}"'
+    return f"vllm:lora_requests_info{{{labels}}} {at!r}\n"
+
+
+def test_of_the_adapters_with_requests_the_newest_line_counts() -> None:
+    lines = adapter_line("a,b", 1.7960223391e9), adapter_line("", 1.7e9), adapter_line("c", 1.6e9)
+    told = parse_metrics("".join(lines).encode())
+    assert (told.max_loras, told.adapters) == (4, ("a", "b"))
+    told = parse_metrics("".join((*lines, adapter_line("", 1.79603e9))).encode())
+    assert (told.max_loras, told.adapters) == (4, ())
+    assert parse_metrics(SAMPLE).max_loras is None
+    assert parse_metrics(b"vllm:lora_requests_info{} x\n").max_loras is None

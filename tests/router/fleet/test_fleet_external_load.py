@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.fleet.external_load import ExternalLoad
-from router.scheduling.placer import charge, finished, first_token
+from router.scheduling.accounting import charge, finished, first_token
 from router.types import Load
 
 

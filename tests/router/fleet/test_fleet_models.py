@@ -175,3 +175,39 @@ def test_replicas_of_the_same_base_models_are_alike() -> None:
 def test_what_a_card_tells(entry: str, parent: str, length: int) -> None:
     (card,) = parse_models(b'{"data":[%b]}' % entry.encode())
     assert (card.parent, card.length) == (parent, length)
+
+
+def test_those_that_load_adapters_by_themselves_serve_what_one_of_them_serves() -> None:
+    base, ada = cards(("m", "", 10)), cards(("m", "", 10), ("ada", "m", UNBOUNDED))
+    other = cards(("n", "", 10))
+    catalog = Catalog()
+    for slot, told in enumerate((base, base, base, other)):
+        catalog.join(slot)
+        catalog.tell(slot, told)
+    # Loaded by hand, which says nothing of the others.
+    catalog.tell(0, ada)
+    assert catalog.serving("ada") == 0b0001
+    # It answered to another name first, and lists that now.
+    catalog.answered(1, "ada")
+    catalog.tell(1, ada)
+    assert catalog.serving("ada") == 0b0111
+    assert catalog.serving("m") == 0b0111
+    # One of them has not got it after all, until it lists it.
+    catalog.refuses(0b0100, "ada")
+    assert catalog.serving("ada") == 0b0011
+    catalog.tell(2, ada)
+    catalog.tell(2, base)
+    assert catalog.serving("ada") == 0b0111
+    # The only one that was seen to do so left.
+    catalog.leave(1)
+    assert catalog.serving("ada") == 0b0001
+
+
+def test_an_engine_that_answers_to_any_name_does_not_load_adapters() -> None:
+    catalog = Catalog()
+    for slot in range(2):
+        catalog.join(slot)
+        catalog.tell(slot, cards(("m", "", 10)))
+    catalog.answered(0, "typo")
+    catalog.tell(0, cards(("m", "", 10), ("ada", "m", UNBOUNDED)))
+    assert catalog.serving("ada") == 0b01

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from router.scheduling.accounting import expected_step
 from router.scheduling.learning import Speeds
-from router.scheduling.placer import expected_step
 from router.types import STEP_REQUEST_SECONDS, STEP_TOKEN_SECONDS, Load
 
 

@@ -5,7 +5,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.scheduling.placer import charge, finished, first_token, prefill_done, refund
+from router.scheduling.accounting import charge, finished, first_token, prefill_done, refund
 from router.types import Load
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from router.telemetry.explain import Explain
 from router.telemetry.record import Finished
+from router.types import AdapterNeed
 
 
 def finished(request_id: str = "r1", **more: object) -> Finished:
@@ -41,6 +42,31 @@ def test_a_choice_is_told_with_its_candidates_and_their_loads() -> None:
     assert (found.available, found.chosen, found.predicted, found.delivered) == (
         4000, 3000, 2992, 2992,
     )  # fmt: skip
+
+
+def test_where_the_adapter_was_is_told() -> None:
+    explain = Explain(10)
+    explain.members({0: "a:8000", 1: "b:8000"})
+    told = {}
+    for name, need in {
+        "loaded": AdapterNeed(0b10, 0, 0, 0.5),
+        "cold": AdapterNeed(0b11, 0b10, 0, 0.5),
+        "blocked": AdapterNeed(0b11, 0b11, 0, 0.5),
+        "base": None,
+    }.items():
+        explain.add(finished(name, adapter=need))
+        told[name] = explain.find(name)
+        assert told[name] is not None
+    assert [[c.adapter for c in each.candidates] for each in told.values()] == [
+        ["loaded", "to be loaded"],
+        ["to be loaded", "waits for a place"],
+        ["waits for a place", "waits for a place"],
+        ["", ""],
+    ]
+    assert "Its LoRA adapter was loaded there." in told["loaded"].why
+    assert "had to be loaded there, which is expected to take 0.5 s." in told["cold"].why
+    assert "had to wait there for a place" in told["blocked"].why
+    assert "adapter" not in told["base"].why
 
 
 def test_a_wait_is_told_with_what_was_before_it() -> None:

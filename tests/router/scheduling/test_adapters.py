@@ -1,0 +1,179 @@
+"""Where LoRA adapters are loaded, and what that does to where requests go."""
+
+from __future__ import annotations
+
+from array import array
+
+import pytest
+from prompts import prompt_of
+
+from router.index import ByteIndex
+from router.policies import load_policy
+from router.scheduling.adapters import LOAD_SECONDS_GUESS, Adapters
+from router.scheduling.peer_request import PeerRequest
+from router.scheduling.placer import Placement, Placer
+from router.types import NO_CHAIN, Load
+
+BASE = {"a": "m", "b": "m", "c": "m"}
+ALL = 0b11
+
+
+class World:
+    """Two replicas, idle, that serve three adapters."""
+
+    def __init__(self, capacity: int = 2, replicas: int = 2) -> None:
+        self.size = 400
+        self.adapters = Adapters(BASE)
+        self.loads = [Load() for _ in range(replicas)]
+        index = ByteIndex(range(0, 25_600, 256))
+        for slot in range(replicas):
+            index.add_replica(slot, 10**6)
+            self.adapters.metrics_told(slot, capacity, ())
+        policy = load_policy("cache_aware", seed=1)
+        self.placer = Placer(index, policy, self.loads, adapters=self.adapters)
+
+    def place(self, model: str, now: float, eligible: int = ALL) -> Placement:
+        prompt = prompt_of(NO_CHAIN, self.size, model)
+        return self.placer.place(prompt, eligible, now)
+
+    def serve(self, model: str, now: float, eligible: int = ALL) -> Placement:
+        placement = self.place(model, now, eligible)
+        placement.first_token(now + 0.1)
+        placement.finished(now + 0.2)
+        return placement
+
+
+def test_requests_go_where_their_adapter_is() -> None:
+    world = World()
+    first = {name: world.serve(name, at) for at, name in enumerate("abc", 1)}
+    assert all(placement.loads_adapter for placement in first.values())
+    for turn in range(10):
+        for name, placement in first.items():
+            again = world.serve(name, 10.0 + turn)
+            assert (again.slot, again.loads_adapter) == (placement.slot, False)
+
+
+def test_requests_without_one_are_placed_as_if_there_were_none() -> None:
+    world = World()
+    world.serve("a", 1.0, 0b01)
+    placement = world.serve("m", 2.0)
+    assert placement.adapter is None
+    costs = {cost for _, _, cost, _, _ in placement.considered}
+    assert len(costs) == 1
+
+
+def test_the_least_recently_used_one_makes_room_but_none_with_requests() -> None:
+    world = World(capacity=2)
+    running = world.place("a", 1.0, 0b01)
+    world.serve("b", 2.0, 0b01)
+    world.serve("c", 3.0, 0b01)
+    assert world.adapters.loaded(0) == ["c", "a"]
+    running.finished(4.0)
+    world.serve("b", 5.0, 0b01)
+    assert world.adapters.loaded(0) == ["b", "c"]
+
+
+def test_loading_is_charged_until_the_first_token() -> None:
+    world = World()
+    placement = world.place("a", 1.0)
+    load = placement.load
+    plain = placement.uncached / load.prefill_rate
+    assert load.busy_until == pytest.approx(1.0 + plain + LOAD_SECONDS_GUESS)
+    placement.first_token(1.5)
+    assert load.busy_until == 1.5
+    placement.failed(2.0)
+    assert (load.in_flight, load.queued_tokens) == (0, 0.0)
+    assert world.adapters.with_requests(placement.slot) == []
+
+
+def test_where_every_place_is_taken_a_request_has_to_wait() -> None:
+    """The other replica would have to load it as well, but can."""
+    world = World(capacity=1)
+    running = world.place("a", 1.0, 0b01)
+    placement = world.place("b", 2.0)
+    assert placement.adapter is not None
+    assert (placement.adapter.cold, placement.adapter.blocked) == (0b11, 0b01)
+    assert placement.slot == 1
+    # Not for those of the adapter that has it.
+    again = world.place("a", 3.0)
+    assert again.adapter is not None
+    assert again.adapter.blocked == 0b10
+    for each in (running, placement, again):
+        each.finished(4.0)
+    last = world.place("c", 5.0)
+    assert last.adapter is not None
+    assert last.adapter.blocked == 0
+
+
+def test_a_free_place_is_preferred() -> None:
+    world = World(capacity=1)
+    world.serve("a", 1.0, 0b01)
+    assert world.place("b", 2.0).slot == 1
+
+
+def test_what_loading_takes_is_learned_from_first_tokens() -> None:
+    world = World(capacity=1)
+    world.size = 8000  # long enough to tell a prefill's speed
+    for turn in range(40):
+        at = 10.0 * turn
+        placement = world.place("ab"[turn % 2], at, 0b01)
+        assert placement.loads_adapter
+        placement.first_token(at + 2.0 + placement.uncached / placement.load.prefill_rate)
+        placement.finished(at + 3.0, 2000, 1, 0)
+    assert world.adapters.load_seconds == pytest.approx(2.0, rel=0.05)
+    # It was not taken for the replica's speed.
+    assert world.loads[0].prefill_rate == Load().prefill_rate
+
+
+def test_one_that_waited_for_others_teaches_nothing() -> None:
+    world = World()
+    world.place("a", 1.0, 0b01)
+    behind = world.place("b", 1.1, 0b01)
+    behind.first_token(30.0)
+    assert world.adapters.samples == 0
+
+
+def test_metrics_tell_of_what_others_sent() -> None:
+    world = World(capacity=2)
+    world.adapters.metrics_told(1, 2, ("a", "b"))
+    assert world.adapters.with_requests(1) == ["a", "b"]
+    need = world.adapters.need("c", ALL)
+    assert need is not None
+    assert need.blocked == 0b10
+    placement = world.serve("a", 1.0)
+    assert (placement.slot, placement.loads_adapter) == (1, False)
+    # They stay loaded when their requests are over.
+    world.adapters.metrics_told(1, 2, ())
+    assert sorted(world.adapters.loaded(1)) == ["a", "b"]
+    need = world.adapters.need("c", ALL)
+    assert need is not None
+    assert need.blocked == 0
+
+
+def test_models_tell_what_was_loaded_and_unloaded() -> None:
+    world = World(capacity=2)
+    world.adapters.models_told(0, ["a", "b", "c"])
+    assert world.adapters.loaded(0) == ["c", "b"]
+    world.adapters.models_told(0, ["a", "b"])
+    assert world.adapters.loaded(0) == ["b"]
+    world.adapters.forget(0)
+    assert world.adapters.loaded(0) == []
+    assert world.adapters.warm("b") == 0
+
+
+def test_in_a_large_fleet_one_that_has_it_is_found() -> None:
+    world = World(capacity=1, replicas=200)
+    everyone = (1 << 200) - 1
+    world.serve("a", 1.0, 1 << 123)
+    assert {world.serve("a", 10.0 + turn, everyone).slot for turn in range(20)} == {123}
+
+
+def test_where_other_routers_sent_the_same_prompt_the_adapter_is_loaded() -> None:
+    world = World()
+    chain = array("Q", range(1, 9))
+    prompt = prompt_of(chain, 8 * 256, "a")
+    request = PeerRequest(1, 8 * 256, 512.0, 512.0, chain, 8)
+    world.placer.apply_peer_routed(request, 1.0)
+    world.placer.apply_peer_finished(request, 2.0)
+    placement = world.placer.place(prompt, ALL, 3.0)
+    assert (placement.slot, placement.loads_adapter) == (1, False)
