@@ -15,6 +15,7 @@ from router.diagnosis.divergence import Change, Divergence, diverge, tells_summa
 from router.diagnosis.fingerprint import Fingerprint, take
 from router.diagnosis.looks import looks_like
 from router.diagnosis.memory import Memory
+from router.diagnosis.sample import Sample
 from router.diagnosis.verdict import (
     HIT,
     NEVER,
@@ -58,6 +59,8 @@ class Diagnoser:
         """memory: bytes of fingerprints. replicas: by slot. text_bytes: of the prompt around a
         place to keep."""
         self.memory = Memory(memory)
+        self.sample = Sample()
+        """The conversations whose requests are diagnosed."""
         self._replicas = replicas
         self._text_bytes = text_bytes
         self._count = 0
@@ -67,6 +70,15 @@ class Diagnoser:
         """Reason -> prompt tokens that were computed again for it."""
         self.listener: Listener | None = None
         """Is told of each request that is over."""
+
+    @property
+    def left_out(self) -> int:
+        """Requests that were not diagnosed, since too many came."""
+        return self.sample.left_out
+
+    def takes(self, prompt: Prompt, conversation: str, now: float) -> bool:
+        """Whether a request is diagnosed: those that ask for it always are. now: monotonic."""
+        return self.sample.takes(conversation, now) or bool(prompt.compares_as)
 
     def asked(
         self,

@@ -554,7 +554,8 @@ class Choosing(Bookkeeping):
             self.gateway.queue.offer(
                 self, self.request, prompt, self.record.key, eligible, self.arrived
             )
-            if self.gateway.diagnoser is not None:
+            diagnoser = self.gateway.diagnoser
+            if diagnoser is not None and diagnoser.takes(prompt, self.record.key, self.arrived):
                 # Not in this turn: it is on its way already, and its answer is far.
                 self.gateway.loop.call_soon(self.diagnose, prompt, text)
         else:

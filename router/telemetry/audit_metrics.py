@@ -12,6 +12,13 @@ DIAGNOSED = Metric(
     "tokens.",
     ("reason",),
 )
+UNDIAGNOSED = Metric(
+    "warmroute_cache_undiagnosed_requests_total",
+    "counter",
+    "requests",
+    "Requests whose prompt was compared with none, since of more than 500 a second only a share of "
+    "the conversations is diagnosed.",
+)
 MISSED = Metric(
     "warmroute_cache_missed_tokens_total",
     "counter",
@@ -56,4 +63,4 @@ VOLATILE = Metric(
     "Prompt tokens computed again for a span at the beginning that is another in each request.",
     ("looks_like",),
 )
-OF_AUDIT = (DIAGNOSED, MISSED, STEP_PROMPT, STEP_CACHED, TOOL_BYTES, RESUMED, VOLATILE)
+OF_AUDIT = (DIAGNOSED, UNDIAGNOSED, MISSED, STEP_PROMPT, STEP_CACHED, TOOL_BYTES, RESUMED, VOLATILE)

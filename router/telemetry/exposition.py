@@ -329,6 +329,7 @@ def _diagnosed(diagnoses: DiagnosisSource | None, audit: AuditSource | None) -> 
         yield _head(metric)
         for word, count in list(counts.items()):
             yield _line(metric, f'{label}="{word}"', count)
+    yield _single(audit_metrics.UNDIAGNOSED, diagnoses.left_out if diagnoses else 0)
 
 
 def _by_step(counts: list[int]) -> dict[str, int]:

@@ -118,6 +118,10 @@ class DiagnosisSource(Protocol):
     requests: dict[str, int]
     tokens: dict[str, int]
 
+    @property
+    def left_out(self) -> int:
+        """Requests that were not diagnosed."""
+
 
 class TraceSource(Protocol):
     """What telemetry reads of tracing."""
