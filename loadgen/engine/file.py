@@ -9,6 +9,9 @@ import msgspec
 
 from loadgen.engine.params import EngineParams
 
+MAY_LACK = frozenset(("offload_tokens", "offload_token_seconds", "offload_base_seconds"))
+"""Parameters that files of before do not have: no tier."""
+
 
 class EngineFileError(ValueError):
     """A file that does not hold an engine's parameters; says which file, which field and why."""
@@ -58,7 +61,7 @@ def write_engine(path: Path, held: EngineFile) -> None:
 
 def read_engine(path: Path) -> EngineParams:
     """The parameters. Raises EngineFileError, also for a field that is missing or unknown: a rate
-    must not become a default's by a slip of the pen; and OSError."""
+    must not become a default's by a slip of the pen; and OSError. A tier may be left out."""
     try:
         held = msgspec.json.decode(path.read_bytes())
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -68,7 +71,7 @@ def read_engine(path: Path) -> EngineParams:
         raise EngineFileError(f'{path}: no object "params"; give a file that calibrate wrote')
     fields = EngineParams.__struct_fields__
     for name in fields:
-        if name not in params:
+        if name not in params and name not in MAY_LACK:
             raise EngineFileError(f"{path}: params.{name} is missing")
     for name in params:
         if name not in fields:
