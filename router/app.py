@@ -39,6 +39,7 @@ from router.overflow.overflow_file import read_targets
 from router.policies import load_policy
 from router.prompt.spans import SPANS
 from router.reload import Reloader, Reread
+from router.scheduling.device_model import DeviceModel
 from router.scheduling.placer import Placer, index_weight
 from router.shadow.listeners import Listeners
 from router.shadow.shadows import Shadows
@@ -82,6 +83,7 @@ class _Membership(FleetListener):
         policies: list[Policy],
         explain: Explain,
         telemetry: Telemetry,
+        tiers: DeviceModel,
     ) -> None:
         self.shared: StateSync | None = None
         self.tracer: Tracer | None = None
@@ -90,11 +92,13 @@ class _Membership(FleetListener):
         self._policies = policies
         self._explain = explain
         self._telemetry = telemetry
+        self._tiers = tiers
         self._telling: asyncio.Handle | None = None
 
     def on_added(self, replica: Replica) -> None:
         """An empty cache, as large as the engine says."""
         self._index.add_replica(replica.slot, index_weight(replica.remembered_tokens))
+        self._resize_tier(replica)
         self._telemetry.revived(replica.name)
         if replica.rank:
             self._tell()
@@ -104,6 +108,7 @@ class _Membership(FleetListener):
     def on_removed(self, replica: Replica) -> None:
         """The replica left the fleet: the index forgets it."""
         self._index.remove_replica(replica.slot)
+        self._tiers.remove(replica.slot)
         self._telemetry.retired(replica.name)
         self._tell()
 
@@ -111,10 +116,16 @@ class _Membership(FleetListener):
         """The replica restarted, so its cache is empty."""
         if self.shared is None or self.shared.emptied(replica):
             self._index.forget(replica.slot)
+        self._tiers.forget(replica.slot)
 
     def on_resized(self, replica: Replica) -> None:
         """The size of the replica's KV cache has become known or changed."""
         self._index.resize(replica.slot, index_weight(replica.remembered_tokens))
+        self._resize_tier(replica)
+
+    def _resize_tier(self, replica: Replica) -> None:
+        weight = index_weight(replica.kv_tokens)
+        self._tiers.resize(replica.slot, weight, tier=replica.offload_tokens > 0)
 
     def _tell_soon(self) -> None:
         """Once for all that come in one turn of the event loop: none of them takes requests before
@@ -190,7 +201,16 @@ class App:
                 lambda: self.fleet.loads, self._holds, settings.replica_hour_price
             )
             self.diagnoser.listener = self.auditor.take
-        self.placer = Placer(self.index, policy, loads, learn_speed=learn, reports=self.exact)
+        self.tiers = DeviceModel(SPANS, settings.kv_tier_shared)
+        self.placer = Placer(
+            self.index,
+            policy,
+            loads,
+            learn_speed=learn,
+            reports=self.exact,
+            tiers=self.tiers,
+            tier_rates=dict(settings.kv_tier_rates),
+        )
         self.balancer = Placer(self.index, by_load, loads, learn_speed=False)
         self.shadows: Shadows | None = None
         if settings.shadow_policies:
@@ -202,7 +222,9 @@ class App:
                 price=settings.replica_hour_price,
             )
         policies = [policy, by_load, *(self.shadows.policies if self.shadows else ())]
-        membership = _Membership(self.fleet, self.index, policies, self.explain, self.telemetry)
+        membership = _Membership(
+            self.fleet, self.index, policies, self.explain, self.telemetry, self.tiers
+        )
         self.fleet.listen(membership)
         if self.shadows is not None:
             self.fleet.listen(self.shadows)
@@ -418,6 +440,7 @@ class App:
                 self.exact.emptied(rank)
             if self.shared is None or self.shared.emptied(rank):
                 self.index.forget(rank.slot)
+            self.tiers.forget(rank.slot)
         if operation.changes_models:
             self.fleet.reread_models(replica)
         if operation.changes_rest:
@@ -433,6 +456,9 @@ class App:
 
     def _resize(self, slot: int, tokens: int) -> None:
         self.index.resize(slot, index_weight(tokens))
+        replica = self.fleet.replicas[slot]
+        if replica is not None and replica.offload_tokens:
+            self.tiers.resize(slot, index_weight(tokens - replica.offload_tokens), tier=True)
 
     async def ready(self) -> None:
         """Wait until every replica was tried once and what other routers know is loaded, so that

@@ -8,6 +8,7 @@ For each replica i, in seconds; the least wins, ties at random:
     + STALL * n_i^0.65 * u_i / P                 the stall my prefill puts on n_i requests in flight
     + DECODE * (b/2 + c * n_i + d * (K_i + L))   decode, mine and what I slow in others'
     + FULL * m_i^3 * (A_i + L) / P               KV memory that running requests hold, me included
+    + T_i                                        loading what lies in a tier; it stalls nobody
 
     W_i = max(busy_until_i - now, 0)    m_i = min((A_i + L) / C_i, 1)
 
@@ -94,7 +95,7 @@ class CacheAware:
         eligible = ask.eligible
         size = eligible.bit_count()
         groups = self._shortlist.pick(ask, loads) if size > self._every_up_to else everybody(ask)
-        tokens, now, shared = ask.tokens, ask.now, ask.shared
+        tokens, now, shared, loading = ask.tokens, ask.now, ask.shared, ask.loading
         deepest = 0.0
         for depth, mask in ask.held:
             if mask & eligible:
@@ -134,6 +135,8 @@ class CacheAware:
                     waiting -= shared[slot] / rate
                 if waiting > 0.0:
                     cost += wait * waiting
+                if loading and slot in loading:
+                    cost += loading[slot]
                 weight = load.weight
                 if weight != 1.0:
                     cost /= weight
