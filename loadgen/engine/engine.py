@@ -306,7 +306,7 @@ class Engine:
 
     def _plan(self, now: float) -> None:
         preempted = self._grow_decoding()
-        params, pool = self.params, self.pool
+        params, pool, tier = self.params, self.pool, self.tier
         budget = params.max_num_batched_tokens - self._decoding
         size = params.block_size
         completing = self._completing
@@ -340,7 +340,8 @@ class Engine:
                     if not self._fetch(waiting[0], now):
                         break
                     continue
-                if self.tier is not None and load(self, self.tier, waiting[0], now):
+                if tier and load(tier, pool, params, self.counters, waiting[0], now):
+                    waiting.popleft()
                     continue
                 start = self._admit(waiting[0], budget, now)
                 if start < 0:

@@ -10,14 +10,11 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import TYPE_CHECKING
 
-from loadgen.engine.outcome import CacheObserver
+from loadgen.engine.blocks import BlockPool
+from loadgen.engine.outcome import CacheObserver, Counters
 from loadgen.engine.params import EngineParams
 from loadgen.engine.request import Request, Stage
-
-if TYPE_CHECKING:
-    from loadgen.engine.engine import Engine
 
 
 class Tier:
@@ -98,16 +95,22 @@ def tier_of(params: EngineParams, observer: CacheObserver | None) -> Tier | None
     return Tier(room, observer.offloaded, observer.dropped)
 
 
-def load(engine: Engine, tier: Tier, request: Request, now: float) -> bool:
-    """Have what the tier holds of the first waiting request loaded, and take it out of the queue.
-    False where the tier has nothing for it, or its blocks do not fit.
+def load(
+    tier: Tier,
+    pool: BlockPool,
+    params: EngineParams,
+    counters: Counters,
+    request: Request,
+    now: float,
+) -> bool:
+    """Have what the tier holds of the first waiting request loaded; it leaves the queue. False
+    where the tier has nothing for it, or its blocks do not fit.
 
     It gets blocks for all that it has to compute too: requests that wait for each other's blocks
     would wait for ever.
     """
     if request.blocks:
         return False  # they are here
-    pool, params, counters = engine.pool, engine.params, engine.counters
     size, prompt = params.block_size, request.prompt_tokens
     limit = (prompt - 1) // size
     hits = pool.lookup(request.hashes, limit)
@@ -117,7 +120,6 @@ def load(engine: Engine, tier: Tier, request: Request, now: float) -> bool:
     need = -(-target // size) - first
     if not found or need + pool.unreferenced(hits) > len(pool.free):
         return False
-    engine.waiting.popleft()
     # Before GPU memory evicts, which may push these out of the tier.
     tier.touch(request.hashes, first, found)
     pool.touch(hits)
