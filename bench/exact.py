@@ -171,7 +171,7 @@ async def agent_step(folder: Path) -> Figures:
         waiting = exact.prepare("chat", prompt, bodies[-1], lambda: None)
         assert not waiting, "the step's new text is long enough for the pool"
         assert prompt.tokens is not None
-        held = exact.held([], prompt.tokens)
+        held, _ = exact.held([], prompt.tokens)
         times.append(time.thread_time() - started)
         assert held
         assert held[0][0] > 0.9 * HISTORY

@@ -40,6 +40,7 @@ from router.policies import load_policy
 from router.prompt.spans import SPANS
 from router.reload import Reloader, Reread
 from router.scheduling.adapters import Adapters
+from router.scheduling.device_model import DeviceModel
 from router.scheduling.placer import Placer, index_weight
 from router.shadow.listeners import Listeners
 from router.shadow.shadows import Shadows
@@ -84,6 +85,7 @@ class _Membership(FleetListener):
         explain: Explain,
         telemetry: Telemetry,
         adapters: Adapters,
+        tiers: DeviceModel,
     ) -> None:
         self._adapters = adapters
         self.shared: StateSync | None = None
@@ -93,11 +95,13 @@ class _Membership(FleetListener):
         self._policies = policies
         self._explain = explain
         self._telemetry = telemetry
+        self._tiers = tiers
         self._telling: asyncio.Handle | None = None
 
     def on_added(self, replica: Replica) -> None:
         """An empty cache, as large as the engine says."""
         self._index.add_replica(replica.slot, index_weight(replica.remembered_tokens))
+        self._resize_tier(replica)
         self._telemetry.revived(replica.name)
         if replica.rank:
             self._tell()
@@ -108,6 +112,7 @@ class _Membership(FleetListener):
         """The replica left the fleet: the index forgets it."""
         self._index.remove_replica(replica.slot)
         self._adapters.forget(replica.slot)
+        self._tiers.remove(replica.slot)
         self._telemetry.retired(replica.name)
         self._tell()
 
@@ -117,6 +122,7 @@ class _Membership(FleetListener):
         self.on_adapters(replica)
         if self.shared is None or self.shared.emptied(replica):
             self._index.forget(replica.slot)
+        self._tiers.forget(replica.slot)
 
     def on_adapters(self, replica: Replica) -> None:
         """Which LoRA adapters the replica lists, and which of them have requests."""
@@ -131,6 +137,11 @@ class _Membership(FleetListener):
     def on_resized(self, replica: Replica) -> None:
         """The size of the replica's KV cache has become known or changed."""
         self._index.resize(replica.slot, index_weight(replica.remembered_tokens))
+        self._resize_tier(replica)
+
+    def _resize_tier(self, replica: Replica) -> None:
+        weight = index_weight(replica.kv_tokens)
+        self._tiers.resize(replica.slot, weight, tier=replica.offload_tokens > 0)
 
     def _tell_soon(self) -> None:
         """Once for all that come in one turn of the event loop: none of them takes requests before
@@ -207,6 +218,7 @@ class App:
             )
             self.diagnoser.listener = self.auditor.take
         self.adapters = Adapters(self.fleet.adapters)
+        self.tiers = DeviceModel(SPANS, settings.kv_tier_shared)
         self.placer = Placer(
             self.index,
             policy,
@@ -214,6 +226,8 @@ class App:
             learn_speed=learn,
             reports=self.exact,
             adapters=self.adapters,
+            tiers=self.tiers,
+            tier_rates=dict(settings.kv_tier_rates),
         )
         self.balancer = Placer(self.index, by_load, loads, learn_speed=False)
         self.shadows: Shadows | None = None
@@ -227,7 +241,8 @@ class App:
             )
         policies = [policy, by_load, *(self.shadows.policies if self.shadows else ())]
         membership = _Membership(
-            self.fleet, self.index, policies, self.explain, self.telemetry, self.adapters
+            *(self.fleet, self.index, policies, self.explain, self.telemetry),
+            *(self.adapters, self.tiers),
         )
         self.fleet.listen(membership)
         if self.shadows is not None:
@@ -445,6 +460,7 @@ class App:
                 self.exact.emptied(rank)
             if self.shared is None or self.shared.emptied(rank):
                 self.index.forget(rank.slot)
+            self.tiers.forget(rank.slot)
         if operation.changes_models:
             self.fleet.reread_models(replica)
         if operation.changes_rest:
@@ -460,6 +476,9 @@ class App:
 
     def _resize(self, slot: int, tokens: int) -> None:
         self.index.resize(slot, index_weight(tokens))
+        replica = self.fleet.replicas[slot]
+        if replica is not None and replica.offload_tokens:
+            self.tiers.resize(slot, index_weight(tokens - replica.offload_tokens), tier=True)
 
     async def ready(self) -> None:
         """Wait until every replica was tried once and what other routers know is loaded, so that

@@ -35,6 +35,30 @@ NO_CHAIN: Chain = array("Q")
 """The chain of a prompt too short to have a block."""
 
 
+class TierShare(msgspec.Struct, frozen=True, gc=False):
+    """What a replica holds of a prompt, where a part of it lies in a tier behind GPU memory."""
+
+    tokens: float
+    """Leading tokens held, in GPU memory and in tiers together."""
+    media: Mapping[str, float]
+    """Those in tiers, by the tier's medium as KV events name it."""
+
+
+class TierPart(msgspec.Struct, frozen=True, gc=False):
+    """Prompt tokens expected from a tier behind GPU memory."""
+
+    medium: str
+    """As KV events name it."""
+    tokens: int
+    seconds: float
+    """What loading all of them was expected to take."""
+    known: str
+    """Where that is from: learned, measured (by the engine), set or assumed."""
+
+
+NOTHING_BEHIND: Mapping[int, TierShare] = MappingProxyType({})
+
+
 class PromptTokens(Protocol):
     """A prompt's token ids, made here as its engines make them (exact mode)."""
 
@@ -113,6 +137,11 @@ class Load(msgspec.Struct, gc=False):
     """Tokens the index gives the KV cache room for; 0 when unknown."""
     kv_capacity: float = 0.0
     """C: tokens the KV cache really has room for; 0 when unknown."""
+    tier_seconds: float = 0.0
+    """Seconds that a token took from CPU memory, as the engine's metrics tell; 0 when they do
+    not."""
+    loading_until: float = 0.0
+    """When what this router's requests load from tiers would be loaded."""
     left: bool = False
     """The replica has left; what was sent there may still be in progress."""
 
@@ -222,6 +251,12 @@ class RoutingRequest(msgspec.Struct, gc=False):
     is being computed. Slots without any are absent."""
     adapter: AdapterNeed | None = None
     """Where the replicas stand with its LoRA adapter; None where it asks for none."""
+    loading: Mapping[int, float] = NOTHING_SHARED
+    """Slot -> seconds that bringing back what lies in tiers behind GPU memory takes there, what
+    others wait for of the same tier included. In `held` such tokens count as held. Slots without
+    any are absent."""
+    behind: Mapping[int, TierShare] = NOTHING_BEHIND
+    """By slot, what lies in tiers."""
 
 
 Ask = RoutingRequest

@@ -284,7 +284,12 @@ def _arms(policy: str, prefill: int) -> list[Contender]:
 
 def _replica_arguments(args: argparse.Namespace) -> tuple[str, ...]:
     blocks = ("--num-blocks", str(args.num_blocks)) if args.num_blocks else ()
-    return ("--preset", args.preset, *blocks, *(("--nixl",) if args.prefill else ()))
+    offload: tuple[str, ...] = ()
+    if args.offload_gb:
+        offload = ("--offload-gb", str(args.offload_gb))
+        if args.offload_gb_per_s:
+            offload = (*offload, "--offload-gb-per-s", str(args.offload_gb_per_s))
+    return ("--preset", args.preset, *blocks, *offload, *(("--nixl",) if args.prefill else ()))
 
 
 def _live(

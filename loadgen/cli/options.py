@@ -26,6 +26,7 @@ from loadgen.client.driver import Options
 from loadgen.client.formats import FORMATS
 from loadgen.engine import EngineParams
 from loadgen.engine.presets import GPUS
+from loadgen.engine.transfer import OFFLOAD_GB_PER_S, offloading
 from loadgen.live.run import Client
 from loadgen.replicas.named import WHAT, named_engine
 from loadgen.results.savings import Price
@@ -206,6 +207,23 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="what loading an adapter takes",
     )
+    parser.add_argument(
+        "--offload-gb",
+        type=positive,
+        metavar="GB",
+        help="a KV cache tier in CPU memory of each, 10^9 bytes (default: none)",
+    )
+    add_offload_speed(parser)
+
+
+def add_offload_speed(parser: argparse.ArgumentParser) -> None:
+    """How fast a tier behind GPU memory is."""
+    parser.add_argument(
+        "--offload-gb-per-s",
+        type=positive,
+        metavar="GB",
+        help=f"what is loaded from the tier, 10^9 bytes a second (default {OFFLOAD_GB_PER_S:g})",
+    )
 
 
 def engine_from(args: argparse.Namespace) -> EngineParams:
@@ -221,7 +239,14 @@ def engine_from(args: argparse.Namespace) -> EngineParams:
         params = msgspec.structs.replace(params, max_loras=args.max_loras)
     if args.lora_load_seconds:
         params = msgspec.structs.replace(params, lora_load_seconds=args.lora_load_seconds)
+    if args.offload_gb:
+        params = with_tier(params, args.offload_gb, args)
     return params
+
+
+def with_tier(params: EngineParams, gigabytes: float, args: argparse.Namespace) -> EngineParams:
+    """With a tier of this size, and of the speed of --offload-gb-per-s."""
+    return offloading(params, gigabytes, args.offload_gb_per_s or OFFLOAD_GB_PER_S)
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,16 @@ from rich.console import Console
 
 from loadgen.cli import options as opts
 from loadgen.cli.preflight import check_policies
-from loadgen.cli.values import OptionsError, count, counts, names, positive, positives, sentence
+from loadgen.cli.values import (
+    OptionsError,
+    amounts,
+    count,
+    counts,
+    names,
+    positive,
+    positives,
+    sentence,
+)
 from loadgen.engine.presets import GPUS
 from loadgen.live.compare import DIRECT, RunObserver
 from loadgen.planning.check import checked
@@ -25,8 +34,8 @@ MOST_REPLICAS = 64
 REPEATS = 3
 DESCRIPTION = (
     "In virtual time, with a model of the engines: an objective is held when the upper end of its "
-    "95% interval, over {repeats} seeds and their sessions, is. Offloaded KV caches and separate "
-    "prefill engines are not modelled."
+    "95% interval, over {repeats} seeds and their sessions, is. Separate prefill engines are not "
+    "modelled."
 )
 
 
@@ -50,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TIMES,...",
         help="KV caches to choose from, in those of the preset (default 1)",
     )
+    parser.add_argument(
+        "--offload-gb",
+        default="0",
+        metavar="GB,...",
+        help="KV cache tiers in CPU memory to choose from, 10^9 bytes; 0: none (default 0)",
+    )
+    opts.add_offload_speed(parser)
     parser.add_argument("--policies", default="cache_aware", help="to choose from (default it)")
     parser.add_argument(
         "--routers", default="1", metavar="N,...", help="to choose from (default 1)"
@@ -137,13 +153,16 @@ def _options(args: argparse.Namespace) -> list[Option]:
     kvs = positives(args.kv_memory, "--kv-memory")
     routers = counts(args.routers, "--routers")
     found = []
-    for preset, kv, policy, many in product(presets, kvs, policies, routers):
+    tiers = amounts(args.offload_gb, "--offload-gb")
+    for preset, kv, tier, policy, many in product(presets, kvs, tiers, policies, routers):
         try:
             params = named_engine(preset)
         except OSError as error:
             raise OptionsError(f"--preset {preset}: {error.strerror}") from error
+        if tier:
+            params = opts.with_tier(params, tier, args)
         gpus = args.gpus or GPUS.get(preset, 1)
-        found.append(Option(preset, params, kv, policy, many, gpus))
+        found.append(Option(preset, params, kv, policy, many, gpus, tier))
     return found
 
 

@@ -82,6 +82,11 @@ def positives(text: str, option: str) -> list[float]:
     return _several(text, option, positive)
 
 
+def amounts(text: str, option: str) -> list[float]:
+    """Numbers from 0 on with commas between them, each a different one. Raises OptionsError."""
+    return _several(text, option, lambda part: 0.0 if part.strip() == "0" else positive(part))
+
+
 def counts(text: str, option: str) -> list[int]:
     """Whole numbers from 1 on with commas between them, each a different one. Raises
     OptionsError."""

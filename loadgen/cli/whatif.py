@@ -48,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--other-replicas", default="", metavar="N,...", help="more or fewer replicas")
     add("--kv-memory", default="", metavar="TIMES,...", help="KV caches so many times as large")
     add(
+        "--other-offload-gb",
+        default="",
+        metavar="GB,...",
+        help="a KV cache tier in CPU memory of so many 10^9 bytes",
+    )
+    add(
         "--lose",
         action="append",
         default=[],
@@ -142,6 +148,10 @@ def _variants(args: argparse.Namespace, seen: Observed | None) -> list[Variant]:
         blocks = max(2, round((params.num_blocks - 1) * kv) + 1)
         larger = change(params, num_blocks=blocks)
         found.append(change(now, name=f"KV cache x {kv:g}", params=larger))
+    tiers = positives(args.other_offload_gb, "--other-offload-gb") if args.other_offload_gb else ()
+    for gigabytes in tiers:
+        tiered = opts.with_tier(params, gigabytes, args)
+        found.append(change(now, name=f"offload {gigabytes:g} GB", params=tiered))
     if args.lose:
         outages = tuple(_outage(text, replicas, seen) for text in args.lose)
         if len({outage.slot for outage in outages}) >= replicas:
@@ -150,7 +160,7 @@ def _variants(args: argparse.Namespace, seen: Observed | None) -> list[Variant]:
     if len(found) == 1:
         raise OptionsError(
             "whatif needs something that is otherwise: --other-policies, --other-replicas, "
-            "--kv-memory or --lose"
+            "--kv-memory, --other-offload-gb or --lose"
         )
     return found
 

@@ -5,9 +5,10 @@ from loadgen.engine.outcome import CacheObserver, Counters, StepResult
 from loadgen.engine.params import EngineParams
 from loadgen.engine.presets import PRESETS, preset
 from loadgen.engine.request import Request, Stage
-from loadgen.engine.transfer import Link, Transfer, transfer_for
+from loadgen.engine.transfer import OFFLOAD_GB_PER_S, Link, Transfer, offloading, transfer_for
 
 __all__ = [
+    "OFFLOAD_GB_PER_S",
     "PRESETS",
     "CacheObserver",
     "Counters",
@@ -18,6 +19,7 @@ __all__ = [
     "Stage",
     "StepResult",
     "Transfer",
+    "offloading",
     "preset",
     "transfer_for",
 ]

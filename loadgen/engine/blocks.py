@@ -24,9 +24,25 @@ class BlockPool:
     """Blocks are small ints. One of ``num_blocks`` is set aside, as vLLM does for its null
     block."""
 
-    __slots__ = ("cached", "copies", "free", "hash_of", "on_removed", "references", "total")
+    __slots__ = (
+        "cached",
+        "copies",
+        "free",
+        "hash_of",
+        "on_evicted",
+        "on_removed",
+        "references",
+        "total",
+    )
 
-    def __init__(self, num_blocks: int, on_removed: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        on_removed: Callable[[int], None] | None = None,
+        on_evicted: Callable[[int], None] | None = None,
+    ) -> None:
+        """on_removed: told of every copy that leaves. on_evicted: told before it of a hash whose
+        last copy leaves."""
         if num_blocks < 2:
             raise ValueError(f"num_blocks must be at least 2 (one is set aside), not {num_blocks}")
         self.total = num_blocks - 1
@@ -36,6 +52,7 @@ class BlockPool:
         self.cached: dict[int, int] = {}
         self.copies: dict[int, list[int]] = {}
         """Further blocks with a hash that ``cached`` has already, oldest first."""
+        self.on_evicted = on_evicted
         self.on_removed = on_removed
 
     def lookup(self, hashes: Sequence[int], limit: int) -> list[int]:
@@ -119,6 +136,8 @@ class BlockPool:
         copies = self.copies.get(key)
         if copies is None:
             del self.cached[key]
+            if self.on_evicted is not None:
+                self.on_evicted(key)
         else:
             if self.cached[key] == block:
                 self.cached[key] = copies.pop(0)

@@ -16,6 +16,9 @@ Of its KV connectors it follows the scheduler's part of NIXL's pull mode. A requ
 blocks for all of it and waits in ``to_fetch``, from where the caller takes it, moves what it lacks,
 and calls ``fetched``; then its last token is computed, as after a hit of everything else.
 
+With a tier behind GPU memory (``tier.py``), a request whose next blocks lie there leaves the queue
+until they are loaded, and is the first in it then.
+
 Two facts make it fast. Every decoding request gets one token of every step, so one counter
 (``tick``) stands for all their positions, and a heap says at which tick one of them ends or needs a
 block. And at most one request is in the middle of its prefill: a chunk is cut only where the step's
@@ -31,13 +34,14 @@ from __future__ import annotations
 
 from collections import deque
 from heapq import heappop, heappush
-from math import ceil, inf, sqrt
+from math import inf
 
 from loadgen.engine.adapters import AdapterSlots
 from loadgen.engine.blocks import BlockPool
 from loadgen.engine.outcome import CacheObserver, Counters, StepResult
-from loadgen.engine.params import EngineParams
+from loadgen.engine.params import EngineParams, steps_within
 from loadgen.engine.request import Request, Stage, block_key
+from loadgen.engine.tier import load, tier_of
 
 _ABSENT = object()
 
@@ -56,7 +60,9 @@ class Engine:
         self.params = params
         self.max_run = max_run
         self.observer = observer
-        self.pool = BlockPool(params.num_blocks, None if observer is None else observer.removed)
+        self.tier = tier = tier_of(params, observer)
+        removed = None if observer is None else observer.removed
+        self.pool = BlockPool(params.num_blocks, removed, tier.put if tier is not None else None)
         self.counters = Counters()
         self.adapters = AdapterSlots(params.max_loras, params.lora_load_seconds)
         self._passed_over = 0
@@ -138,7 +144,10 @@ class Engine:
         if at == inf:
             raise RuntimeError("the engine is idle: there is no step to complete")
         if at < self._end:
-            self._queue(self._coming.popleft()[1], at)
+            if self.tier is not None and self.tier.due == at:
+                self._loaded(self.tier.loading.popleft()[1], at)
+            else:
+                self._queue(self._coming.popleft()[1], at)
             self._set_due()
             return StepResult(at, 0, [], [])
         steps, params = self._steps, self.params
@@ -170,6 +179,7 @@ class Engine:
                 counters.prompt_tokens += request.prompt_tokens
                 counters.prompt_tokens_cached += request.cached_tokens
                 counters.prompt_tokens_fetched += request.fetched_tokens
+                counters.prompt_tokens_loaded += request.loaded_tokens
                 result.first_tokens.append(request)
             if request.outputs >= request.output_tokens:
                 self._finish(request, at)
@@ -199,6 +209,10 @@ class Engine:
         was aborted meanwhile."""
         if self.fetching.pop(request, _ABSENT) is _ABSENT:
             return
+        self._loaded(request, now)
+
+    def _loaded(self, request: Request, now: float) -> None:
+        """Its blocks are here: it is the next to be admitted."""
         request.stage = Stage.WAITING
         self.waiting.appendleft(request)
         self._reconsider(now)
@@ -225,9 +239,11 @@ class Engine:
         if request.stage is Stage.DONE:
             return
         if request.stage is Stage.FETCHING:
-            del self.fetching[request]
+            self.fetching.pop(request, None)
             if request in self.to_fetch:
                 self.to_fetch.remove(request)
+            if self.tier is not None:
+                self.tier.abort(request)
             self._close(request, now)
             self._give_back(request)
             self._reconsider(now)
@@ -259,6 +275,8 @@ class Engine:
         """Forget every cached block. False, and nothing done, while requests hold blocks."""
         if not self.pool.clear():
             return False
+        if self.tier is not None:
+            self.tier.clear()
         if self.observer is not None:
             self.observer.cleared()
         return True
@@ -288,10 +306,12 @@ class Engine:
     def _set_due(self) -> None:
         coming = self._coming
         self.due = coming[0][0] if coming and coming[0][0] < self._end else self._end
+        if self.tier is not None and self.tier.due < self.due:
+            self.due = self.tier.due
 
     def _plan(self, now: float) -> None:
         preempted = self._grow_decoding()
-        params, pool = self.params, self.pool
+        params, pool, tier = self.params, self.pool, self.tier
         budget = params.max_num_batched_tokens - self._decoding
         size = params.block_size
         completing = self._completing
@@ -302,7 +322,7 @@ class Engine:
             start = request.computed
             target = request.prompt_tokens + request.outputs
             end = min(target, start + budget)
-            need = -(-end // size) - len(request.blocks)
+            need = max(0, -(-end // size) - len(request.blocks))
             if need > len(pool.free):
                 # The last admitted is preempted first, and that is this one.
                 self._preempt()
@@ -330,6 +350,9 @@ class Engine:
                 if waiting[0].remote:
                     if not self._fetch(waiting[0], now):
                         break
+                    continue
+                if tier and load(tier, pool, params, self.counters, waiting[0], now):
+                    waiting.popleft()
                     continue
                 start = self._admit(waiting[0], budget, now)
                 if start < 0:
@@ -364,7 +387,8 @@ class Engine:
             self._slope_seconds = params.step_token_seconds * decoding
             self._end = now + self._seconds(steps)
         else:
-            if self.waiting and not self.kept and not self.fetching:
+            loading = self.tier is not None and self.tier.loading
+            if self.waiting and not (self.kept or self.fetching or loading):
                 raise RuntimeError("nothing runs and the first waiting request cannot be admitted")
             self._steps = 0
             self._end = inf
@@ -420,13 +444,18 @@ class Engine:
         self.to_fetch.append(request)
         return True
 
-    def _admit_fetched(self, request: Request) -> int:
-        """Move a request whose blocks were fetched into the step, for its last token."""
-        end = request.prompt_tokens
-        start, request.computed = request.computed, end
+    def _admit_fetched(self, request: Request, budget: int) -> int:
+        """Move a request whose blocks were fetched or loaded into the step, for what is left to
+        compute: at least its last token."""
+        target = request.prompt_tokens + request.outputs
+        start = request.computed
+        request.computed = end = min(target, start + budget)
         self._cache(request, end // self.params.block_size)
         self._run(request)
-        self._completing.append(request)
+        if end == target:
+            self._completing.append(request)
+        else:
+            self._partial = request
         return start
 
     def _run(self, request: Request) -> None:
@@ -441,7 +470,7 @@ class Engine:
         """Move a waiting request into the step; the tokens it had cached, or -1 when it does not
         fit."""
         if request.blocks:
-            return self._admit_fetched(request)
+            return self._admit_fetched(request, budget)
         pool, size = self.pool, self.params.block_size
         target = request.prompt_tokens + request.outputs
         limit = (target - 1) // size
@@ -464,6 +493,8 @@ class Engine:
             request.cached_tokens = start
             self.counters.prefix_queries += target
             self.counters.prefix_hits += start
+            if self.tier is not None:
+                self.counters.offload_queries += target - start
         self._run(request)
         if end == target:
             self._completing.append(request)
@@ -519,17 +550,10 @@ class Engine:
         if self._steps <= 1 or now >= self._end:
             return
         elapsed = now - self._started
-        half = self._slope_seconds / 2
-        linear = self._first_seconds - half
-        if half > 0:
-            steps = ceil((sqrt(linear * linear + 4 * half * elapsed) - linear) / (2 * half))
-        elif linear > 0:
-            steps = ceil(elapsed / linear)
-        else:
-            return
-        steps = min(max(steps, 1), self._steps)
-        self._steps = steps
-        self._end = self._started + self._seconds(steps)
+        steps = steps_within(elapsed, self._first_seconds, self._slope_seconds)
+        if steps:
+            self._steps = steps = min(steps, self._steps)
+            self._end = self._started + self._seconds(steps)
 
     # -- leaving
 

@@ -9,6 +9,14 @@ import msgspec
 
 from loadgen.engine.params import EngineParams
 
+MAY_LACK = frozenset(
+    (
+        *("offload_tokens", "offload_token_seconds", "offload_base_seconds"),
+        *("max_loras", "lora_load_seconds"),
+    )
+)
+"""Parameters that files of before do not have: no tier, no limit to adapters."""
+
 
 class EngineFileError(ValueError):
     """A file that does not hold an engine's parameters; says which file, which field and why."""
@@ -51,10 +59,6 @@ class EngineFile(msgspec.Struct, frozen=True):
     """On requests that the parameters were not fitted to."""
 
 
-_SINCE = ("max_loras", "lora_load_seconds")
-"""Parameters that files had not yet in earlier releases."""
-
-
 def write_engine(path: Path, held: EngineFile) -> None:
     """Write the parameters to a JSON file. Raises OSError."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(held), indent=2) + b"\n")
@@ -62,7 +66,7 @@ def write_engine(path: Path, held: EngineFile) -> None:
 
 def read_engine(path: Path) -> EngineParams:
     """The parameters. Raises EngineFileError, also for a field that is missing or unknown: a rate
-    must not become a default's by a slip of the pen; and OSError."""
+    must not become a default's by a slip of the pen; and OSError. A tier may be left out."""
     try:
         held = msgspec.json.decode(path.read_bytes())
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -72,7 +76,7 @@ def read_engine(path: Path) -> EngineParams:
         raise EngineFileError(f'{path}: no object "params"; give a file that calibrate wrote')
     fields = EngineParams.__struct_fields__
     for name in fields:
-        if name not in params and name not in _SINCE:
+        if name not in params and name not in MAY_LACK:
             raise EngineFileError(f"{path}: params.{name} is missing")
     for name in params:
         if name not in fields:

@@ -24,6 +24,14 @@ class CacheObserver(Protocol):
         """The cache forgot all blocks at once."""
         ...
 
+    def offloaded(self, key: int) -> None:
+        """A block of this hash, which leaves GPU memory, entered the tier behind it."""
+        ...
+
+    def dropped(self, key: int) -> None:
+        """The tier behind GPU memory evicted a block of this hash."""
+        ...
+
 
 class StepResult(msgspec.Struct, gc=False):
     """What became visible at the end of a run of steps."""
@@ -45,8 +53,14 @@ class Counters(msgspec.Struct, gc=False):
     prompt_tokens: int = 0
     """Prompt tokens of requests whose prefill is done."""
     prompt_tokens_cached: int = 0
-    """Those fetched from another engine among them."""
+    """Those fetched from another engine or loaded from a tier among them."""
     prompt_tokens_fetched: int = 0
+    prompt_tokens_loaded: int = 0
+    offload_queries: int = 0
+    """Tokens that GPU memory did not have, looked up in the tier."""
+    offload_hits: int = 0
+    offload_load_seconds: float = 0.0
+    """Seconds of all transfers from the tier."""
     generation_tokens: int = 0
     preemptions: int = 0
     finished: int = 0

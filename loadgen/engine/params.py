@@ -3,6 +3,8 @@ takes."""
 
 from __future__ import annotations
 
+from math import ceil, sqrt
+
 import msgspec
 
 
@@ -49,6 +51,12 @@ class EngineParams(msgspec.Struct, frozen=True, kw_only=True):
     """Of these, what a process with one thread, such as the API server, is busy with."""
     overhead_token_seconds: float = 0.0
     """Seconds for each prompt token outside of steps: parsing or tokenising, copying, hashing."""
+    offload_tokens: int = 0
+    """Tokens that a tier behind GPU memory holds, such as CPU memory; 0: there is none."""
+    offload_token_seconds: float = 0.0
+    """Seconds that a token's keys and values take from there: bytes of a token over bandwidth."""
+    offload_base_seconds: float = 0.0
+    """Seconds of each transfer from there, whatever its length."""
 
     max_loras: int = 0
     """LoRA adapters in GPU memory, and with running requests at a time; 0: as many as come."""
@@ -77,6 +85,9 @@ class EngineParams(msgspec.Struct, frozen=True, kw_only=True):
             "overhead_token_seconds",
             "lora_load_seconds",
             "max_loras",
+            "offload_tokens",
+            "offload_token_seconds",
+            "offload_base_seconds",
         ):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} must not be negative, not {getattr(self, field)}")
@@ -95,3 +106,17 @@ class EngineParams(msgspec.Struct, frozen=True, kw_only=True):
     def longest(self) -> int:
         """The longest request, prompt and answer together, that can ever run."""
         return min(self.max_model_len, self.cache_tokens)
+
+
+def steps_within(elapsed: float, first: float, slope: float) -> int:
+    """Which step of a run, from 1, is in progress after so many seconds, where the first takes
+    ``first`` and each further one ``slope`` more; 0 where steps take no time."""
+    half = slope / 2
+    linear = first - half
+    if half > 0:
+        steps = ceil((sqrt(linear * linear + 4 * half * elapsed) - linear) / (2 * half))
+    elif linear > 0:
+        steps = ceil(elapsed / linear)
+    else:
+        return 0
+    return max(steps, 1)

@@ -11,7 +11,7 @@ import msgspec
 
 class Stage(IntEnum):
     """Where a request stands. A preempted request is WAITING again, and so is one whose blocks were
-    fetched."""
+    fetched or loaded."""
 
     WAITING = 0
     PREFILL = 1
@@ -59,6 +59,8 @@ class Request(msgspec.Struct, eq=False):
     usage); -1 before."""
     fetched_tokens: int = 0
     """Of these, what another engine has computed."""
+    loaded_tokens: int = 0
+    """Of these, what came from a tier behind GPU memory."""
     preemptions: int = 0
 
     blocks: list[int] = msgspec.field(default_factory=list)
@@ -74,7 +76,8 @@ class Request(msgspec.Struct, eq=False):
 
 
 def block_key(request: Request, position: int, full: int) -> int | None:
-    """The hash of the request's block at ``position``, or None where the caller gave none."""
+    """The hash of the request's block at ``position``, or None where the caller gave none. full:
+    full blocks of its prompt."""
     if position < full:
         return request.hashes[position]
     position -= full

@@ -32,6 +32,31 @@ def transfer_for(params: EngineParams) -> Transfer:
     return Transfer(token_bytes=float(KV_BYTES.get(params.name, Transfer().token_bytes)))
 
 
+OFFLOAD_GB_PER_S = 25.0
+"""From a tier behind GPU memory, 10^9 bytes a second: PCIe 4.0 with 16 lanes, as it is usually
+measured."""
+OFFLOAD_BASE_S = 0.001
+"""Of each transfer: telling the worker, copies that are not long enough, being told."""
+
+
+def offloading(
+    params: EngineParams, gigabytes: float, gb_per_s: float = OFFLOAD_GB_PER_S
+) -> EngineParams:
+    """The same engine with a tier of so many 10^9 bytes; 0: without one. Raises ValueError for a
+    tier that is negative, or has no bandwidth."""
+    if gigabytes < 0 or gb_per_s <= 0:
+        raise ValueError(
+            f"a tier needs 0 GB or more, not {gigabytes:g}, and more than 0 GB/s, not {gb_per_s:g}"
+        )
+    token_bytes = transfer_for(params).token_bytes
+    return msgspec.structs.replace(
+        params,
+        offload_tokens=int(gigabytes * 1e9 / token_bytes),
+        offload_token_seconds=token_bytes / (gb_per_s * 1e9),
+        offload_base_seconds=OFFLOAD_BASE_S,
+    )
+
+
 class Link:
     """One engine's end of the network: what it is to fetch comes one after the other."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from loadgen.engine import EngineParams
+from loadgen.engine import EngineParams, transfer_for
 from loadgen.live.compare import Comparing, Comparison, Contender, FleetSpec, RunObserver
 from loadgen.live.processes import run_async
 from loadgen.planning.fleet import Fleet, Trial, scaled, trial_of
@@ -78,7 +78,14 @@ def checked(
     run = run_once(prepared, arrangement(best.policy), engines, seed=plan.seed)
     simulated = trial_of(small, [run], objectives)
     spec = FleetSpec(
-        simulated=replicas, arguments=("--preset", preset, "--num-blocks", str(params.num_blocks))
+        simulated=replicas,
+        arguments=(
+            "--preset",
+            preset,
+            "--num-blocks",
+            str(params.num_blocks),
+            *_tier(best, params),
+        ),
     )
     comparing = Comparing(
         Comparison(contenders=[Contender(best.policy)], fleet=spec, plans=[(0.0, smaller)]), stage
@@ -88,6 +95,13 @@ def checked(
     (arm,) = comparing.found().arms
     live: Trial = trial_of(small, [ArmRun(record.records, _WAY, 0, 0.0)], objectives)
     return Checked(replicas, share, simulated, live, arm.schedule.behind)
+
+
+def _tier(best: Fleet, params: EngineParams) -> tuple[str, ...]:
+    if not best.offload_gb:
+        return ()
+    speed = transfer_for(params).token_bytes / params.offload_token_seconds / 1e9
+    return ("--offload-gb", str(best.offload_gb), "--offload-gb-per-s", str(speed))
 
 
 def _less(plan: Plan, share: float) -> tuple[Workload, Arrivals]:

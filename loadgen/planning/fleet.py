@@ -31,6 +31,8 @@ class Fleet(msgspec.Struct, frozen=True):
     routers: int = 1
     gpus: int = 1
     """Of one replica."""
+    offload_gb: float = 0.0
+    """A replica's KV cache tier in CPU memory, 10^9 bytes."""
 
     @property
     def all_gpus(self) -> int:
@@ -42,6 +44,8 @@ class Fleet(msgspec.Struct, frozen=True):
         parts = [f"{self.replicas} x {self.preset}", self.policy]
         if self.kv != 1.0:
             parts.append(f"KV cache x {self.kv:g}")
+        if self.offload_gb:
+            parts.append(f"offload {self.offload_gb:g} GB")
         if self.routers > 1:
             parts.append(f"{self.routers} routers")
         return ", ".join(parts)

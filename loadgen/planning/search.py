@@ -26,10 +26,14 @@ class Option(msgspec.Struct, frozen=True):
     policy: str
     routers: int
     gpus: int
+    offload_gb: float = 0.0
+    """Of the tier that its parameters have."""
 
     def fleet(self, replicas: int) -> Fleet:
         """Of so many replicas."""
-        return Fleet(self.preset, replicas, self.kv, self.policy, self.routers, self.gpus)
+        return Fleet(
+            self.preset, replicas, self.kv, self.policy, self.routers, self.gpus, self.offload_gb
+        )
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -171,6 +171,15 @@ class EventPublisher:
         """Note an evicted block, for the step's batch."""
         self._pending.append(BlockRemoved([key], "GPU", 0))
 
+    def offloaded(self, key: int) -> None:
+        """Note a block that entered the tier in CPU memory. As vLLM's OffloadingConnector tells it:
+        its name, without tokens."""
+        self._pending.append(BlockStored([key], None, [], 0, None, "CPU", None))
+
+    def dropped(self, key: int) -> None:
+        """Note a block that left it."""
+        self._pending.append(BlockRemoved([key], "CPU"))
+
     def cleared(self) -> None:
         """Note a reset of the cache, for the step's batch."""
         self._pending.append(AllBlocksCleared())

@@ -6,6 +6,8 @@ from bisect import bisect_left
 from time import time
 from typing import TYPE_CHECKING
 
+from loadgen.engine import transfer_for
+
 if TYPE_CHECKING:
     from loadgen.engine import Request
     from loadgen.replicas.replica import Replica
@@ -138,6 +140,7 @@ def render(replica: Replica) -> bytes:
     engine, params, counters = replica.engine, replica.params, replica.engine.counters
     labels = f'engine="0",model_name="{replica.model}"'
     computed = counters.prompt_tokens - counters.prompt_tokens_cached
+    external = counters.prompt_tokens_fetched + counters.prompt_tokens_loaded
     out = [
         "# TYPE process_start_time_seconds gauge",
         f"process_start_time_seconds {replica.start_time}",
@@ -161,12 +164,14 @@ def render(replica: Replica) -> bytes:
     out.append("# TYPE vllm:prompt_tokens_by_source_total counter")
     for source, value in (
         ("local_compute", computed),
-        ("local_cache_hit", counters.prompt_tokens_cached - counters.prompt_tokens_fetched),
-        ("external_kv_transfer", counters.prompt_tokens_fetched),
+        ("local_cache_hit", counters.prompt_tokens_cached - external),
+        ("external_kv_transfer", external),
     ):
         name = "vllm:prompt_tokens_by_source_total"
         out.append(f'{name}{{{labels},source="{source}"}} {float(value)}')
     counter("vllm:prompt_tokens_cached_total", counters.prompt_tokens_cached)
+    if engine.tier is not None:
+        _tier(out, labels, replica)
     counter("vllm:generation_tokens_total", counters.generation_tokens)
     out.append("# TYPE vllm:request_success_total counter")
     for reason, count in replica.metrics.finished.items():
@@ -192,7 +197,43 @@ def render(replica: Replica) -> bytes:
     out.append(
         f'vllm:cache_config_info{{block_size="{params.block_size}",cache_dtype="auto",'
         f'enable_prefix_caching="True",engine="0",gpu_memory_utilization="0.9",'
-        f'kv_cache_size_tokens="{params.cache_tokens}",num_gpu_blocks="{params.num_blocks}",'
+        f'kv_cache_size_tokens="{params.cache_tokens}",{_offloading(replica)}'
+        f'num_gpu_blocks="{params.num_blocks}",'
         f'num_gpu_blocks_override="None",prefix_caching_hash_algo="sha256"}} 1.0'
     )
     return ("\n".join(out) + "\n").encode()
+
+
+def _token_bytes(replica: Replica) -> float:
+    return transfer_for(replica.params).token_bytes
+
+
+def _offloading(replica: Replica) -> str:
+    """The size of the tier in CPU memory, as ``--kv-offloading-size`` sets it, and what its tokens
+    take, as labels; nothing where there is none."""
+    params = replica.params
+    if not params.offload_tokens:
+        return ""
+    token_bytes = _token_bytes(replica)
+    gib = params.offload_tokens * token_bytes / (1 << 30)
+    memory = round(params.cache_tokens * token_bytes)
+    return f'kv_cache_memory_bytes="{memory}",kv_offloading_size="{gib}",'
+
+
+def _tier(out: list[str], labels: str, replica: Replica) -> None:
+    """What vLLM 0.33 and its OffloadingConnector count of a tier in CPU memory."""
+    counters = replica.engine.counters
+    loaded = counters.prompt_tokens_loaded
+    device = counters.prompt_tokens_cached - counters.prompt_tokens_fetched - loaded
+    by_source = "vllm:prompt_tokens_cached_by_source_total"
+    out.append(f"# TYPE {by_source} counter")
+    for source, value in (("device", device), ("host", loaded)):
+        out.append(f'{by_source}{{{labels},source="{source}"}} {float(value)}')
+    for name, total in (
+        ("vllm:external_prefix_cache_queries_total", float(counters.offload_queries)),
+        ("vllm:external_prefix_cache_hits_total", float(counters.offload_hits)),
+        ("vllm:kv_offload_load_bytes_total", counters.offload_hits * _token_bytes(replica)),
+        ("vllm:kv_offload_load_time_total", counters.offload_load_seconds),
+    ):
+        out.append(f"# TYPE {name} counter")
+        out.append(f"{name}{{{labels}}} {total}")

@@ -12,7 +12,7 @@ import msgspec
 import uvloop
 
 from loadgen.cli import values
-from loadgen.engine import EngineParams, transfer_for
+from loadgen.engine import OFFLOAD_GB_PER_S, EngineParams, offloading, transfer_for
 from loadgen.replicas.fleet import QUICK, SimulatedFleet, check_ports
 from loadgen.replicas.kv_events import REPLAY_ABOVE
 from loadgen.replicas.named import WHAT, named_engine
@@ -140,6 +140,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long prefilled blocks wait for another engine (default %(default)g)",
     )
+    add(
+        "--offload-gb",
+        type=values.positive,
+        default=0.0,
+        metavar="GB",
+        help="each has a KV cache tier in CPU memory of so many 10^9 bytes",
+    )
+    add(
+        "--offload-gb-per-s",
+        type=values.positive,
+        default=OFFLOAD_GB_PER_S,
+        metavar="GB",
+        help="what is loaded from the tier, 10^9 bytes a second (default %(default)g)",
+    )
     for name, kind in _CHANGES.items():
         option = "--" + name.replace("_", "-")
         add(option, type=kind, default=None, help=f"{name} instead of the preset's")
@@ -168,6 +182,8 @@ def main(args: argparse.Namespace) -> int:
     except OSError as error:
         return _fail(f"--preset {args.preset}: {error.strerror}", 2)
 
+    if args.offload_gb:
+        params = offloading(params, args.offload_gb, args.offload_gb_per_s)
     nixl = None
     if args.nixl:
         nixl = NixlSettings(lease_seconds=args.kv_lease, transfer=transfer_for(params))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from loadgen.engine import Engine, EngineParams
 from loadgen.simulate.apart import Apart
-from loadgen.simulate.exact import ExactIndex
+from loadgen.simulate.exact import ExactIndex, ExactTiers
 from loadgen.simulate.prepare import BYTES_PER_TOKEN, Job
 from loadgen.simulate.queueing import Asked, Holding, OneQueue, Queues, Sender
 from router.config.queueing import QueueSettings
@@ -17,6 +18,7 @@ from router.index import ByteIndex
 from router.prompt import Prompt
 from router.queue.ticket import Refusal, Ticket
 from router.scheduling.adapters import Adapters
+from router.scheduling.device_model import DeviceModel, TierModel
 from router.scheduling.peer_request import PeerRequest
 from router.scheduling.placer import INDEX_ROOM, Placement, Placer
 from router.types import Load, Policy, PrefixIndex
@@ -30,6 +32,9 @@ PREFILL_RATE_START = 20_000.0
 """Prefill speed that a simulated gateway starts from when it does not know the engine's own."""
 
 
+Tiers: TypeAlias = Literal["priced", "as_gpu", "ignored"]
+
+
 class Arrangement(msgspec.Struct, frozen=True):
     """How one arm routes."""
 
@@ -40,6 +45,9 @@ class Arrangement(msgspec.Struct, frozen=True):
     """The index is what the engines hold at this moment, as if told by KV events without delay."""
     capacity: float = INDEX_ROOM
     """The index's size for each replica, in units of the KV cache's."""
+    tiers: Tiers = "priced"
+    """How tiers behind GPU memory count: at what loading was learned to cost, like GPU memory, or
+    not at all."""
     polled: float = 0.0
     """Seconds between readings of the engines' metrics, for policies with a `polled` method."""
     queue: QueueSettings | None = None
@@ -115,21 +123,14 @@ class Gateways:
         for number in range(routers):
             policy = arrangement.policy(seed + number)
             policy.members({slot: f"replica-{slot}" for slot in range(len(engines))})
-            index: PrefixIndex
-            if arrangement.exact:
-                index = ExactIndex(engines, BYTES_PER_TOKEN)
-            else:
-                index = ByteIndex(spans)
-                for slot, engine in enumerate(engines):
-                    size = engine.params.cache_tokens * BYTES_PER_TOKEN * arrangement.capacity
-                    index.add_replica(slot, int(size))
+            index, tiers = self._index(arrangement)
             loads = [make_load(engine.params, known_speed=known_speed) for engine in engines]
             adapters = None
             if arrangement.adapters:
                 adapters = Adapters(self._parents)
                 for slot, engine in enumerate(engines):
                     adapters.metrics_told(slot, engine.params.max_loras, ())
-            self.placers.append(Placer(index, policy, loads, adapters=adapters))
+            self.placers.append(Placer(index, policy, loads, adapters=adapters, tiers=tiers))
         self.queues: Sequence[OneQueue] | None = None
         """By router, where requests are queued."""
         self._own: Queues | None = None
@@ -144,6 +145,22 @@ class Gateways:
                 raise ValueError("another gateway's queue is simulated for one router")
             self._holding = arrangement.holding(self.placers[0])
             self.queues = [self._holding]
+
+    def _index(self, arrangement: Arrangement) -> tuple[PrefixIndex, TierModel | None]:
+        """An index of what the engines hold, and what tells which of it lies in tiers."""
+        engines, how = self._engines, arrangement.tiers
+        if arrangement.exact:
+            exact = ExactIndex(engines, BYTES_PER_TOKEN, tiers=how != "ignored")
+            return exact, ExactTiers(exact) if how == "priced" and exact.mask else None
+        index = ByteIndex(self._spans)
+        model = DeviceModel(self._spans)
+        for slot, engine in enumerate(engines):
+            params = engine.params
+            device = int(params.cache_tokens * BYTES_PER_TOKEN * arrangement.capacity)
+            behind = 0 if how == "ignored" else params.offload_tokens * BYTES_PER_TOKEN
+            index.add_replica(slot, device + behind)
+            model.resize(slot, device, tier=behind > 0)
+        return index, model if how == "priced" else None
 
     def begin(self, more: Callable[[], bool]) -> None:
         """Let the queues' own time pass, as long as there is more to come."""
@@ -161,7 +178,7 @@ class Gateways:
         """A replica is gone, and its cache with it."""
         self.eligible &= ~(1 << slot)
         for placer in self.placers:
-            placer.index.forget(slot)
+            placer.forget(slot)
 
     def regain(self, slot: int) -> None:
         """It is there again."""
@@ -262,6 +279,11 @@ class Gateways:
         job's."""
         if output is None:
             output = job.output_tokens
+        engine = self._engines[placement.slot]
+        if engine.counters.offload_hits:
+            # As the router has it from the engine's metrics.
+            counters = engine.counters
+            placement.load.tier_seconds = counters.offload_load_seconds / counters.offload_hits
         placement.finished(now, job.prompt_tokens, output, cached)
         if len(self.placers) > 1:
             self.tell(

@@ -18,6 +18,7 @@ from loadgen.simulate.loop import Change, Loop, Outage
 from loadgen.simulate.prepare import Prepared, prepare
 from loadgen.workloads import Plan
 from router.prompt.spans import SPANS
+from router.scheduling.tier_prices import CPU
 
 
 class ArmRun(msgspec.Struct, frozen=True):
@@ -32,6 +33,13 @@ class ArmRun(msgspec.Struct, frozen=True):
     """Requests that another replica prefilled than the one that answered."""
     adapter_loads: int = 0
     """Times that an engine loaded a LoRA adapter."""
+    cached: int = 0
+    """Prompt tokens that the engines reused."""
+    loaded: int = 0
+    """Those of them that came from tiers behind GPU memory."""
+    load_seconds: float = 0.0
+    """What the first router took a token from there to take at the end, on average; 0 where there
+    are no tiers."""
 
 
 def simulate(
@@ -126,7 +134,20 @@ def run_once(
         float(np.mean(rates)),
         loop.gateways.apart.handed_over,
         sum(engine.adapters.loads for engine in loop.engines),
+        sum(engine.counters.prompt_tokens_cached for engine in loop.engines),
+        sum(engine.counters.prompt_tokens_loaded for engine in loop.engines),
+        _load_seconds(loop),
     )
+
+
+def _load_seconds(loop: Loop) -> float:
+    prices = loop.gateways.placers[0].prices
+    told = [
+        prices.seconds(slot, CPU)
+        for slot, engine in enumerate(loop.engines)
+        if engine.tier is not None
+    ]
+    return float(np.mean(told)) if told else 0.0
 
 
 def arm_of(
@@ -154,6 +175,11 @@ def arm_of(
     }
     if loads:
         arm.extra["adapter_loads"] = float(loads)
+    if any(run.load_seconds for run in runs):
+        arm.extra["loaded_tokens"] = float(sum(run.loaded for run in runs))
+        arm.extra["learned_load_us_per_token"] = 1e6 * float(
+            np.mean([run.load_seconds for run in runs])
+        )
     elsewhere = sum(run.handed_over for run in runs)
     if elsewhere:
         arm.extra["prefilled_elsewhere"] = float(elsewhere)

@@ -38,6 +38,7 @@ from router.config.serving import (
     STATE,
     SettingInfo,
 )
+from router.config.tiers import Media, TierRates
 from router.types import Role
 
 _POLICY = "the name of a policy (cache_aware) or module:Class"
@@ -386,9 +387,29 @@ class Settings(InsightSettings, frozen=True, kw_only=True):
             ENGINE,
             _TOKENS,
             "Tokens that a cache tier behind the GPU (CPU memory, disk, LMCache, Mooncake) holds. "
-            "0: read it from the engine's metrics (`kv_offloading_size`).",
+            "0: read it from the engine's metrics (`kv_offloading_size`). Of a store that the "
+            "fleet shares: its size divided by the number of replicas.",
         ),
     ] = 0
+    kv_tier_rates: Annotated[
+        tuple[tuple[str, float], ...],
+        SettingInfo(
+            ENGINE,
+            TierRates(),
+            "Tokens a second that a replica loads from a medium behind the GPU, until it is "
+            "learned. Empty: a token on CPU costs a tenth of computing it, on other media 0.4.",
+        ),
+    ] = ()
+    kv_tier_shared: Annotated[
+        tuple[str, ...],
+        SettingInfo(
+            ENGINE,
+            Media(),
+            "Media behind the GPU that every replica reaches, whichever stored the block: a store "
+            "of LMCache or Mooncake, a file system. KV events that call a tier REMOTE tell it "
+            "themselves.",
+        ),
+    ] = ()
     kv_cache_guess: Annotated[
         int,
         SettingInfo(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,8 @@ from router.render.memory import TokenMemory, key_of
 from router.render.model import Text
 from router.render.pool import Missing, TokenPool
 from router.render.tokens import ChainMemory, TokenPrompt
-from router.types import PromptTokens, slots
+from router.scheduling.tier_prices import CPU
+from router.types import NOTHING_BEHIND, PromptTokens, TierShare, slots
 
 if TYPE_CHECKING:
     from router.fleet.fleet import Fleet
@@ -71,7 +72,7 @@ class ExactMode(FleetListener):
         import zmq
 
         self.settings = settings = fleet.settings
-        self.index = TokenIndex()
+        self.index = TokenIndex(fleet.settings.kv_tier_shared)
         self.current = 0
         """Mask of the replicas whose events are heard without a gap."""
         self.behind = 0
@@ -354,27 +355,37 @@ class ExactMode(FleetListener):
         return mask
 
     def held(
-        self, believed: list[tuple[float, int]], tokens: PromptTokens
-    ) -> list[tuple[float, int]]:
-        """(leading tokens held, mask of holders), deepest first: as reported, and as believed of
-        the replicas that are not exact for this prompt. For a tier that no event reports, both
-        count."""
+        self,
+        believed: list[tuple[float, int]],
+        tokens: PromptTokens,
+        behind: Mapping[int, TierShare] = NOTHING_BEHIND,
+    ) -> tuple[list[tuple[float, int]], Mapping[int, TierShare]]:
+        """(leading tokens held, mask of holders), deepest first, and by slot what of them lies in
+        tiers: as reported, and as believed of the replicas that are not exact for this prompt. For
+        a tier that no event reports, what is reported is in GPU memory, and what is believed beyond
+        it is in the tier."""
         exact_replicas = self.exact_replicas(tokens)
         found = [(depth, left) for depth, mask in believed if (left := mask & ~exact_replicas)]
+        tiers = {slot: each for slot, each in behind.items() if not exact_replicas >> slot & 1}
         index = self.index
         for block, mask in index.sizes.items():
             if mask & exact_replicas:
-                found += index.match(tokens.chain(block), block, mask & exact_replicas)
-        behind = exact_replicas & self.behind
-        if behind:
-            either = found + believed
-            found = [(depth, left) for depth, mask in found if (left := mask & ~behind)]
-            for slot in slots(behind):
-                most = max((depth for depth, mask in either if mask >> slot & 1), default=0.0)
-                if most:
-                    found.append((most, 1 << slot))
+                chain = tokens.chain(block)
+                found += index.match(chain, block, mask & exact_replicas, tiers)
+        untold = exact_replicas & self.behind
+        if untold:
+            both = found
+            found = [(depth, left) for depth, mask in both if (left := mask & ~untold)]
+            for slot in slots(untold):
+                here = max((depth for depth, mask in both if mask >> slot & 1), default=0.0)
+                most = max((depth for depth, mask in believed if mask >> slot & 1), default=0.0)
+                if most > here:
+                    tiers[slot] = TierShare(most, {CPU: most - here})
+                    here = most
+                if here:
+                    found.append((here, 1 << slot))
         found.sort(reverse=True)
-        return found
+        return found, tiers or NOTHING_BEHIND
 
     def sent(self, tokens: PromptTokens, slot: int, now: float) -> SentPrompt | None:
         """The prompt goes to a replica. None where that one is not exact for it."""

@@ -32,6 +32,10 @@ _HITS = (b"\nvllm:prefix_cache_hits_total", b"\nvllm:gpu_prefix_cache_hits_total
 _PROMPTS = (b"\nvllm:request_prompt_tokens_count",)
 _PROMPT_TOKENS = (b"\nvllm:request_prompt_tokens_sum",)
 _LOADED = (b"\nvllm:external_prefix_cache_hits_total",)
+_LOAD_SECONDS = (b"\nvllm:kv_offload_load_time_total", b"\nvllm:kv_offload_total_time_total")
+_LOAD_BYTES = (b"\nvllm:kv_offload_load_bytes_total", b"\nvllm:kv_offload_total_bytes_total")
+"""The latter of each, of vLLM until 0.22, count both directions, told apart by a label."""
+_STORES = b'transfer_type="GPU_to_CPU"'
 _STARTED = (b"\nprocess_start_time_seconds",)
 _CONFIG = b"\nvllm:cache_config_info"
 _SLEEP = b"\nvllm:engine_sleep_state"
@@ -75,6 +79,12 @@ class EngineMetrics(msgspec.Struct, frozen=True, gc=False):
     """Prompt tokens of the requests in `prompts`."""
     loaded: float | None = None
     """Prompt tokens that came from a tier behind the GPU, or from another engine."""
+    load_seconds: float | None = None
+    """What transfers from CPU memory took since the engine started."""
+    load_bytes: float | None = None
+    """What they moved."""
+    token_bytes: float = 0.0
+    """Bytes of a token in GPU memory; 0 where they are not told."""
     started: float | None = None
     """When the process started, Unix seconds; several API servers in one engine do not tell it."""
     kv_tokens: int | None = None
@@ -120,6 +130,7 @@ class _Cache(msgspec.Struct, frozen=True, gc=False):
     """Tokens of all engines together, which each of them repeats (see vLLM's
     v1/engine/core_client.py). It is what older versions tell, and too much for hybrid models."""
     offload: int
+    token_bytes: float
     block: int
     prefix_caching: bool | None
 
@@ -140,6 +151,8 @@ def parse_metrics(text: bytes) -> EngineMetrics:
         "prompts": metric_values(text, _PROMPTS),
         "prompt_tokens": metric_values(text, _PROMPT_TOKENS),
         "loaded": metric_values(text, _LOADED),
+        "load_seconds": metric_values(text, _LOAD_SECONDS, without=_STORES),
+        "load_bytes": metric_values(text, _LOAD_BYTES, without=_STORES),
     }
     caches = _caches(text)
     started = total(metric_values(text, _STARTED))
@@ -181,6 +194,9 @@ def _reading(
         prompts=total(told["prompts"], engines),
         prompt_tokens=total(told["prompt_tokens"], engines),
         loaded=total(told["loaded"], engines),
+        load_seconds=total(told["load_seconds"], engines),
+        load_bytes=total(told["load_bytes"], engines),
+        token_bytes=next((cache.token_bytes for cache in found if cache.token_bytes), 0.0),
         started=started,
         kv_tokens=tokens or summed or None,
         offload_tokens=sum(cache.offload for cache in found) or None,
@@ -212,16 +228,19 @@ def _lines(text: bytes, start: bytes) -> list[bytes]:
 
 
 def metric_values(
-    text: bytes, names: tuple[bytes, ...], rank_label: bytes = b"engine"
+    text: bytes, names: tuple[bytes, ...], rank_label: bytes = b"engine", without: bytes = b""
 ) -> MetricValues:
     """The values of the first name that is there; none when one of them makes no sense. names: each
-    with the newline before it, which the text begins with too."""
+    with the newline before it, which the text begins with too. without: a label that lines do not
+    have."""
     for name in names:
         lines = _lines(text, name)
         if not lines:
             continue
         found: MetricValues = {}
         for line in lines:
+            if without and without in line:
+                continue
             value = line[line.rfind(b"}") + 1 :].split()
             try:
                 number = float(value[0])
@@ -260,6 +279,7 @@ def _caches(text: bytes) -> dict[bytes, _Cache]:
             tokens=tokens,
             summed=_number(_label(line, b"num_gpu_blocks")) * block,
             offload=_offload(_label(line, b"kv_offloading_size"), memory / tokens if tokens else 0),
+            token_bytes=memory / tokens if tokens else 0.0,
             block=_number(_label(line, b"effective_attention_block_size")) or block,
             prefix_caching=word == b"True" if word else None,
         )

@@ -25,6 +25,26 @@ SHORTAGE_LOG_INTERVAL_S = 10.0
 """Seconds between two log lines about a resource that the router itself lacks."""
 
 
+MIN_LOADED_TOKENS = 2048.0
+"""Tokens loaded between two readings from which on they tell what a token takes."""
+TIER_SMOOTHING = 0.2
+"""Weight of the latest reading's seconds a token among those before."""
+
+
+def loading_seconds(before: EngineMetrics | None, now: EngineMetrics) -> float:
+    """Seconds that a token took to come from CPU memory between two readings of an engine; 0 where
+    they do not tell."""
+    if before is None or now.load_seconds is None or before.load_seconds is None:
+        return 0.0
+    tokens = 0.0
+    if now.token_bytes and now.load_bytes is not None and before.load_bytes is not None:
+        tokens = (now.load_bytes - before.load_bytes) / now.token_bytes
+    elif now.loaded is not None and before.loaded is not None:
+        tokens = now.loaded - before.loaded
+    seconds = now.load_seconds - before.load_seconds
+    return seconds / tokens if tokens >= MIN_LOADED_TOKENS and seconds > 0.0 else 0.0
+
+
 class ReplicaUpdater:
     """The pollers' ReadingHandler: turns readings into health, models, cache sizes and external
     load."""
@@ -206,6 +226,12 @@ class ReplicaUpdater:
                 listener.on_adapters(rank)
 
     def _rank_told(self, rank: Replica, reading: EngineMetrics, most_own: int, now: float) -> None:
+        seconds = loading_seconds(rank.engine, reading)
+        if seconds:
+            before = rank.load.tier_seconds
+            rank.load.tier_seconds = (
+                before + (seconds - before) * TIER_SMOOTHING if before else seconds
+            )
         rank.engine = reading
         rank.engine_at = now
         rank.engine_missing = ""

@@ -418,6 +418,8 @@ class Bookkeeping:
         record.uncached_tokens = placement.uncached
         record.available = max(placement.available_tokens, held)
         record.chosen = record.predicted = held
+        if placement.behind is not None and leg is None:
+            record.tiers = placement.placer.prices.parts(placement.slot, placement.behind)
         record.cache_full = load.cache_used * INDEX_ROOM >= load.cache_tokens * _NEARLY_FULL_SHARE
         if usage is not None:
             record.prompt_tokens = tokens = usage.prompt_tokens

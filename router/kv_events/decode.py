@@ -31,6 +31,9 @@ class Stored(msgspec.Struct, tag_field="type", tag="BlockStored", gc=False):
     """For each block what else its hash covers: adapter, media, salt. None from older engines."""
     group_idx: int | None = None
     kv_cache_spec_kind: str | None = None
+    kv_cache_spec_sliding_window: int | None = None
+    locality: str | None = None
+    """Of a tier: LOCAL to the engine, or REMOTE. None where the engine does not say."""
 
 
 class Removed(msgspec.Struct, tag_field="type", tag="BlockRemoved", gc=False):

@@ -131,6 +131,35 @@ class RankCache:
             else:
                 self._twins[own] = self._twins.get(own, 0) + 1
 
+    def copy(self, names: Sequence[EngineHash], source: RankCache) -> int:
+        """Blocks entered the cache of which only the names are told, as connectors do; `source`, a
+        cache of the same engine, knows their place. Returns how many are known there or here.
+
+        Connectors name a block by the whole hash also where the engine's own events have the last
+        eight bytes of it as a number (vLLM's `maybe_convert_block_hash`).
+        """
+        blocks, masks, bit = self._blocks, self._masks, self._bit
+        known = 0
+        for name in names:
+            if blocks.get(name):
+                known += 1
+                continue
+            own = source.place(name)
+            if not own and isinstance(name, bytes) and len(name) >= 8:
+                own = source.place(int.from_bytes(name[-8:], "big"))
+            blocks[name] = own
+            if not own:
+                self.strays += 1
+                continue
+            known += 1
+            self.placed += 1
+            mask = masks.get(own, 0)
+            if mask & bit:
+                self._twins[own] = self._twins.get(own, 0) + 1
+            else:
+                masks[own] = mask | bit
+        return known
+
     def remove(self, event: Removed) -> None:
         """Remove one copy of each of these blocks."""
         blocks, copies = self._blocks, self._copies

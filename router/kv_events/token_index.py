@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 import msgspec
 
 from router.kv_events.decode import Batch, Removed, Stored
 from router.kv_events.rank_cache import RankCache
-from router.types import Chain, slots
+from router.types import Chain, TierShare, slots
 
 FULL_ATTENTION = frozenset(("full_attention", "mla_attention", "sink_full_attention"))
 """Kinds of layers that need every earlier token: what these hold decides what can be reused. The
 other groups of a hybrid model keep a window or a state, dropped and rebuilt along the way."""
 
 GPU = "GPU"
-WORTH = {GPU: 1.0, "CPU": 0.9, "STORAGE": 0.6, "DISK": 0.6}
-"""What a token on a medium saves, as a share of computing it: loading takes time too."""
-OTHER_WORTH = 0.6
+FASTEST_FIRST = {GPU: 0, "CPU": 1}
+"""Where a block is taken from that is on several media; from others in the order of their names."""
+REMOTE = "REMOTE"
+"""The locality of a tier that is not the engine's own: a store that the fleet shares."""
 
 MAX_ROOTS = 1024
 """The most adapters of a replica whose path is remembered after they were unloaded."""
@@ -68,9 +69,18 @@ class TokenIndex:
     one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shared: Iterable[str] = ()) -> None:
+        """shared: media that every replica reaches, whoever stored the block."""
         self._masks: dict[int, int] = {}
+        self._tier_masks: dict[str, dict[int, int]] = {}
+        """The same for each other medium."""
+        self.shared = {_medium(each) for each in shared}
+        """As set, and as events tell."""
+        self._shared_parts: dict[str, int] = {}
+        """GPU blocks that make one block of a shared medium of which events told."""
         self._replicas: dict[int, Held] = {}
+        self._everybody = 0
+        """Mask of the slots in the index."""
         self._compound = 0
         """Mask of the slots that have more than one lane."""
         self.sizes: dict[int, int] = {}
@@ -83,6 +93,7 @@ class TokenIndex:
         held = Held(caches={}, roots={})
         held.caches[GPU] = RankCache(self._masks, 1 << slot)
         self._replicas[slot] = held
+        self._everybody |= 1 << slot
 
     def remove_replica(self, slot: int) -> None:
         """The replica left the fleet. Raises KeyError if it is not in the index."""
@@ -92,6 +103,7 @@ class TokenIndex:
                 cache.give_up([own] * cache.expected[own])
             cache.empty(complete=False)
         self._compound &= ~(1 << slot)
+        self._everybody &= ~(1 << slot)
         if held.block:
             self.sizes[held.block] &= ~(1 << slot)
 
@@ -175,12 +187,18 @@ class TokenIndex:
         if group not in (None, held.group) and (medium != GPU or held.group is not None):
             return
         size = event.block_size
-        if not event.token_ids or size * len(event.block_hashes) != len(event.token_ids):
-            held.odd += 1  # a connector's placeholder among them: without tokens, of size 0
-            return
         gpu = held.caches[GPU]
+        if medium != GPU and not event.token_ids and held.block:
+            # A connector that names blocks of the engine without telling their tokens.
+            cache = self._tier(slot, held, medium, size or held.block, event.locality)
+            if cache is None or not cache.copy(event.block_hashes, gpu):
+                held.odd += 1
+            return
+        if not event.token_ids or size * len(event.block_hashes) != len(event.token_ids):
+            held.odd += 1
+            return
         if medium != GPU:
-            cache = self._tier(slot, held, medium, size)
+            cache = self._tier(slot, held, medium, size, event.locality)
             if cache is None:
                 held.odd += 1
             else:
@@ -201,17 +219,24 @@ class TokenIndex:
             held.roots[name] = None
         gpu.store(event)
 
-    def _tier(self, slot: int, held: Held, medium: str, size: int) -> RankCache | None:
+    def _tier(
+        self, slot: int, held: Held, medium: str, size: int, locality: str | None
+    ) -> RankCache | None:
         """Where a tier's blocks of a size of its own are kept; None where they cannot be compared
         with those of GPU memory, or with the tier's own."""
+        if locality == REMOTE:
+            self.shared.add(medium)
         parts, rest = divmod(size, held.block) if held.block else (0, 0)
         cache = held.caches.get(medium)
         if not parts or rest or (cache is not None and len(cache) and cache.parts != parts):
             return None
         if cache is None or cache.parts != parts:
-            cache = held.caches[medium] = RankCache({}, 1, parts)
+            masks = self._tier_masks.setdefault(medium, {})
+            cache = held.caches[medium] = RankCache(masks, 1 << slot, parts)
             cache.complete = held.caches[GPU].complete
             self._compound |= 1 << slot
+        if medium in self.shared:
+            self._shared_parts[medium] = parts
         return cache
 
     def _may_be(self, held: Held, size: int, several: bool) -> bool:
@@ -222,11 +247,13 @@ class TokenIndex:
 
     # Lookup
 
-    def match(self, chain: Chain, block: int, asked: int) -> list[tuple[float, int]]:
+    def match(
+        self, chain: Chain, block: int, asked: int, behind: dict[int, TierShare] | None = None
+    ) -> list[tuple[float, int]]:
         """(leading tokens held, mask of holders), masks disjoint, of the replicas asked about.
 
-        These must have blocks of `block` tokens, and the chain must be made with such. Tokens on
-        slower media count for less.
+        These must have blocks of `block` tokens, and the chain must be made with such. Tokens in
+        tiers count like others; into `behind` goes by slot what of them lies there.
         """
         found: list[tuple[float, int]] = []
         if not chain:
@@ -246,30 +273,80 @@ class TokenIndex:
             depth += len(list(same))
         if alive and depth:
             found.append((float(depth * block), alive))
+        if self._shared_parts:
+            found = self._reach(found, chain, block, asked & ~compound, behind)
         for slot in slots(compound):
-            tokens = self._deepest(self._replicas[slot], chain)
+            tokens, media = self._deepest(self._tiers_of(slot), chain, 0)
             if tokens:
-                found.append((tokens, 1 << slot))
+                held = self._replicas[slot].block
+                found.append((float(tokens * held), 1 << slot))
+                if media and behind is not None:
+                    share = {medium: float(count * held) for medium, count in media.items()}
+                    behind[slot] = TierShare(float(tokens * held), share)
         return found
 
-    def _deepest(self, held: Held, chain: Chain) -> float:
-        """How much of a chain a replica holds on any of its media."""
-        tiers = sorted(
-            ((WORTH.get(medium, OTHER_WORTH), cache) for medium, cache in held.caches.items()),
-            key=lambda tier: -tier[0],
+    def _reach(
+        self,
+        found: list[tuple[float, int]],
+        chain: Chain,
+        block: int,
+        asked: int,
+        behind: dict[int, TierShare] | None,
+    ) -> list[tuple[float, int]]:
+        """`found` in GPU memory, and what these replicas, and those that hold nothing, reach in
+        shared tiers from there on."""
+        tiers = self._tiers_of(-1)
+        reached = []
+        nothing = asked & self._everybody
+        for _, mask in found:
+            nothing &= ~mask
+        for depth, mask in [*found, (0.0, nothing)]:
+            if not mask:
+                continue
+            more, media = self._deepest(tiers, chain, int(depth) // block)
+            tokens = depth + more * block
+            if tokens:
+                reached.append((tokens, mask))
+            if more and behind is not None:
+                share = TierShare(tokens, {each: float(n * block) for each, n in media.items()})
+                for slot in slots(mask):
+                    behind[slot] = share
+        return reached
+
+    def _tiers_of(self, slot: int) -> list[tuple[str, Mapping[int, int], int, int]]:
+        """(medium, masks, bits that count, parts of a block) of what a replica reaches, fastest
+        first; with -1, of what all replicas reach."""
+        tiers: dict[str, tuple[str, Mapping[int, int], int, int]] = {}
+        for medium, parts in self._shared_parts.items():
+            tiers[medium] = medium, self._tier_masks[medium], -1, parts
+        if slot >= 0:
+            for medium, cache in self._replicas[slot].caches.items():
+                if medium not in tiers:
+                    masks = self._masks if medium == GPU else self._tier_masks[medium]
+                    tiers[medium] = medium, masks, 1 << slot, cache.parts
+        return sorted(
+            tiers.values(),
+            key=lambda tier: (FASTEST_FIRST.get(tier[0], len(FASTEST_FIRST)), tier[0]),
         )
-        worth = 0.0
+
+    def _deepest(
+        self, tiers: Sequence[tuple[str, Mapping[int, int], int, int]], chain: Chain, first: int
+    ) -> tuple[int, dict[str, int]]:
+        """How many blocks of a chain, from `first` on, are on any of these media without a gap, and
+        how many on each but GPU memory."""
+        media: dict[str, int] = {}
         blocks = len(chain)
-        for at in range(blocks):
-            for share, cache in tiers:
+        for at in range(first, blocks):
+            for medium, masks, bits, parts in tiers:
                 # A tier's block is there as a whole, and named by its last part.
-                last = at - at % cache.parts + cache.parts - 1
-                if last < blocks and cache.holds(chain[last]):
-                    worth += share
+                last = at - at % parts + parts - 1
+                if last < blocks and masks.get(chain[last], 0) & bits:
+                    if medium != GPU:
+                        media[medium] = media.get(medium, 0) + 1
                     break
             else:
-                break
-        return worth * held.block
+                return at - first, media
+        return blocks - first, media
 
     # Requests on their way, and what answers show
 

@@ -11,6 +11,7 @@ For each replica i, in seconds; the least wins, ties at random:
     + (1 + OWN + STALL * n_i^0.65) * a_i         loading my LoRA adapter, where i has not got it,
                                                  and EVICTED of it again where another one has to go
     + O * (b/2 + c * n_i + d * K_i) / 2          where it has no place for it: half an answer's time
+    + T_i                                        loading what lies in a tier; it stalls nobody
 
     W_i = max(busy_until_i - now, 0)    m_i = min((A_i + L) / C_i, 1)
     a_i = the seconds that loading it takes; 0 where it is loaded, or none is asked for
@@ -101,7 +102,8 @@ class CacheAware:
         eligible = ask.eligible
         size = eligible.bit_count()
         groups = self._shortlist.pick(ask, loads) if size > self._every_up_to else everybody(ask)
-        tokens, now, shared, adapter = ask.tokens, ask.now, ask.shared, ask.adapter
+        tokens, now, shared = ask.tokens, ask.now, ask.shared
+        adapter, loading = ask.adapter, ask.loading
         deepest = 0.0
         for depth, mask in ask.held:
             if mask & eligible:
@@ -143,6 +145,8 @@ class CacheAware:
                     cost += wait * waiting
                 if adapter is not None:
                     cost += self._adapter_cost(adapter, ask, load, slot)
+                if loading and slot in loading:
+                    cost += loading[slot]
                 weight = load.weight
                 if weight != 1.0:
                     cost /= weight

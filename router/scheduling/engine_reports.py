@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
-from router.types import PromptTokens
+from router.types import NOTHING_BEHIND, PromptTokens, TierShare
 
 
 class PendingReport(Protocol):
@@ -24,10 +25,14 @@ class EngineReports(Protocol):
     """What engines report of their KV caches, for prompts whose tokens are known (exact mode)."""
 
     def held(
-        self, believed: list[tuple[float, int]], tokens: PromptTokens
-    ) -> list[tuple[float, int]]:
-        """(leading tokens held, mask of holders), deepest first: as reported, and as believed of
-        the replicas whose reports do not count for this prompt."""
+        self,
+        believed: list[tuple[float, int]],
+        tokens: PromptTokens,
+        behind: Mapping[int, TierShare] = NOTHING_BEHIND,
+    ) -> tuple[list[tuple[float, int]], Mapping[int, TierShare]]:
+        """(leading tokens held, mask of holders), deepest first, and by slot what of them lies in
+        tiers: as reported, and as believed of the replicas whose reports do not count for this
+        prompt. behind: what is believed to lie in tiers."""
         ...
 
     def sent(self, tokens: PromptTokens, slot: int, now: float) -> PendingReport | None:

@@ -94,10 +94,13 @@ class SpeedLearner:
 
     def usual_prefill(self, uncached: float) -> float:
         """Seconds from sending a prompt to its first token, where nothing else waits there."""
+        learned = self.expected_prefill(uncached)
+        return uncached / self.load.prefill_rate if learned is None else learned
+
+    def expected_prefill(self, uncached: float) -> float | None:
+        """See `Speeds.expected_prefill`."""
         line = self._prefill
-        if line.samples < WARM_UP_SAMPLES:
-            return uncached / self.load.prefill_rate
-        return line.start + line.slope * uncached
+        return line.start + line.slope * uncached if line.samples >= WARM_UP_SAMPLES else None
 
     def saw_decode(self, expected: float, seconds: float) -> bool:
         """One token took `seconds` on average, where those in flight add `expected` by default."""
@@ -138,6 +141,14 @@ class Speeds:
         """Take in a prefill that is long enough to tell: see `SpeedLearner.saw_prefill`."""
         if uncached >= MIN_PREFILL_TOKENS and seconds > 0.0:
             self._saw(self._learner(slot).saw_prefill(uncached, seconds))
+
+    def expected_prefill(self, slot: int, uncached: float) -> float | None:
+        """Seconds from sending such a prefill to an idle queue to its first token; None while too
+        few were seen."""
+        learner = self._learners.get(slot)
+        if learner is None or learner.load is not self._loads[slot]:
+            return None
+        return learner.expected_prefill(uncached)
 
     def saw_decode(self, slot: int, expected: float, seconds: float) -> None:
         """Take in an answer's mean seconds a token: see `SpeedLearner.saw_decode`."""

@@ -24,6 +24,8 @@ from router.scheduling.accounting import (
     refund,
 )
 from router.scheduling.adapters import Adapters
+from router.scheduling.bodies import held_of_all
+from router.scheduling.device_model import TierModel
 from router.scheduling.engine_reports import EngineReports, PendingReport
 from router.scheduling.learning import (
     BYTES_PER_TOKEN,
@@ -33,7 +35,9 @@ from router.scheduling.learning import (
 )
 from router.scheduling.peer_request import PeerRequest
 from router.scheduling.prefills import Prefill, Prefills
+from router.scheduling.tier_prices import TierPrices
 from router.types import (
+    NOTHING_BEHIND,
     NOTHING_SHARED,
     AdapterNeed,
     Chain,
@@ -43,6 +47,7 @@ from router.types import (
     Policy,
     PrefixIndex,
     RoutingRequest,
+    TierShare,
     slots,
 )
 
@@ -65,6 +70,9 @@ MIN_SHARED_PREFILL_TOKENS = 512.0
 """Uncached tokens from which on a prefill is worth knowing to those who share it."""
 
 
+NO_RATES: Mapping[str, float] = {}
+
+
 def index_weight(tokens: int) -> int:
     """Canonical bytes that a replica's LRU in the index gets for a KV cache of so many tokens."""
     return int(tokens * BYTES_PER_TOKEN * INDEX_ROOM)
@@ -81,7 +89,7 @@ class Placement(msgspec.Struct, gc=False):
     tokens: float
     """The estimated tokens of the prompt (L in docs/design/policies.md)."""
     held_tokens: float
-    """Prompt tokens that the chosen replica is believed to hold."""
+    """Prompt tokens that the chosen replica is believed to hold, those in tiers included."""
     available_tokens: float
     """The most prompt tokens that any eligible replica is believed to hold."""
     uncached: float
@@ -118,6 +126,10 @@ class Placement(msgspec.Struct, gc=False):
     """Where these stood with its LoRA adapter; None where it asks for none."""
     loads_adapter: bool = False
     """The chosen replica had to load it."""
+    behind: TierShare | None = None
+    """What of the held tokens lies in tiers behind GPU memory; None for nothing."""
+    load_teaches: bool = False
+    """Whether its first token tells what loading takes."""
     reported_prompt: int = 0
     """Prompt tokens that the engine reported at the end; 0 when it did not."""
     reported_cached: int = -1
@@ -276,9 +288,12 @@ class Placer:
         learn_speed: bool = True,
         reports: EngineReports | None = None,
         adapters: Adapters | None = None,
+        tiers: TierModel | None = None,
+        tier_rates: Mapping[str, float] = NO_RATES,
     ) -> None:
         """`reports` is what exact mode knows. With None, only what was sent counts. With None for
-        `adapters`, where an adapter is loaded does not count."""
+        `adapters`, where an adapter is loaded does not count. `tiers` tells what lies behind GPU
+        memory. tier_rates: tokens a second by medium, to begin with."""
         self.index = index
         self.policy = policy
         self.loads = loads
@@ -286,6 +301,8 @@ class Placer:
         self.models: dict[str, ModelFacts] = {}
         self.listener: PlacementListener | None = None
         """Receives this placer's requests, to tell the other routers."""
+        self.prices = TierPrices(loads, tier_rates)
+        self._tiers = tiers
         self._reports = reports
         self._adapters = adapters
         self._unknown = ModelFacts()
@@ -335,28 +352,37 @@ class Placer:
         held: list[tuple[float, int]] = []
         prefix = 0
         shared = NOTHING_SHARED
+        behind = NOTHING_BEHIND
         chain = prompt.chain
         blocks = len(chain)
         if blocks:
             prefix = chain[PREFIX_BLOCKS - 1 if blocks > PREFIX_BLOCKS else blocks - 1]
             found = self.index.match(chain)
-            held = [(weight * scale, mask) for weight, mask in found]
             if self._prefills.starts:
-                shared = self._shared(chain, found, eligible, scale)
+                shared = self._prefills.tokens(chain, found, eligible, scale)
+            if self._tiers is not None and self._tiers.mask:
+                found = self._tiers.reach(found)
+                behind = self._tiers.behind(chain, found, scale)
+            held = [(weight * scale, mask) for weight, mask in found]
         exact = prompt.tokens
         if exact is not None and self._reports is not None:
             ratio = exact.count / tokens  # what is believed was estimated by bytes
-            held = self._reports.held([(depth * ratio, mask) for depth, mask in held], exact)
+            held = [(depth * ratio, mask) for depth, mask in held]
+            held, behind = self._reports.held(held, exact, behind)
             tokens = float(exact.count)
+        loading = NOTHING_SHARED
         if prompt.more:
-            held = self._held_of_all(held, prompt.more, scale)
+            held, behind = held_of_all(self.index, held, prompt.more, scale), NOTHING_BEHIND
+        elif behind:
+            loading = self.prices.all_loading(behind, now)
         adapter = None
         if self._adapters is not None and prompt.model in self._adapters.parents:
             adapter = self._adapters.need(prompt.model, eligible)
             if adapter is not None and adapter.cold and self._peer_heard_at:
                 adapter = self._warmed_by_peers(adapter, held)
         return RoutingRequest(
-            eligible, tokens, held, output, prompt.key, prefix, now, shared, adapter
+            *(eligible, tokens, held, output, prompt.key, prefix, now, shared),
+            *(adapter, loading, behind),
         )
 
     def _warmed_by_peers(
@@ -369,32 +395,6 @@ class Placer:
             if slot not in self._peer_heard_at:
                 warm ^= 1 << slot
         return msgspec.structs.replace(adapter, cold=adapter.cold & ~warm)
-
-    def _shared(
-        self, chain: Chain, found: list[tuple[int, int]], eligible: int, scale: float
-    ) -> Mapping[int, float]:
-        """By slot, the tokens of this prompt's prefix that the replica is computing now."""
-        prefills = self._prefills
-        depth = next((prefills.blocks(weight) for weight, mask in found if mask & eligible), 0)
-        under_way = prefills.shared(chain, depth) if depth else None
-        if not under_way:
-            return NOTHING_SHARED
-        return {slot: weight * scale for slot, weight in under_way.items()}
-
-    def _held_of_all(
-        self, first: list[tuple[float, int]], more: Sequence[Chain], scale: float
-    ) -> list[tuple[float, int]]:
-        """What each slot holds of all of a body's prompts together. first: what is held of the
-        first one."""
-        held = {slot: tokens for tokens, mask in first for slot in slots(mask)}
-        for chain in more:
-            for weight, mask in self.index.match(chain):
-                for slot in slots(mask):
-                    held[slot] = held.get(slot, 0.0) + weight * scale
-        return [
-            (tokens, 1 << slot)
-            for slot, tokens in sorted(held.items(), key=lambda one: one[1], reverse=True)
-        ]
 
     def _charge(self, prompt: Prompt, request: RoutingRequest, choice: Choice) -> Placement:
         """Charge the chosen replica's load, and record what it will hold."""
@@ -412,6 +412,7 @@ class Placer:
         if uncached < 1.0:
             uncached = 1.0
         load = self.loads[slot]
+        share = request.behind.get(slot) if request.behind else None
         placement = Placement(
             self,
             prompt,
@@ -426,7 +427,10 @@ class Placer:
             load,
             not load.queued_tokens,
             eligible=request.eligible,
+            behind=share,
         )
+        if share is not None:
+            placement.load_teaches = self.prices.charge(slot, share, tokens, now)
         charge(load, uncached, tokens, now)
         if request.adapter is not None:
             self._charge_adapter(placement, request.adapter)
@@ -462,6 +466,12 @@ class Placer:
         if self._adapters is not None and self.loads[slot] is load and not load.left:
             self._adapters.ended(slot, placement.prompt.model)
 
+    def forget(self, slot: int) -> None:
+        """A replica's cache is empty."""
+        self.index.forget(slot)
+        if self._tiers is not None:
+            self._tiers.forget(slot)
+
     def touch(self, placement: Placement, now: float) -> None:
         """Record another use of a request's prompts, at its end."""
         prompt, slot, load = placement.prompt, placement.slot, placement.load
@@ -472,6 +482,9 @@ class Placer:
 
     def _record(self, slot: int, load: Load, chain: Chain, now: float, scale: float) -> None:
         room = self.index.record(slot, chain, now)
+        tiers = self._tiers
+        if tiers is not None and tiers.mask >> slot & 1:
+            tiers.record(slot, chain, now)
         load.cache_used = room.used * scale
         load.cache_tokens = room.capacity * scale
 
@@ -514,7 +527,15 @@ class Placer:
             uncached = placement.uncached
             if prompt_tokens and cached_tokens >= 0:
                 uncached = float(prompt_tokens - cached_tokens)
-            self._speeds.saw_prefill(slot, uncached, first_seconds)
+            if placement.behind is not None:
+                if placement.load_teaches:
+                    rest = self._speeds.expected_prefill(slot, uncached)
+                    scale = prompt_tokens / placement.tokens
+                    self.prices.learn(
+                        slot, placement.behind, scale, cached_tokens, first_seconds, rest
+                    )
+            else:
+                self._speeds.saw_prefill(slot, uncached, first_seconds)
 
     def learn_model(self, prompt: Prompt, prompt_tokens: int, output_tokens: int) -> None:
         """Learn from the engine's token counts for a request; 0 where it reported none.

@@ -8,12 +8,12 @@ request, what is queued at a replica is of two kinds: other work, and its own pr
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from router.index.node import agreed
-from router.types import Chain
+from router.types import NOTHING_SHARED, Chain
 
 
 class Prefill(msgspec.Struct, gc=False, eq=False):
@@ -87,3 +87,14 @@ class Prefills:
                 slot = each.slot
                 shared[slot] = shared.get(slot, 0) + spans[end] - spans[each.start]
         return shared
+
+    def tokens(
+        self, chain: Chain, found: Sequence[tuple[int, int]], eligible: int, scale: float
+    ) -> Mapping[int, float]:
+        """By slot, the tokens of a prompt's prefix that the replica is computing now. found: what
+        the index has of it, in its weight; scale: tokens of a unit of that."""
+        depth = next((self.blocks(weight) for weight, mask in found if mask & eligible), 0)
+        under_way = self.shared(chain, depth) if depth else None
+        if not under_way:
+            return NOTHING_SHARED
+        return {slot: weight * scale for slot, weight in under_way.items()}

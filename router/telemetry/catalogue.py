@@ -164,6 +164,20 @@ DELIVERED = Metric(
     "Ledger prompt tokens that the engine took from its KV cache, as it reported.",
     _SERIES,
 )
+TIER_TOKENS = Metric(
+    "warmroute_tier_predicted_tokens_total",
+    "counter",
+    "tokens",
+    "Prompt tokens that were expected from a tier behind the GPU memory of the chosen replica.",
+    ("replica", "medium"),
+)
+TIER_TOKEN_SECONDS = Metric(
+    "warmroute_tier_token_seconds",
+    "gauge",
+    "seconds",
+    "What a token from there was last taken to take: learned, measured, set or assumed.",
+    ("replica", "medium"),
+)
 GAP = Metric(
     "warmroute_reuse_gap_tokens_total",
     "counter",
@@ -600,6 +614,7 @@ OF_PREFILL = (PREFILL_LEGS, PREFILL_SECONDS, PREFILL_TOKENS, TRANSFER_SECONDS)
 OWN = (
     REQUESTS, ERRORS, ATTEMPTS, RETRIES, DECISIONS, TTFT, TPOT, DURATION, OVERHEAD,
     PROMPT_TOKENS, OUTPUT_TOKENS, LEDGER_PROMPT, AVAILABLE, CHOSEN, PREDICTED, DELIVERED,
+    TIER_TOKENS, TIER_TOKEN_SECONDS,
     GAP, SURPLUS, UNREPORTED, IN_FLIGHT, QUEUED, USABLE, STATE, BREAKER, DISCOVERY,
     INDEX_BLOCKS, INDEX_BYTES, INDEX_SHARE, PROMPT_MEMORY, KV_CACHE, CONNECTIONS, HELD, STREAMS,
     BODY_BYTES,

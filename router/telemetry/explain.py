@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Final
 
 import msgspec
 
 from router.telemetry.record import Finished, Outcome
+from router.types import TierPart
 
 MOST_SEARCHED: Final = 5000
 """Requests that a search looks at, the newest: a few milliseconds at most."""
@@ -93,6 +94,8 @@ class Explanation(msgspec.Struct, omit_defaults=True):
     prefill_seconds: float = 0.0
     prefill_skipped: str = ""
     """Why none did, where some prefill for others."""
+    tiers: Sequence[TierPart] = ()
+    """What of `chosen` was expected from tiers behind GPU memory; absent where nothing was."""
     cache: CacheStory | None = None
     """Why its prompt missed the cache; absent where requests are not diagnosed."""
     overflow: str = ""
@@ -294,6 +297,7 @@ def _explain(done: Finished, names: Mapping[int, str]) -> Explanation:
         prefill_seconds=done.prefill_seconds,
         prefill_skipped=done.prefill_skipped,
         queue=_wait(done),
+        tiers=done.tiers,
         cache=_cache(done),
         overflow=done.overflow,
         overflow_why=done.overflow_why,

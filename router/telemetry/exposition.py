@@ -200,6 +200,16 @@ class Exposition:
         yield _head(catalogue.OVERHEAD)
         yield _histogram(catalogue.OVERHEAD, "", self._telemetry.overhead)
         yield from _totals(_TOTALS, series)
+        tiers = [
+            (f'replica="{escape(replica)}",medium="{escape(medium)}"', counters)
+            for (replica, medium), counters in list(self._telemetry.tiers.items())
+        ]
+        yield _head(catalogue.TIER_TOKENS)
+        for labels, counters in tiers:
+            yield _line(catalogue.TIER_TOKENS, labels, counters.tokens)
+        yield _head(catalogue.TIER_TOKEN_SECONDS)
+        for labels, counters in tiers:
+            yield _line(catalogue.TIER_TOKEN_SECONDS, labels, counters.token_seconds)
         yield _head(catalogue.GAP)
         for one in series:
             for gap in GAPS:

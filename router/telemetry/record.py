@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from router.types import AdapterNeed, Considered
+from router.types import AdapterNeed, Considered, TierPart
 
 APIS: Final = frozenset(
     {
@@ -129,6 +129,8 @@ class Finished(msgspec.Struct, gc=False):
     """The client asked for a stream."""
     retries: int = 0
     """Attempts after the first."""
+    tiers: Sequence[TierPart] = ()
+    """What of the chosen tokens was expected from tiers behind GPU memory."""
     started: float = 0.0
     """Unix time at which the request's head had come."""
     overhead: float = -1.0

@@ -47,6 +47,14 @@ class Live(msgspec.Struct, gc=False):
     """Model -> requests that wait until a replica of it is usable."""
 
 
+class TierCounters(msgspec.Struct, gc=False):
+    """What one replica was expected to load from one medium."""
+
+    tokens: int = 0
+    token_seconds: float = 0.0
+    """What a token was last taken to take."""
+
+
 class Telemetry:
     """All counters of a router. Used from the event loop's thread only.
 
@@ -79,6 +87,8 @@ class Telemetry:
         """By where they began to wait: waits in relation to what was expected."""
         self.reuse_lost = dict.fromkeys(("evicted", "waited", "moved", "replica_lost"), 0)
         """Why -> prompt tokens computed again for sessions that came back in time."""
+        self.tiers: dict[tuple[str, str], TierCounters] = {}
+        """By (replica, medium)."""
         self.decisions: dict[tuple[str, str], int] = {}
         """(policy, reason) -> number of requests."""
         self.served_by: dict[str, int] = {}
@@ -146,6 +156,8 @@ class Telemetry:
             series.prompt_tokens += tokens
             series.output_tokens += done.output_tokens
             series.ledger.add(done)
+        if done.tiers:
+            self._expected(done)
         if done.retries:
             self.retries += done.retries
         if done.policy:
@@ -154,6 +166,17 @@ class Telemetry:
                 self.decisions[key] += 1
             except KeyError:
                 self._decision(key)
+
+    def _expected(self, done: Finished) -> None:
+        """A part of the prompt was expected from tiers."""
+        for part in done.tiers:
+            key = done.replica, part.medium
+            counters = self.tiers.get(key)
+            if counters is None:
+                counters = self.tiers[key] = TierCounters()
+            counters.tokens += part.tokens
+            if part.tokens:
+                counters.token_seconds = part.seconds / part.tokens
 
     def _session_lost(self, done: Finished) -> None:
         """Its session had a cache that was worth keeping, and something of it was gone."""
@@ -208,6 +231,7 @@ class Telemetry:
         self._rows = {k: r for k, r in self._rows.items() if k[0] not in gone}
         self._series = {k: s for k, s in self._series.items() if k[0] not in gone}
         self.attempts = {k: n for k, n in self.attempts.items() if k[0] not in gone}
+        self.tiers = {k: each for k, each in self.tiers.items() if k[0] not in gone}
 
     def _row(self, done: Finished) -> Row:
         """The row of a request whose names were not met before, or are no label."""

@@ -54,6 +54,7 @@ def test_a_log_is_played_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture
     path, out = log(tmp_path), tmp_path / "out.json"
     flags = ["--other-policies", "cache_aware", "--other-replicas", "2", "--kv-memory", "0.05"]
     flags += ["--lose", "1@10:00:30", "--preset", "8b-l4", "--json", str(out)]
+    flags += ["--other-offload-gb", "100"]
     assert main(["whatif", "--workload", path, *flags]) == 0
     found = read_json(out)
     assert [arm.name for arm in found.arms] == [
@@ -61,10 +62,11 @@ def test_a_log_is_played_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture
         "cache_aware",
         "2 replicas",
         "KV cache x 0.05",
+        "offload 100 GB",
         "lost 1@10:00:30",
     ]
-    now, aware, _, small, lost = found.arms
-    assert [len(arm.replicas) for arm in found.arms] == [3, 3, 2, 3, 3]
+    now, aware, _, small, _, lost = found.arms
+    assert [len(arm.replicas) for arm in found.arms] == [3, 3, 2, 3, 3, 3]
     assert now.requests == 240
     assert now.hit_rate is not None
     assert aware.hit_rate is not None

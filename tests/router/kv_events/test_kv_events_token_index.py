@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from router.kv_events.decode import Cleared, Removed, Stored
 from router.kv_events.token_chain import chain, seed
-from router.kv_events.token_index import WORTH, TokenIndex
-from router.types import Chain
+from router.kv_events.token_index import TokenIndex
+from router.types import Chain, TierShare
 
 A = list(range(12))
 
@@ -28,6 +28,13 @@ def depth(index: TokenIndex, tokens: list[int], slot: int = 0, **names: str) -> 
         if mask >> slot & 1:
             return held
     return 0.0
+
+
+def in_tiers(index: TokenIndex, tokens: list[int], slot: int = 0) -> dict[str, float]:
+    """What a replica holds of a prompt in tiers, by medium."""
+    behind: dict[int, TierShare] = {}
+    index.match(hashes(tokens), BLOCK, -1, behind)
+    return dict(behind[slot].media) if slot in behind else {}
 
 
 @pytest.fixture
@@ -108,12 +115,59 @@ def test_only_one_group_of_full_attention_counts(index: TokenIndex) -> None:
     assert depth(index, A) == 4
 
 
-def test_slower_media_count_for_less(index: TokenIndex) -> None:
+def test_what_lies_on_slower_media_is_told_apart(index: TokenIndex) -> None:
     index.apply(0, batch(stored([1], None, A[:4], medium="GPU")))
     index.apply(0, batch(stored([1, 2], None, A[:8], medium="CPU")))
-    assert depth(index, A) == pytest.approx(4 * (1 + WORTH["CPU"]))
+    index.apply(0, batch(stored([1, 2, 3], None, A, medium="disk")))
+    assert (depth(index, A), in_tiers(index, A)) == (12, {"CPU": 4.0, "DISK": 4.0})
     index.apply(0, batch(Removed([1], medium="GPU")))
-    assert depth(index, A) == pytest.approx(8 * WORTH["CPU"])
+    assert (depth(index, A), in_tiers(index, A)) == (12, {"CPU": 8.0, "DISK": 4.0})
+    assert in_tiers(index, A, 1) == {}
+
+
+def test_a_connector_names_blocks_without_their_tokens(index: TokenIndex) -> None:
+    """vLLM's OffloadingConnector: whole hashes, where the engine's own events have their end."""
+    whole = b"\x07" * 24
+    index.apply(0, batch(stored([1, 2, 3], None, A)))
+    bare: dict[str, Any] = {"medium": "CPU", "block_size": 0}
+    index.apply(
+        0,
+        batch(
+            stored([whole + bytes([*[0] * 7, 1])], None, [], **bare),
+            stored([2, 99], None, [], **bare),
+            Removed([1]),
+            Removed([2]),
+            Removed([3]),
+        ),
+    )
+    assert (depth(index, A), in_tiers(index, A)) == (8, {"CPU": 8.0})
+    assert index.tiers_told(0)
+    index.apply(0, batch(Removed([2], medium="CPU"), Removed([99], medium="CPU")))
+    assert depth(index, A) == 4
+    # It comes back, and is named again: known from before.
+    index.apply(0, batch(stored([1, 2], None, A[:8]), stored([2], None, [], **bare)))
+    index.apply(0, batch(Removed([1]), Removed([2])))
+    assert in_tiers(index, A) == {"CPU": 8.0}
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_shared_store_is_held_by_everybody(learned: bool) -> None:
+    index = TokenIndex(() if learned else ("storage",))
+    for slot in range(3):
+        index.add_replica(slot)
+        index.empty(slot, complete=True)
+    locality = "REMOTE" if learned else None
+    index.apply(1, batch(stored([1], None, A[:4])))
+    index.apply(0, batch(stored([1, 2, 3], None, A)))
+    index.apply(0, batch(stored([1, 2], None, A[:8], medium="STORAGE", locality=locality)))
+    assert [depth(index, A, slot) for slot in range(3)] == [12, 8, 8]
+    assert in_tiers(index, A, 0) == {}
+    assert in_tiers(index, A, 1) == {"STORAGE": 4.0}
+    assert in_tiers(index, A, 2) == {"STORAGE": 8.0}
+    index.apply(0, batch(Removed([1], medium="STORAGE"), Removed([3])))
+    assert [depth(index, A, slot) for slot in range(3)] == [8, 8, 0]
+    index.remove_replica(0)
+    assert [depth(index, A, slot) for slot in (1, 2)] == [4, 0]
 
 
 def test_a_cleared_cache_is_empty_and_known(index: TokenIndex) -> None:
@@ -236,11 +290,11 @@ def test_a_tier_has_blocks_of_a_size_of_its_own(index: TokenIndex) -> None:
     index.apply(0, batch(stored([b"x"], None, A[:8], block_size=8, medium="cpu")))
     index.apply(0, batch(stored([b"y"], 2, [*A[8:], 7, 7, 7, 7], block_size=8, medium="cpu")))
     index.apply(0, batch(Removed([3]), Removed([2]), Removed([1])))
-    assert depth(index, A) == pytest.approx(8 * WORTH["CPU"])
-    assert depth(index, [*A, 7, 7, 7, 7]) == pytest.approx(16 * WORTH["CPU"])
+    assert depth(index, A) == 8
+    assert in_tiers(index, [*A, 7, 7, 7, 7]) == {"CPU": 16.0}
     assert index.tiers_told(0)
     index.apply(0, batch(Removed([b"y"], medium="CPU")))
-    assert depth(index, A) == pytest.approx(8 * WORTH["CPU"])
+    assert depth(index, A) == 8
     index.apply(0, batch(Removed([b"x"], medium="cpu")))
     assert depth(index, A) == 0
     assert not index.tiers_told(0)
@@ -462,15 +516,17 @@ def test_ranks_and_tiers_equal_a_naive_model(steps: list[tuple[str, int, int]]) 
     for slot in range(2):
         for number in range(16):
             prompt = tokens(number)
-            worth = 0.0
+            held = behind = 0
             for at in range(0, 16, BLOCK):
                 if prompt[: at + BLOCK] in there[slot, "GPU", BLOCK]:
-                    worth += BLOCK
+                    held += BLOCK
                 elif prompt[: at - at % PART + PART] in there[slot, "cpu", PART]:
-                    worth += BLOCK * WORTH["CPU"]
+                    held += BLOCK
+                    behind += BLOCK
                 else:
                     break
-            assert depth(index, list(prompt), slot) == pytest.approx(worth)
+            assert depth(index, list(prompt), slot) == held
+            assert sum(in_tiers(index, list(prompt), slot).values()) == behind
 
 
 def _below(prefix: tuple[int, ...], cache: set[tuple[int, ...]]) -> bool:

@@ -25,7 +25,7 @@ from router.telemetry.queue_metrics import CACHE_LOST
 from router.telemetry.record import Finished, Outcome
 from router.telemetry.telemetry import Telemetry
 from router.tenants.use import Use
-from router.types import Load
+from router.types import Load, TierPart
 
 
 class Breaker:
@@ -159,6 +159,7 @@ def busy() -> Telemetry:
             "r", api="chat", model="llama", slot=1, replica="a:1", status=200, retries=1,
             overhead=6e-5, ttft=0.3, duration=4.2, prompt_tokens=3000, output_tokens=200,
             delivered=2000, available=2900, chosen=2500, predicted=2496, policy="p", reason="cost",
+            tiers=[TierPart("CPU", 1000, 0.02, "learned")],
         )
     )  # fmt: skip
     telemetry.observe(Finished("s", status=503, outcome=Outcome.NO_REPLICA))
@@ -215,6 +216,9 @@ def test_the_documentation_is_up_to_date() -> None:
 async def test_values_come_out_as_counted() -> None:
     samples, _ = await scrape(make(busy()))
     llama = {"replica": "a:1", "model": "llama"}
+    cpu = {"replica": "a:1", "medium": "CPU"}
+    assert value(samples, "warmroute_tier_predicted_tokens_total", **cpu) == 1000
+    assert value(samples, "warmroute_tier_token_seconds", **cpu) == pytest.approx(20e-6)
     assert value(samples, "warmroute_requests_total", **llama, api="chat", code="200") == 1
     nowhere = {"replica": "none", "model": "none", "api": "other"}
     assert value(samples, "warmroute_requests_total", **nowhere, code="503") == 1
