@@ -108,8 +108,7 @@ class Gateway(FleetListener):
         """Headers that name a session -> place, the least counts: one that the settings name, then
         those that clients send of their own accord."""
         self.session_headers.setdefault(settings.session_header.encode(), -1)
-        self.special_headers = SPECIAL_HEADERS | HEADERS.keys()
-        self.special_headers |= self.session_headers.keys() | {AGENT_HEADER}
+        self.special_headers = SPECIAL_HEADERS | {*HEADERS, *self.session_headers, AGENT_HEADER}
         self.retry_after = b"retry-after: %d\r\n" % max(1, round(settings.retry_after))
         origin = settings.allow_origin.encode()
         self.allow_origin = b"access-control-allow-origin: %b\r\n" % origin if origin else b""
@@ -144,7 +143,7 @@ class Gateway(FleetListener):
         """Serve these tenants only."""
         self.tenants = tenants
         self.credential_headers = tenants.headers
-        self.special_headers |= tenants.headers.keys()
+        self.special_headers |= {*tenants.headers}
         key = self.settings.replica_api_key
         self.engine_authorization = b"Bearer %b" % key.encode() if key else b""
 
