@@ -155,7 +155,7 @@ class Bookkeeping:
             if not record.model:
                 return model_required(gateway.fleet, rule.form)
         if prompt is not None:
-            key = request.session_key.decode("latin-1") or prompt.key
+            key = request.session_key.decode("latin-1") if request.session else prompt.key
             record.key = key if len(key) <= MAX_KEY_CHARACTERS else short_key(key)
             prompt.model, prompt.key = record.model, record.key
         return None
@@ -297,7 +297,12 @@ class Bookkeeping:
     def diagnose(self, prompt: Prompt, text: bytes) -> None:
         """Find where the prompt parts from the one before. Called once it is on its way."""
         diagnoser, request = self.gateway.diagnoser, self.request
-        if diagnoser is not None and text and self.state is not OVER:
+        if (
+            diagnoser is not None
+            and text
+            and self.state is not OVER
+            and diagnoser.takes(prompt, self.record.key, request.started)
+        ):
             self.diagnosis = diagnoser.asked(
                 prompt,
                 text,
@@ -556,8 +561,7 @@ class Choosing(Bookkeeping):
             self.gateway.queue.offer(
                 self, self.request, prompt, self.record.key, eligible, self.arrived
             )
-            diagnoser = self.gateway.diagnoser
-            if diagnoser is not None and diagnoser.takes(prompt, self.record.key, self.arrived):
+            if self.gateway.diagnoser is not None:
                 # Not in this turn: it is on its way already, and its answer is far.
                 self.gateway.loop.call_soon(self.diagnose, prompt, text)
         else:

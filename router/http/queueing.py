@@ -179,7 +179,7 @@ class RequestQueue(FleetListener):
             kind.limit,
             body=request.body_size,
         )
-        if request.names_conversation:
+        if request.session and request.names_conversation:
             # A session is its tenant's: the key alone may be another's.
             named = f"{kind.tenant}\n{key}".encode()
             ticket.session = xxhash.xxh3_128_hexdigest(named)
