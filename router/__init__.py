@@ -1,0 +1,7 @@
+"""The router. Importing it starts nothing."""
+
+import os
+
+# numpy brings OpenBLAS, which starts a thread for each processor: for products of matrices, of which
+# there are none here.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
