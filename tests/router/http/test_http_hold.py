@@ -229,8 +229,8 @@ async def test_one_task_looks_for_all_that_wait() -> None:
     for number in range(100):
         holding.hold("m", 1, (1, 1), ready, partial(gone_on.append, number))
     assert holding.models == {"m": 100}
-    for _ in range(10):
-        fleet.notify()
+    for number in range(10):
+        (fleet.undrain if number % 2 else fleet.drain)("http://127.0.0.1:1")
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     assert not looks
