@@ -20,6 +20,7 @@ from router.http.relay import Answered, Relay
 from router.http.state import OPENING, RELAYING, SENT, WAITING, State
 from router.http.upstream import Failure, UpstreamConnection
 from router.prompt import NO_PROMPT, NOT_JSON
+from router.queue.departures import Quote
 from router.telemetry.record import Outcome
 
 if TYPE_CHECKING:
@@ -123,12 +124,11 @@ class Owner(Answered, Protocol):
         """The router itself has failed on it."""
 
 
-def begins(owner: Owner, why: str, back: Callable[[], None]) -> bool:
-    """Whether the request goes to a target. back: does what is done without overflow, if none has
-    taken it; called at most once, and never where this returns False."""
+def _may_leave(owner: Owner) -> bool:
+    """Whether a request is of those that go to targets at all, but for its body."""
     gateway, request, prompt = owner.gateway, owner.request, owner.prompt
     overflow, identity = gateway.overflow, owner.identity
-    if (
+    return not (
         overflow is None
         or gateway.closing
         or owner.record.model not in overflow.models
@@ -137,10 +137,35 @@ def begins(owner: Owner, why: str, back: Callable[[], None]) -> bool:
         or request.upgrade
         or (prompt is not None and prompt.follows)  # one engine has what it continues
         or (gateway.tenants is not None and (identity is None or not identity.overflow))
-    ):
+    )
+
+
+def _tokens(owner: Owner) -> tuple[float, float]:
+    """Tokens of its prompt, and of its answer at most."""
+    # The same estimate as for tenants' limits.
+    prompt, output = admission.estimate(owner)
+    if _PATHS[owner.request.rule.path] and (owner.prompt is None or not owner.prompt.output_limit):
+        output = max(output, _UNBOUNDED)
+    return prompt, output
+
+
+def quote(owner: Owner) -> Quote | None:
+    """What it would cost at the target that would take it now; None where there is none."""
+    overflow = owner.gateway.overflow
+    if overflow is None or not _may_leave(owner):
+        return None
+    tokens = _tokens(owner)
+    target = overflow.find(owner.record.model, tokens, (), time(), monotonic())
+    return Quote(target.cost(*tokens), tokens[0]) if target is not None else None
+
+
+def begins(owner: Owner, why: str, back: Callable[[], None]) -> bool:
+    """Whether the request goes to a target. back: does what is done without overflow, if none has
+    taken it; called at most once, and never where this returns False."""
+    if not _may_leave(owner):
         return False
     try:
-        members = _decode(request.body)
+        members = _decode(owner.request.body)
     except NOT_JSON:
         return False
     if bytes(members.get("background", b"false")).strip() not in (b"false", b"null"):
@@ -185,13 +210,7 @@ class OverflowLeg:
         self._asked: list[Target] = []
         self._target: Target
         self._came_from: tuple[Placement | None, Replica | None] = owner.placement, owner.replica
-        # The same estimate as for tenants' limits.
-        prompt, output = admission.estimate(owner)
-        if _PATHS[owner.request.rule.path] and (
-            owner.prompt is None or not owner.prompt.output_limit
-        ):
-            output = max(output, _UNBOUNDED)
-        self._tokens = prompt, output
+        self._tokens = _tokens(owner)
         self._reserved = 0.0
         self._day = 0
         self._sent = self._told = self._whole = False
@@ -214,7 +233,7 @@ class OverflowLeg:
         owner.spill = self
         owner.placement = owner.replica = None
         if owner.ticket is not None:
-            gateway.queue.queue.gone(owner.ticket, monotonic())
+            gateway.queue.queue.left_for_elsewhere(owner.ticket, monotonic())
         wake = gateway.holding.wake
         if wake is not None and self._why == "no_replica":
             # It does not wait for a sleeping replica, but the next ones should find it awake.

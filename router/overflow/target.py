@@ -11,7 +11,7 @@ from router.overflow.overflow_file import TargetSpec
 
 _MILLION: Final = 1e6
 _DAY_S: Final = 86_400.0
-WHYS: Final = ("no_replica", "late", "full", "expired")
+WHYS: Final = ("no_replica", "late", "coldest", "full", "expired")
 """Why requests go to a target."""
 
 

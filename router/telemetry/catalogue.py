@@ -455,8 +455,9 @@ OVERFLOW_REQUESTS = Metric(
     "warmroute_overflow_requests_total",
     "counter",
     "requests",
-    "Requests sent to overflow targets, by target and why: no replica was usable (no_replica), or "
-    "the queue refused them (late, full, expired).",
+    "Requests sent to overflow targets, by target and why: no replica was usable (no_replica), "
+    "its first token would have been too late (late), another's would have been and this one had "
+    "least in caches here (coldest), or the queue would have refused it (full, expired).",
     ("target", "why"),
 )
 OVERFLOW_FAILED = Metric(

@@ -290,6 +290,56 @@ async def test_what_the_queue_would_refuse_goes_out(
     assert (await waits.answer())[0] == 200
 
 
+@pytest.mark.parametrize("works", [True, False])
+async def test_what_would_be_late_goes_out_or_waits(
+    router: MakeRouter, connect: Connect, target: ScriptedReplica, local: ScriptedReplica,
+    write: WriteFile, works: bool,
+) -> None:  # fmt: skip
+    local.reply_in_steps(b"", answer())
+    if not works:
+        target.reply(sized(b"{}", "500 Broken"))
+    app = await router(local, overflow=write(target), overflow_ttft=0.5, prefill_rate=1000.0)
+    waits = await busy(app, connect, local)
+    client = await connect(app)
+    client.send(post(PATH, body(messages=[{"role": "user", "content": "late" * 1000}])))
+    if works:
+        status, headers, _ = await client.answer()
+        assert (status, headers[OUT]) == (200, "cloud0")
+        assert first(app).requests["late"] == 1
+        local.step()
+    else:
+        # It is not refused: it waits as it would have without a target.
+        await until(lambda: first(app).failed == 1 and app.gateway.queue.queue.waiting == 1)
+        local.step()
+        local.reply(answer())
+        status, headers, _ = await client.answer()
+        assert status == 200
+        assert OUT not in headers
+    assert (await waits.answer())[0] == 200
+
+
+async def test_the_colder_goes_out_for_the_other(
+    router: MakeRouter, connect: Connect, target: ScriptedReplica, local: ScriptedReplica,
+    write: WriteFile,
+) -> None:  # fmt: skip
+    local.reply_in_steps(b"", answer())
+    app = await router(local, overflow=write(target), overflow_ttft=9.0, prefill_rate=1000.0)
+    waits = await busy(app, connect, local)
+    dear, cheap = await connect(app), await connect(app)
+    cheap.send(post(PATH, body(messages=[{"role": "user", "content": "cheap" * 600}])))
+    await until(lambda: app.gateway.queue.queue.waiting == 1)
+    long = body(messages=[{"role": "user", "content": "dear" * 2000}])
+    dear.send(post(PATH, long, "x-slo-ttft-ms: 5800"))
+    status, headers, _ = await cheap.answer()
+    assert (status, headers[OUT]) == (200, "cloud0")
+    told = app.explain.find(headers["x-request-id"])
+    assert told is not None
+    assert told.overflow_why == "coldest"
+    local.step()
+    local.reply(answer())
+    assert (await waits.answer())[0] == (await dear.answer())[0] == 200
+
+
 async def test_what_goes_on_with_a_stored_response_waits_for_its_engine(
     router: MakeRouter, connect: Connect, target: ScriptedReplica, local: ScriptedReplica,
     write: WriteFile,
