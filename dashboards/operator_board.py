@@ -281,6 +281,44 @@ BOARD = Board(
             ],
         ),
         Row(
+            "Overflow",
+            [
+                Panel(
+                    "Requests that left the fleet",
+                    "A second, by why. no_replica: see the states below. late, coldest: first "
+                    "tokens would have come after overflow_ttft or a client's limit. full, "
+                    "expired: the queue would have refused them. For long: add replicas.",
+                    "reqps",
+                    [Query(total("warmroute_overflow_requests_total", "why"), "{{why}}")],
+                    stacked=True,
+                    needs="overflow",
+                ),
+                Panel(
+                    "Spent of today's budget",
+                    "By target, since midnight UTC. At 1 nothing more goes there until then: "
+                    "requests wait or are refused as without overflow.",
+                    "percentunit",
+                    [
+                        Query(
+                            'max by (target) (warmroute_overflow_spent_money{job=~"$job"} '
+                            '/ warmroute_overflow_budget_money{job=~"$job"})',
+                            "{{target}}",
+                        )
+                    ],
+                    needs="overflow",
+                ),
+                Panel(
+                    "Targets that failed",
+                    "Requests a second that a target did not answer, so that the next one or "
+                    "nobody did. Read the log: a wrong key and an account's limit show there.",
+                    "reqps",
+                    [Query(total("warmroute_overflow_failed_total", "target"), "{{target}}")],
+                    stacked=True,
+                    needs="overflow",
+                ),
+            ],
+        ),
+        Row(
             "Prefill and decode",
             [
                 Panel(

@@ -56,7 +56,8 @@ from router.telemetry.recent import Recent
 from router.telemetry.telemetry import Telemetry
 from router.tenants.counters import Counter
 from router.tenants.isolation_guard import IsolationGuard
-from router.tenants.tenants import Tenants
+from router.tenants.shared_ledger import SharedLedger
+from router.tenants.tenants import Tenants, shared_ledger
 from router.tracing.tracer import Tracer
 from router.types import Policy
 from router.workers.worker import Worker, from_environment
@@ -266,8 +267,8 @@ class App:
             self.tracer = Tracer(settings.tracing_share, self.access_log.secret)
             membership.tracer = self.tracer
         self.tenants: Tenants | None = None
+        connector = redis_connector(settings) if settings.state else None
         if settings.has_tenants:
-            connector = redis_connector(settings) if settings.state else None
             self.tenants = Tenants(settings, connector, os.urandom(8).hex(), counter)
             if self.tenants.isolates:
                 self.tenants.guard = IsolationGuard(
@@ -277,12 +278,19 @@ class App:
                     refuses=settings.isolation_leak == "refuse",
                 )
         self.overflow: Overflow | None = None
+        self._budgets: SharedLedger | None = None
+        """Counts overflow's money with other processes, where tenants' ledger does not."""
         if settings.overflow:
+            shared = self.tenants.shared_ledger if self.tenants is not None else None
+            if self.tenants is None:
+                shared = self._budgets = shared_ledger(
+                    settings, os.urandom(8).hex(), counter, connector
+                )
             self.overflow = Overflow(
                 read_targets(settings.overflow),
-                1.0 / settings.workers,
                 settings.breaker_failures,
                 settings.breaker_cooldown,
+                shared,
             )
         self.engines = EngineCalls(settings)
         self.waker: Waker | None = None
@@ -341,6 +349,8 @@ class App:
         try:
             if self.tenants is not None:
                 await self.tenants.start()
+            if self._budgets is not None:
+                self._budgets.start()
             if self.tracer is not None:
                 self.tracer.start()
             if settings.workers == 1:
@@ -409,6 +419,7 @@ class App:
                 weights=getattr(self.placer.policy, "weights", {}),
                 front=self._front_url,
                 queue=lambda: self.gateway.queue,
+                overflow=self.overflow,
             ),
             engine_changed=self._engine_changed,
             problem=self._problem,
@@ -416,7 +427,7 @@ class App:
             exact=self.exact,
             auditor=self.auditor,
             shadows=None if self.shadows is None else self.shadows.report,
-            limits=lambda: "off" if self.tenants is None else self.tenants.problem or "ok",
+            limits=self._limits,
         )
         return AdminServer(
             parts,
@@ -425,6 +436,12 @@ class App:
             key=settings.admin_key,
             hosts=settings.admin_names,
         )
+
+    def _limits(self) -> str:
+        """How limits and budgets are kept."""
+        if self.tenants is not None:
+            return self.tenants.problem or "ok"
+        return "off" if self.overflow is None else self.overflow.problem or "ok"
 
     def _holds(self) -> dict[str, float | None]:
         """Replica -> seconds for which its cache keeps what is not used, as the index models it;
@@ -521,6 +538,8 @@ class App:
         await self.front.stop()
         if self.tenants is not None:
             await self.tenants.stop()
+        if self._budgets is not None:
+            await self._budgets.stop()
         if self.shared is not None:
             await self.shared.stop()
         if self.discovery is not None:

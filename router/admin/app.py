@@ -113,17 +113,20 @@ class _Admin:
         reasons = []
         if phase is not Phase.SERVING:
             reasons.append(f"the router is {phase}")
-        if self._parts.console.settings().hold_timeout:
-            pass  # requests wait here until there is a replica
-        elif not count:
-            problem = self._parts.problem()
-            reasons.append("no replica in the fleet" + (f": {problem}" if problem else ""))
-        elif not usable:
-            reasons.append(f"none of {count} replicas is usable")
+        # With hold_timeout, requests wait here until there is a replica.
+        if not usable and not self._parts.console.settings().hold_timeout:
+            reasons.append(self._nobody(count))
         answer = Readiness(
             not reasons, reasons, count, usable, self._parts.state(), self._parts.limits()
         )
         return as_json(answer, 503 if reasons else 200)
+
+    def _nobody(self, count: int) -> str:
+        """Why none of so many replicas is usable."""
+        if count:
+            return f"none of {count} replicas is usable"
+        problem = self._parts.problem()
+        return "no replica in the fleet" + (f": {problem}" if problem else "")
 
     async def metrics(self, _request: Request) -> Response:
         """All metrics, in the Prometheus text format."""

@@ -49,6 +49,23 @@ class Waiting(msgspec.Struct):
     requests: int
 
 
+class OverflowReport(msgspec.Struct):
+    """A target outside of the fleet."""
+
+    name: str
+    spent: float
+    """Money of today's budget, settled or reserved by all that count together, as far as is known
+    here."""
+    budget: float
+    """Money for a UTC day."""
+    breaker: str
+    """closed, open or half_open."""
+    requests: dict[str, int]
+    """Why -> requests sent there, since the start."""
+    failed: int
+    """Of these, answered by somebody else in the end."""
+
+
 class QueueReport(msgspec.Struct):
     """The answer of /queue."""
 
@@ -61,6 +78,8 @@ class QueueReport(msgspec.Struct):
     """Prefill work that is waiting, in seconds of a replica."""
     kv_wanted: dict[str, float]
     """Replica -> share of its KV memory that sessions in progress want."""
+    overflow: list[OverflowReport] = []
+    """Where requests go that the fleet cannot take."""
 
 
 class Prefix(msgspec.Struct):
@@ -186,8 +205,22 @@ class Console:
             Waiting(PRIORITIES[priority], where, number)
             for (priority, where), number in sorted(queue.waiting().items())
         ]
+        overflow, wall = self._parts.console.overflow, time.time()
+        targets = [
+            OverflowReport(
+                each.name,
+                each.spent(wall),
+                each.daily_budget,
+                each.condition,
+                dict(each.requests),
+                each.failed,
+            )
+            for each in (overflow.targets if overflow is not None else ())
+        ]
         return as_json(
-            QueueReport(waiting, dict(queue.outcomes), active, idle, queue.work_seconds, wanted)
+            QueueReport(
+                waiting, dict(queue.outcomes), active, idle, queue.work_seconds, wanted, targets
+            )
         )
 
     async def prefixes(self, request: Request) -> Response:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from router.admin.console_data import Decision, Policies, QueueReport, Waiting
+from router.admin.console_data import Decision, OverflowReport, Policies, QueueReport, Waiting
 from router.admin.replicas import Faults, ReplicaReport
 
 
@@ -87,7 +87,20 @@ def joined_queue(answers: Sequence[QueueReport]) -> QueueReport:
         max(answer.sessions_idle for answer in answers),
         sum(answer.work_seconds for answer in answers),
         wanted,
+        [_target(same) for same in zip(*(answer.overflow for answer in answers), strict=False)],
     )
+
+
+def _target(reports: Sequence[OverflowReport]) -> OverflowReport:
+    """What the workers say of one overflow target: they have one budget."""
+    made = reports[0]
+    made.spent = max(report.spent for report in reports)
+    made.breaker = next((r.breaker for r in reports if r.breaker != "closed"), made.breaker)
+    made.requests = {
+        why: sum(report.requests.get(why, 0) for report in reports) for why in made.requests
+    }
+    made.failed = sum(report.failed for report in reports)
+    return made
 
 
 def joined_policies(answers: Sequence[Policies]) -> Policies:

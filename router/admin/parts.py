@@ -16,7 +16,7 @@ from router.shadow.shadows import ShadowsReport
 from router.telemetry.explain import Explain
 from router.telemetry.exposition import Exposition
 from router.telemetry.recent import Recent, RecentAnswers
-from router.telemetry.sources import ExactSource, IndexSource, QueueSource
+from router.telemetry.sources import ExactSource, IndexSource, OverflowSource, QueueSource
 from router.telemetry.telemetry import Telemetry
 from router.types import Role
 
@@ -112,6 +112,8 @@ class ConsoleParts:
     front: Callable[[], str]
     """The URL of the clients' port."""
     queue: Callable[[], QueueSource | None]
+    overflow: OverflowSource | None = None
+    """Targets outside of the fleet; None without any."""
 
 
 @dataclass(slots=True, frozen=True)

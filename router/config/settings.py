@@ -144,6 +144,17 @@ class Settings(InsightSettings, frozen=True, kw_only=True):
             "cluster.",
         ),
     ] = ""
+    overflow_ttft: Annotated[
+        float,
+        SettingInfo(
+            FLEET,
+            duration(0),
+            "With `overflow`: when a first token is predicted to come later than this, the coldest "
+            "and cheapest request that waits goes out. Tenants may have their own. 0: requests go "
+            "out only where they would be refused.",
+            live=True,
+        ),
+    ] = 0.0
     lora_resolver: Annotated[
         bool,
         SettingInfo(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from router.descriptors import is_local
 from router.http import admission, first_leg, overflow
 from router.http import seek as search
-from router.http.bookkeeping import Choosing
+from router.http.choosing import Choosing
 from router.http.events import DEAD
 from router.http.local_reply import Reply, error_reply, refusal_reply, whole
 from router.http.relay import Relay
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from router.http.gateway import Gateway
     from router.http.request import Request
     from router.prompt import Prompt
+    from router.queue.departures import Quote
     from router.queue.ticket import Refusal
     from router.scheduling.placer import Placement
 
@@ -147,12 +148,34 @@ class Exchange(Choosing):
         else:
             self.reply(refusal_reply(self.request.rule.form, refusal))
 
+    def nobody_left(self, seek: search.Seek, serving: int) -> None:
+        """There is nobody to ask, or nobody else."""
+        if self.failure is not None and not seek.holder:
+            self.give_up()
+        else:
+            super().nobody_left(seek, serving)
+
     def overflows(self, serving: int) -> bool:
         """No replica is usable for it: whether it goes to an overflow target."""
         fleet, model = self.gateway.fleet, self.record.model
         if not serving and fleet.models_known and not fleet.may_come(model):
             return False  # no model of this fleet: its answer is 404
         return self._spills("no_replica", self.place)
+
+    def quote(self) -> Quote | None:
+        """What it takes to answer it at an overflow target."""
+        if self.spilled or self.tried or (self.seek is not None and self.seek.holder):
+            return None
+        return overflow.quote(self)
+
+    def leaves(self, why: str) -> bool:
+        """The queue has it leave, for its own sake or another's. If nobody takes it, it is placed
+        as if it had not left."""
+        ticket = self.ticket
+        left = self._spills(why, self.place)
+        if left and why == "coldest" and ticket is not None:
+            ticket.limit = 0.0  # it would have been in time: if it comes back, it is not refused
+        return left
 
     def _spills(self, why: str, back: Callable[[], None]) -> bool:
         """Whether it goes to an overflow target. back: called if none has taken it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from time import monotonic, time
+from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
@@ -20,19 +20,22 @@ from router.http.relay import Answered, Relay
 from router.http.state import OPENING, RELAYING, SENT, WAITING, State
 from router.http.upstream import Failure, UpstreamConnection
 from router.prompt import NO_PROMPT, NOT_JSON
+from router.queue.departures import Quote
 from router.telemetry.record import Outcome
+from router.tenants.accounts import Denial, Reservation
 
 if TYPE_CHECKING:
     from router.fleet.replica import Replica
     from router.http.gateway import Gateway
     from router.http.request import Request
+    from router.overflow.overflow import Overflow
     from router.overflow.target import Target
     from router.prompt import Prompt
     from router.queue.ticket import Ticket
     from router.scheduling.placer import Placement
     from router.telemetry.record import Finished
-    from router.tenants.accounts import Reservation
     from router.tenants.identity import Identity
+    from router.tenants.ledger import Decision
 
 log = logging.getLogger(__name__)
 
@@ -123,12 +126,11 @@ class Owner(Answered, Protocol):
         """The router itself has failed on it."""
 
 
-def begins(owner: Owner, why: str, back: Callable[[], None]) -> bool:
-    """Whether the request goes to a target. back: does what is done without overflow, if none has
-    taken it; called at most once, and never where this returns False."""
+def _may_leave(owner: Owner) -> bool:
+    """Whether a request is of those that go to targets at all, but for its body."""
     gateway, request, prompt = owner.gateway, owner.request, owner.prompt
     overflow, identity = gateway.overflow, owner.identity
-    if (
+    return not (
         overflow is None
         or gateway.closing
         or owner.record.model not in overflow.models
@@ -137,10 +139,35 @@ def begins(owner: Owner, why: str, back: Callable[[], None]) -> bool:
         or request.upgrade
         or (prompt is not None and prompt.follows)  # one engine has what it continues
         or (gateway.tenants is not None and (identity is None or not identity.overflow))
-    ):
+    )
+
+
+def _tokens(owner: Owner) -> tuple[float, float]:
+    """Tokens of its prompt, and of its answer at most."""
+    # The same estimate as for tenants' limits.
+    prompt, output = admission.estimate(owner)
+    if _PATHS[owner.request.rule.path] and (owner.prompt is None or not owner.prompt.output_limit):
+        output = max(output, _UNBOUNDED)
+    return prompt, output
+
+
+def quote(owner: Owner) -> Quote | None:
+    """What it would cost at the target that would take it now; None where there is none."""
+    overflow = owner.gateway.overflow
+    if overflow is None or not _may_leave(owner):
+        return None
+    tokens = _tokens(owner)
+    target = overflow.find(owner.record.model, tokens, (), monotonic())
+    return Quote(target.cost(*tokens), tokens[0]) if target is not None else None
+
+
+def begins(owner: Owner, why: str, back: Callable[[], None]) -> bool:
+    """Whether the request goes to a target. back: does what is done without overflow, if none has
+    taken it; called at most once, and never where this returns False."""
+    if not _may_leave(owner):
         return False
     try:
-        members = _decode(request.body)
+        members = _decode(owner.request.body)
     except NOT_JSON:
         return False
     if bytes(members.get("background", b"false")).strip() not in (b"false", b"null"):
@@ -155,11 +182,13 @@ class OverflowLeg:
     __slots__ = (
         "_asked",
         "_back",
+        "_begun",
         "_came_from",
-        "_day",
+        "_cost",
         "_members",
+        "_overflow",
         "_owner",
-        "_reserved",
+        "_paid",
         "_sent",
         "_target",
         "_tokens",
@@ -185,16 +214,14 @@ class OverflowLeg:
         self._asked: list[Target] = []
         self._target: Target
         self._came_from: tuple[Placement | None, Replica | None] = owner.placement, owner.replica
-        # The same estimate as for tenants' limits.
-        prompt, output = admission.estimate(owner)
-        if _PATHS[owner.request.rule.path] and (
-            owner.prompt is None or not owner.prompt.output_limit
-        ):
-            output = max(output, _UNBOUNDED)
-        self._tokens = prompt, output
-        self._reserved = 0.0
-        self._day = 0
-        self._sent = self._told = self._whole = False
+        assert owner.gateway.overflow is not None
+        self._overflow: Overflow = owner.gateway.overflow
+        self._tokens = _tokens(owner)
+        self._cost = 0.0
+        """Money that is reserved at most."""
+        self._paid: Reservation | asyncio.Future[Decision] | None = None
+        """What is reserved, once that is decided."""
+        self._begun = self._sent = self._told = self._whole = False
         # For the relay. It looks for usage where there is a prompt.
         self.request: Request = owner.request
         self.prompt: Prompt | None = owner.prompt or NO_PROMPT
@@ -214,26 +241,56 @@ class OverflowLeg:
         owner.spill = self
         owner.placement = owner.replica = None
         if owner.ticket is not None:
-            gateway.queue.queue.gone(owner.ticket, monotonic())
+            gateway.queue.queue.left_for_elsewhere(owner.ticket, monotonic())
         wake = gateway.holding.wake
         if wake is not None and self._why == "no_replica":
             # It does not wait for a sleeping replica, but the next ones should find it awake.
             wake(owner.record.model)
-        self._deliver()
+        self._go()
         return True
 
     def _choose(self) -> bool:
-        owner = self._owner
-        overflow, wall, now = owner.gateway.overflow, time(), monotonic()
-        assert overflow is not None
-        target = overflow.find(owner.record.model, self._tokens, self._asked, wall, now)
-        if target is None:
-            return False
-        self._target = target
-        self._reserved = target.cost(*self._tokens)
-        self._day = target.reserve(self._why, self._reserved, wall, now)
-        self._sent = self._told = False
-        return True
+        """Whether there is a target, and it has the money or others are asked for that."""
+        owner, overflow = self._owner, self._overflow
+        while True:
+            target = overflow.find(owner.record.model, self._tokens, self._asked, monotonic())
+            if target is None:
+                return False
+            self._target = target
+            self._cost = target.cost(*self._tokens)
+            self._sent = self._told = False
+            decision = overflow.reserve(target, self._cost)
+            if not isinstance(decision, Denial):
+                self._paid = decision
+                return True
+            self._asked.append(target)
+
+    def _go(self) -> None:
+        """Its target is chosen: send it there, once the money for it is reserved."""
+        if isinstance(self._paid, asyncio.Future):
+            self._owner.state = WAITING
+            self._paid.add_done_callback(self._decided)
+            return
+        self._target.begins(self._why, monotonic())
+        self._begun = True
+        self._deliver()
+
+    def _decided(self, future: asyncio.Future[Decision]) -> None:
+        """Whether the budget has room for it is known."""
+        owner, decision = self._owner, future.result()
+        if owner.spill is not self:  # its client has left
+            if isinstance(decision, Reservation):
+                self._overflow.settle(self._target, decision, 0.0)
+            return
+        try:
+            if isinstance(decision, Reservation):
+                self._paid = decision
+                self._go()
+            else:
+                self._paid = None
+                self._next()
+        except Exception as exc:
+            owner.crashed(exc)
 
     def _deliver(self) -> None:
         upstream = self._owner.gateway.overflow_pools[self._target.name].take()
@@ -419,9 +476,11 @@ class OverflowLeg:
         """The request is over: settle the money, and tell it. Called once, by the owner's end."""
         owner, target = self._owner, self._target
         record, relay = owner.record, owner.relay
+        if not self._begun:
+            return  # the money for it was never decided on
         if not self._told:
             target.breaker.withdraw()
-        cost = self._reserved if self._sent else 0.0
+        cost = self._cost if self._sent else 0.0
         usage = relay.usage() if relay is not None else None
         if usage is not None:
             record.prompt_tokens = usage.prompt_tokens
@@ -429,7 +488,7 @@ class OverflowLeg:
             told = target.cost(usage.prompt_tokens, usage.output_tokens)
             # What broke off has cost more than was told of it; how much, nobody knows.
             cost = told if self._whole else max(cost, told)
-        target.settle(self._day, self._reserved, cost, time())
+        self._settle(cost)
         record.overflow, record.overflow_why, record.overflow_money = target.name, self._why, cost
         if owner.prompt is not None and owner.prompt.stream:
             record.stream = True
@@ -454,7 +513,8 @@ class OverflowLeg:
     ) -> None:
         """The target does not answer it: the next one may, or it goes back. free: it costs
         nothing, since the target has said so."""
-        owner, target = self._owner, self._target
+        target = self._target
+        owner = self._owner
         if at_fault:
             self._blame(what, at_once=at_once)
         else:
@@ -463,15 +523,26 @@ class OverflowLeg:
                  self.request.request_id.decode(), target.name, what)  # fmt: skip
         target.failed += 1
         # One that was asked and fell silent may have been at work on it.
-        spent = self._reserved if self._sent and not free else 0.0
-        target.settle(self._day, self._reserved, spent, time())
+        self._settle(self._cost if self._sent and not free else 0.0)
+        self._begun = False
         owner.drop_upstream()
         owner.relay = None
         owner.record.status = 0
-        self._asked.append(target)
+        self._next()
+
+    def _next(self) -> None:
+        """The target does not take it: the next one may, or it goes back."""
+        owner = self._owner
+        self._asked.append(self._target)
         if self._choose():
-            self._deliver()
+            self._go()
             return
         owner.spill = None
         owner.placement, owner.replica = self._came_from
         self._back()
+
+    def _settle(self, money: float) -> None:
+        """What it has cost at its target."""
+        paid, self._paid = self._paid, None
+        if isinstance(paid, Reservation):
+            self._overflow.settle(self._target, paid, money)

@@ -15,9 +15,10 @@ from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
 from router.prompt.tail import digest, tail
 from router.queue.classes import Class, Classifier, Identity, level, objectives
+from router.queue.departures import Departures, Quote
 from router.queue.queue import Queue
 from router.queue.session import Tail
-from router.queue.ticket import HIGH, Refusal, Ticket
+from router.queue.ticket import HIGH, NORMAL, Refusal, Ticket
 from router.scheduling.placer import Placement, Placer
 
 if TYPE_CHECKING:
@@ -49,6 +50,13 @@ class Waiter(Protocol):
 
     def refused(self, refusal: Refusal) -> None:
         """It will not be sent."""
+
+    def quote(self) -> Quote | None:
+        """What it takes to answer it outside of the fleet; None where it may not leave, or nobody
+        would take it now."""
+
+    def leaves(self, why: str) -> bool:
+        """Whether it leaves the fleet now."""
 
     def crashed(self, exc: Exception) -> None:
         """The router has failed on it."""
@@ -105,11 +113,43 @@ class QueuedRequest:
         except Exception as exc:
             self._exchange.crashed(exc)
 
+    def quote(self) -> Quote | None:
+        """What it takes to answer it outside of the fleet."""
+        try:
+            return self._exchange.quote()
+        except Exception as exc:
+            self._exchange.crashed(exc)
+            return None
+
+    def leaves(self, why: str) -> bool:
+        """Whether it leaves the fleet now."""
+        try:
+            return self._exchange.leaves(why)
+        except Exception as exc:
+            self._exchange.crashed(exc)
+            return True
+
     def refuse(self, refusal: Refusal, now: float) -> None:  # noqa: ARG002
         try:
             self._exchange.refused(refusal)
         except Exception as exc:
             self._exchange.crashed(exc)
+
+
+class WayOut:
+    """Out of the fleet, to overflow targets. Implements ``router.queue.departures.Exit``."""
+
+    def quote(self, ticket: Ticket) -> Quote | None:
+        """What it takes to answer it there."""
+        owner = ticket.owner
+        assert isinstance(owner, QueuedRequest)
+        return owner.quote()
+
+    def send(self, ticket: Ticket, why: str) -> bool:
+        """Send it there. Whether it goes."""
+        owner = ticket.owner
+        assert isinstance(owner, QueuedRequest)
+        return owner.leaves(why)
 
 
 class RequestQueue(FleetListener):
@@ -132,6 +172,9 @@ class RequestQueue(FleetListener):
         self._knows_all = True
         """Their sessions are known, or were until just now."""
         self.queue = Queue(fleet.loads, settings, capacity=self._capacity, wake=self._wake)
+        if settings.overflow:
+            self.queue.departures = Departures(WayOut())
+        self._aim = settings.overflow_ttft
         self._plain = Class(limit=settings.ttft_limit)
         """Of requests that say nothing."""
         self._trusted = settings.queue_trust_clients
@@ -179,6 +222,8 @@ class RequestQueue(FleetListener):
             kind.limit,
             body=request.body_size,
         )
+        if self.queue.departures is not None:
+            ticket.aim = self._aim_of(kind, identity)
         if request.session and request.names_conversation:
             # A session is its tenant's: the key alone may be another's.
             named = f"{kind.tenant}\n{key}".encode()
@@ -188,6 +233,37 @@ class RequestQueue(FleetListener):
         exchange.ticket = ticket
         self.queue.offer(ticket, monotonic())
         prompt.text = b""
+        owner.fresh = False
+
+    def _aim_of(self, kind: Class, identity: Identity | None) -> float:
+        """Seconds to the first token, beyond which it leaves the fleet if it may; 0 none. What is
+        of low priority waits, unless its client says for how long."""
+        aim = 0.0
+        if kind.priority <= NORMAL:
+            own = None if identity is None else identity.overflow_ttft
+            aim = self._aim if own is None else own
+        limit = kind.limit
+        return min(aim, limit) if aim and limit else aim or limit
+
+    def stays(self, exchange: Waiter, ticket: Ticket, prompt: Prompt, eligible: int) -> None:
+        """It left for outside of the fleet, where nobody took it: it waits on in its old place, and
+        for as long as it takes up to `queue_timeout`."""
+        owner = QueuedRequest(self, exchange, prompt, eligible)
+        anew = Ticket(
+            owner,
+            ticket.at,
+            ticket.chain,
+            ticket.size,
+            ticket.stream,
+            ticket.tenant,
+            ticket.priority,
+            limit=ticket.limit,
+            session=ticket.session,
+            body=ticket.body,
+            tail=ticket.tail,
+        )
+        exchange.ticket = anew
+        self.queue.offer(anew, monotonic())
         owner.fresh = False
 
     def again(self, ticket: Ticket, eligible: int) -> None:
@@ -281,6 +357,7 @@ class RequestQueue(FleetListener):
         queue = self.queue
         queue.settings = settings
         queue.door.share = settings.queue_door
+        self._aim = settings.overflow_ttft
         self._plain = Class(limit=settings.ttft_limit)
         self._classify = self._classifier(self._objectives)
         # Turned off, the door lets in what waits there; later deadlines are tick's.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import msgspec
 
 from router.fleet.breaker import Breaker, BreakerState
 from router.overflow.overflow_file import TargetSpec
+from router.tenants.accounts import DAY, MILLION, MONEY, Account, Amounts, Limit
 
-_MILLION: Final = 1e6
-_DAY_S: Final = 86_400.0
-WHYS: Final = ("no_replica", "late", "full", "expired")
+WHYS: Final = ("no_replica", "late", "coldest", "full", "expired")
 """Why requests go to a target."""
 
 
@@ -30,71 +30,94 @@ class Target:
     """Its mutable state: the breaker, the day's money, and counters."""
 
     __slots__ = (
-        "_day",
+        "account",
         "breaker",
         "budget",
         "endpoint",
         "failed",
+        "known",
         "money",
         "requests",
         "spec",
-        "spent",
     )
 
-    def __init__(self, spec: TargetSpec, share: float, failures: int, cooldown: float) -> None:
-        """share: of the budget that is this process's. failures, cooldown (seconds): of the
-        breaker."""
+    def __init__(self, spec: TargetSpec, failures: int, cooldown: float) -> None:
+        """failures, cooldown (seconds): of the breaker."""
         self.spec = spec
         address = spec.address
         self.endpoint = Endpoint(
             address.host, address.port, address.tls, address.prefix, address.authority.encode()
         )
         self.breaker = Breaker(failures, cooldown)
-        self.budget = spec.daily_budget * share
-        self.spent = 0.0
-        """Today: settled and reserved."""
-        self._day = 0
+        self.budget = Limit("money_per_day", MONEY, DAY, max(int(spec.daily_budget * MILLION), 1))
+        self.account = Account(f"overflow:{spec.name}", "overflow", ())
+        """What this process has spent of it, counted as tenants' limits are."""
+        self.account.adopt((self.budget,))
+        self.known = 0
+        """Millionths spent today by all, as their counter said last; 0 where nobody counts
+        together."""
         self.requests = dict.fromkeys(WHYS, 0)
         """Why -> requests sent."""
         self.failed = 0
         """Of these, answered by somebody else in the end."""
         self.money = 0.0
-        """Settled, ever."""
+        """Settled by this process, ever."""
 
     @property
     def name(self) -> str:
         return self.spec.name
 
+    @property
+    def condition(self) -> str:
+        """closed, open or half_open: its breaker."""
+        return str(self.breaker.state)
+
+    @property
+    def daily_budget(self) -> float:
+        """Money for a UTC day, of all routers that count together."""
+        return self.spec.daily_budget
+
+    @property
+    def usable(self) -> bool:
+        """Its breaker lets requests through."""
+        return self.breaker.passes
+
     def cost(self, prompt: float, output: float) -> float:
         """The money for so many tokens."""
         spec = self.spec
-        return (prompt * spec.prompt_price + output * spec.output_price) / _MILLION
+        return (prompt * spec.prompt_price + output * spec.output_price) / MILLION
 
-    def may_take(self, cost: float, wall: float, now: float) -> bool:
-        """Whether it works and has money left. wall: Unix seconds; now: monotonic ones."""
+    def spent(self, wall: float) -> float:
+        """Money of today's budget that is settled or reserved. wall: Unix seconds."""
+        return max(self.account.used(self.budget, wall), self.known) / MILLION
+
+    def has_money(self, cost: float, wall: float, share: float) -> bool:
+        """Whether the budget has room for it, as far as is known here.
+
+        share: of the budget, the part that this process may give by its own count.
+        """
+        amount = millionths(cost)
+        cap = self.budget.cap
+        own = self.account.used(self.budget, wall)
+        return own + amount <= cap * share and self.known + amount <= cap
+
+    def works(self, now: float) -> bool:
+        """Whether its breaker lets a request through. now: monotonic seconds."""
         self.breaker.tick(now)
-        self._turn(wall)
-        return self.breaker.passes and self.spent + cost <= self.budget
+        return self.breaker.passes
 
-    def reserve(self, why: str, cost: float, wall: float, now: float) -> int:
-        """A request goes there. Returns the UTC day that pays for it."""
+    def begins(self, why: str, now: float) -> None:
+        """A request goes there."""
         if self.breaker.state is BreakerState.HALF_OPEN:
             self.breaker.admit(now)
-        self._turn(wall)
-        self.spent += cost
         self.requests[why] += 1
-        return self._day
 
-    def settle(self, day: int, reserved: float, cost: float, wall: float) -> None:
-        """It is over, and cost this."""
-        self._turn(wall)
-        self.money += cost
-        if day == self._day:
-            self.spent += cost - reserved
 
-    def _turn(self, wall: float) -> None:
-        day = int(wall // _DAY_S)
-        # A clock that is set back gives no second budget.
-        if day > self._day:
-            self._day = day
-            self.spent = 0.0
+def millionths(money: float) -> int:
+    """Money as it is counted; never less than it is."""
+    return math.ceil(money * MILLION - 1e-6)
+
+
+def amounts(money: float) -> Amounts:
+    """What a request takes of a budget."""
+    return (0, 0, 0, 0, millionths(money), 0)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from router.fleet.holders import key_of
 from router.http import seek as search
-from router.http.bookkeeping import Choosing
+from router.http.choosing import Choosing
 from router.http.local_reply import (
     Reply,
     error_reply,

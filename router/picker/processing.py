@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from router.diagnosis.agents import AGENT_HEADER
-from router.http.bookkeeping import EVERYWHERE
+from router.http.choosing import EVERYWHERE
 from router.http.client_connection import request_id
 from router.http.local_reply import Reply, body_too_large
 from router.http.queueing import queue_headers

@@ -50,6 +50,12 @@ class Identity(Protocol):
         """The best priority it may ask for; None: as the setting for all clients says."""
         ...
 
+    @property
+    def overflow_ttft(self) -> float | None:
+        """Seconds to the first token, beyond which its requests leave the fleet, 0 for none; None:
+        as the setting says."""
+        ...
+
 
 class Hints(msgspec.Struct, gc=False):
     """What a request's headers say of its class."""

@@ -114,6 +114,10 @@ class Door:
             for group, lane in self._lanes.items()
         )
 
+    def lane(self, group: int) -> Lane | None:
+        """Where those wait that may go to these replicas; None while nobody does."""
+        return self._lanes.get(group)
+
     def park(self, ticket: Ticket, eligible: int, own: float) -> None:
         """It waits from now on."""
         ticket.group = eligible

@@ -82,6 +82,14 @@ class Gate:
         since = max(own + self.others_since_read, own * routers)
         return self.usage + (since + more) / capacity
 
+    def ahead(self, priority: int) -> tuple[int, float]:
+        """(requests that wait, tokens to compute) before one of this priority that comes now."""
+        queued = self.sent_tokens + self.others_sent_tokens
+        if not self.lane.size:
+            return 0, queued
+        count, tokens = self.lane.ahead(priority)
+        return count, queued + tokens
+
     def behind(self, priority: int) -> tuple[int, float, float]:
         """(requests, tokens to compute, tokens of their prompts) that wait here, at any router, and
         have a lower priority than this. Of the others' requests only the tokens are known."""

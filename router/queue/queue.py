@@ -13,17 +13,19 @@ of late.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
 from math import inf
 
 from router.config.queueing import QueueSettings
 from router.queue import precedence
 from router.queue.arrivals import Arrivals
+from router.queue.departures import Departures
 from router.queue.door import Door
 from router.queue.gate import Gate
 from router.queue.lane import Lane
 from router.queue.listener import QueueListener
+from router.queue.mix import Mix
 from router.queue.refusal import WORTH_PREDICTING_S, Calibration, RetryAfter
+from router.queue.silent import Silent
 from router.queue.ticket import (
     ANSWERING,
     HELD,
@@ -43,12 +45,9 @@ from router.types import Load
 LOW_DEPTH = 0.125
 """Of `depth`, for low priority: one prefill at a time, since those of better priority have to share
 every step with it, and their answers decode beside it."""
-RECENT_S = 60.0
-"""How long a class of requests, a tenant with a priority, counts as coming."""
-MOST_CLASSES = 10_000
-"""Classes kept as coming of late."""
 BODIES_SHARE = 0.5
 """Of `body_memory`, for what waits: sessions in progress need the rest to go on and end."""
+OUTCOMES = ("direct", "held", "parked", "refused", "expired", "gone", "overflow")
 TICK_S = 0.5
 """How often `tick` wants to be called."""
 
@@ -73,9 +72,10 @@ class Queue:
         self.routers = 1
         """Routers that send to the same replicas."""
         self.calibration = Calibration()
-        self.outcomes = dict.fromkeys(("direct", "held", "parked", "refused", "expired", "gone"), 0)
+        self.departures: Departures | None = None
+        """Who leaves for elsewhere when the fleet is over; None where there is no elsewhere."""
+        self.outcomes = dict.fromkeys(OUTCOMES, 0)
         self.draining = False
-        self._wake = wake
         self._turns: dict[int, Turns] = {}
         self.door = Door(loads, settings.queue_door, capacity or self._kv_capacity, self.turns)
         self._gates: list[Gate] = []
@@ -84,13 +84,9 @@ class Queue:
         self._held = 0
         self._bytes = 0
         """Of the bodies of those that wait."""
-        self._recent: dict[tuple[int, str], float] = {}
-        self._holds = False
-        """Several classes of requests come: order matters."""
+        self._mix = Mix()
         self._arrivals = Arrivals()
-        self._silent: list[tuple[float, int, Ticket]] = []
-        """Sent requests that will show no first token, by when their prefill should be done."""
-        self._woken_at = inf
+        self._silent = Silent(wake, self._book_silent)
         self._pending: list[int] = []
         """Slots to pump."""
         self._pumping = False
@@ -111,7 +107,7 @@ class Queue:
     @property
     def holds(self) -> bool:
         """Several classes of requests come, so that replicas are not sent more than `depth`."""
-        return self._holds
+        return self._mix.matters
 
     def turns(self, priority: int) -> Turns:
         """The tenants' turns of one priority."""
@@ -142,18 +138,15 @@ class Queue:
         if self._silent:
             self._book_silent(now)
         self.came(ticket.priority, ticket.tenant, now)
+        if ticket.aim and self.departures is not None:
+            self._mix.aimed(now)
         if self.door.works and not self._let_in(ticket, now):
             return
         self._enter(ticket, now)
 
     def came(self, priority: int, tenant: str, now: float) -> None:
         """A request of this class has come, here or at another router."""
-        recent = self._recent
-        recent[priority, tenant] = now
-        if len(recent) > 1:
-            self._holds = True
-            if len(recent) > MOST_CLASSES:
-                del recent[next(iter(recent))]
+        self._mix.came(priority, tenant, now)
 
     def _let_in(self, ticket: Ticket, now: float) -> bool:
         """Whether the request goes on now: its session is in progress, or there is room for one
@@ -170,6 +163,8 @@ class Queue:
             if ticket.group:
                 door.flow.passed(own, now)
                 return True
+        if not self.draining and self._leaves_at_door(ticket, eligible, now):
+            return False
         ticket.expected_wait = wait = door.wait(ticket, eligible, now)
         if self.draining:
             self._refuse(ticket, "draining", 0.0, now)
@@ -183,7 +178,23 @@ class Queue:
             ticket.was_parked = True
             self._joins(ticket)
             door.park(ticket, eligible, own)
+            if self.departures is not None:
+                self.departures.joins(ticket, ticket.owner.uncached())
         return False
+
+    def _leaves_at_door(self, ticket: Ticket, eligible: int, now: float) -> bool:
+        """The same as `_leaves`, of one that would be parked."""
+        departures, door = self.departures, self.door
+        if departures is None:
+            return False
+        lane, uncached = door.lane(eligible), ticket.owner.uncached()
+
+        def late() -> bool:
+            return 0.0 < ticket.aim < door.wait(ticket, eligible, now)
+
+        return departures.make_room(ticket, lane, uncached, "late", late) or departures.make_room(
+            ticket, lane, uncached, "full", lambda: self._full(ticket)
+        )
 
     def _enter(self, ticket: Ticket, now: float) -> None:
         """Place it, and send it or have it wait in its replica's lane."""
@@ -194,7 +205,7 @@ class Queue:
         if not eligible:
             self._refuse(ticket, "no_replica", 0.0, now)
             return
-        if self._holds:
+        if self._mix.matters:
             placement = precedence.place(ticket, eligible, self._gates, self.loads, now)
         else:
             placement = owner.place(eligible, now)
@@ -210,27 +221,34 @@ class Queue:
         gate = self._gates[slot] if slot < len(self._gates) else self.gate(slot)
         lane = gate.lane
         rate = placement.load.prefill_rate
-        queued = gate.sent_tokens + gate.others_sent_tokens
-        count = 0
-        if lane.size:
-            count, tokens = lane.ahead(ticket.lane_priority)
-            queued += tokens
+        count, queued = gate.ahead(ticket.lane_priority)
         ticket.predicted = (queued + placement.uncached) / rate
         ticket.placed_at = now
-        if ticket.limit and not ticket.goes_on and not ticket.retried:
-            late = self.calibration.late(
-                ticket.limit, now - ticket.at, queued / rate, placement.uncached / rate
-            )
+        if (ticket.limit or ticket.aim) and not ticket.goes_on and not ticket.retried:
+            aim = ticket.aim
+            if aim and self._leaves(
+                ticket,
+                placement,
+                "late",
+                lambda: self._late(gate, ticket, placement, aim, now) > 0.0,
+                now,
+            ):
+                return
+            count, queued = gate.ahead(ticket.lane_priority)
+            late = self._late(gate, ticket, placement, ticket.limit, now) if ticket.limit else 0.0
             if late > 0.0:
                 ticket.expected_wait = queued / rate * self.calibration.stretch
                 self._refuse(ticket, "late", late, now)
                 return
-        if not count and (not self._holds or self._open(gate, ticket, placement, now)):
+        if not count and (not self._mix.matters or self._open(gate, ticket, placement, now)):
             self._send(ticket, gate, placement, now)
             return
         if not ticket.retried and self._full(ticket):
-            self._refuse(ticket, "full", queued / rate * self.calibration.stretch, now)
-            return
+            if self._leaves(ticket, placement, "full", lambda: self._full(ticket), now):
+                return
+            if self._full(ticket):
+                self._refuse(ticket, "full", queued / rate * self.calibration.stretch, now)
+                return
         ticket.state = HELD
         if not ticket.was_parked:
             ticket.ahead = count
@@ -239,16 +257,42 @@ class Queue:
         self._joins(ticket)
         lane.push(ticket)
         self._held += 1
+        if self.departures is not None:
+            self.departures.joins(ticket, placement.uncached)
         if self.listener is not None:
             self.listener.held(ticket, now)
         if count:
             self.pump(gate.slot, now)
-        else:
-            self._wake_for(gate)
+        elif gate.sent:
+            self._silent.wake()
+
+    def _late(
+        self, gate: Gate, ticket: Ticket, placement: Placement, limit: float, now: float
+    ) -> float:
+        """Seconds by which its first token would come too late there, if above 0."""
+        rate = placement.load.prefill_rate
+        queued = gate.ahead(ticket.lane_priority)[1]
+        return self.calibration.late(
+            limit, now - ticket.at, queued / rate, placement.uncached / rate
+        )
+
+    def _leaves(
+        self, ticket: Ticket, placement: Placement, why: str, over: Callable[[], bool], now: float
+    ) -> bool:
+        """Whether it leaves for elsewhere, since there is too much to do: others that wait may
+        instead. It was placed and does not wait yet."""
+        owner, lane = ticket.owner, self._gates[placement.slot].lane
+        departures = self.departures
+        if departures is None or not departures.make_room(
+            ticket, lane, placement.uncached, why, over
+        ):
+            return False
+        owner.unplace(placement, now)
+        return True
 
     def _open(self, gate: Gate, ticket: Ticket, placement: Placement, now: float) -> bool:
         """Whether the replica has room for this one to be sent."""
-        if not self._holds:
+        if not self._mix.matters:
             return True
         settings = self.settings
         load = placement.load
@@ -289,8 +333,8 @@ class Queue:
         gate.since_read += tokens
         if not ticket.stream:
             due = now + gate.sent_tokens / placement.load.prefill_rate
-            heappush(self._silent, (due, ticket.number, ticket))
-        if self._holds:
+            self._silent.add(ticket, due)
+        if self._mix.matters:
             self.turns(ticket.priority).charge(ticket.tenant, tokens / ticket.weight)
         if self.listener is not None:
             self.listener.sent(ticket, now)
@@ -336,6 +380,14 @@ class Queue:
         if ticket.state is PARKED or ticket.state is HELD:
             self.outcomes["gone"] += 1
         self._over(ticket, now, None)
+
+    def left_for_elsewhere(self, ticket: Ticket, now: float) -> None:
+        """It is answered outside of the fleet, wherever it was. Where it was placed and did not
+        wait, the caller takes the placement back."""
+        if ticket.state is not OVER:
+            self.outcomes["overflow"] += 1
+            ticket.sent_at = now
+            self._over(ticket, now, None)
 
     def again(self, ticket: Ticket, now: float) -> None:
         """The attempt has failed, and the owner has taken its placement back: place it anew, before
@@ -473,35 +525,23 @@ class Queue:
             placement = ticket.placement
             assert placement is not None
             if not self._open(gate, ticket, placement, now):
-                self._wake_for(gate)
+                if gate.sent:
+                    self._silent.wake()
                 return
             self._unhold(ticket)
             self._send(ticket, gate, placement, now)
 
-    def _wake_for(self, gate: Gate) -> None:
-        """What waits there may be sent when a request that shows no first token should be done."""
-        if self._silent and self._wake is not None and gate.sent:
-            at = self._silent[0][0]
-            if at < self._woken_at:
-                self._woken_at = at
-                self._wake(at, self._book_woken)
-
-    def _book_woken(self, now: float) -> None:
-        self._woken_at = inf
-        self._book_silent(now)
-
     def _book_silent(self, now: float) -> None:
         """Requests whose answer is no stream free their gate by the clock."""
-        silent = self._silent
-        while silent and silent[0][0] <= now:
-            ticket = heappop(silent)[2]
-            if ticket.state is SENT:
-                self._frees(ticket, now)
-                self._pump_if_waiting(ticket.placement, now)
-        for gate in self._gates if silent and self._held else ():
-            if gate.lane.size:
-                self._wake_for(gate)
-                break
+        for ticket in self._silent.done(now):
+            self._frees(ticket, now)
+            self._pump_if_waiting(ticket.placement, now)
+        if (
+            self._silent
+            and self._held
+            and any(gate.lane.size and gate.sent for gate in self._gates)
+        ):
+            self._silent.wake()
 
     def release(self, now: float) -> None:
         """Let in what waits at the door, as far as there is room."""
@@ -548,16 +588,14 @@ class Queue:
 
     def tick(self, now: float) -> None:
         """About every TICK_S seconds."""
-        recent = self._recent
-        if recent:
-            for key in [key for key, at in recent.items() if now - at > RECENT_S]:
-                del recent[key]
-        self._holds = len(recent) > 1
+        self._mix.tick(now)
         if self._silent:
             self._book_silent(now)
         timeout = self.settings.queue_timeout or inf
         for ticket in self._arrivals.late(timeout, now):
             self._refuse(ticket, "expired", timeout, now)
+        if self.departures is not None:
+            self.departures.tick(now)
         self._arrivals.tidy(self.waiting)
         if self.door.share or self.door.works:
             self.door.tick(now)

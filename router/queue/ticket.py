@@ -113,6 +113,9 @@ class Ticket(msgspec.Struct, eq=False):
     """Of its tenant: one with 2 gets twice the turns."""
     limit: float = 0.0
     """Seconds to the first token, beyond which it is rather refused; 0 none."""
+    aim: float = 0.0
+    """Seconds to the first token, beyond which it, or what is colder, leaves for elsewhere where it
+    may; 0 none."""
     session: str = ""
     """What names its session; empty when the client did not say."""
     body: int = 0

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from router.telemetry.audit_metrics import OF_AUDIT
 from router.telemetry.metric import Metric
+from router.telemetry.overflow_metrics import OF_OVERFLOW
 from router.telemetry.queue_metrics import OF_QUEUE
+from router.telemetry.tenant_metrics import OF_TENANTS
 
 _SERIES = ("replica", "model")
 _ROW = ("replica", "model", "api")
@@ -422,72 +424,6 @@ STATE_ERRORS = Metric(
     "errors",
     "Connections to Redis that failed, and commands that Redis refused.",
 )
-_TENANT = ("tenant",)
-TENANT_REQUESTS = Metric(
-    "warmroute_tenant_requests_total",
-    "counter",
-    "requests",
-    "Admitted requests that are over, by tenant.",
-    _TENANT,
-)
-TENANT_PROMPT = Metric(
-    "warmroute_tenant_prompt_tokens_total",
-    "counter",
-    "tokens",
-    "Prompt tokens by tenant, cached ones included, as the engines reported them.",
-    _TENANT,
-)
-TENANT_CACHED = Metric(
-    "warmroute_tenant_cached_tokens_total",
-    "counter",
-    "tokens",
-    "Of these, taken from the KV cache.",
-    _TENANT,
-)
-TENANT_OUTPUT = Metric(
-    "warmroute_tenant_output_tokens_total",
-    "counter",
-    "tokens",
-    "Output tokens by tenant; of an answer broken off, as many as were sent.",
-    _TENANT,
-)
-TENANT_REFUSED = Metric(
-    "warmroute_tenant_refused_total",
-    "counter",
-    "requests",
-    "Requests refused to a tenant, by the limit exceeded or the thing not allowed.",
-    ("tenant", "limit"),
-)
-TENANT_ISOLATED = Metric(
-    "warmroute_tenant_isolated_tokens_total",
-    "counter",
-    "tokens",
-    "What isolation costs: prompt tokens computed that another tenant had sent before, estimated.",
-    _TENANT,
-)
-OVERFLOW_REQUESTS = Metric(
-    "warmroute_overflow_requests_total",
-    "counter",
-    "requests",
-    "Requests sent to overflow targets, by target and why: no replica was usable (no_replica), or "
-    "the queue refused them (late, full, expired).",
-    ("target", "why"),
-)
-OVERFLOW_FAILED = Metric(
-    "warmroute_overflow_failed_total",
-    "counter",
-    "requests",
-    "Of these, not answered by the target: they went to the next one, or back.",
-    ("target",),
-)
-OVERFLOW_MONEY = Metric(
-    "warmroute_overflow_money_total",
-    "counter",
-    "money",
-    "What they cost, by the target's prices and the usage it reported; of an answer without usage, "
-    "as much as was reserved for it.",
-    ("target",),
-)
 AUTH_FAILURES = Metric(
     "warmroute_auth_failures_total",
     "counter",
@@ -624,9 +560,7 @@ OWN = (
     STATE_UP, STATE_LAG, STATE_ROUTERS, STATE_FACTS_SENT, STATE_FACTS_RECEIVED,
     STATE_FACTS_DROPPED, STATE_BATCHES_SENT, STATE_BATCHES_RECEIVED, STATE_BYTES_SENT,
     STATE_BYTES_RECEIVED, STATE_SKIPPED, STATE_ERRORS,
-    TENANT_REQUESTS, TENANT_PROMPT, TENANT_CACHED, TENANT_OUTPUT, TENANT_REFUSED, TENANT_ISOLATED,
-    OVERFLOW_REQUESTS, OVERFLOW_FAILED, OVERFLOW_MONEY,
-    AUTH_FAILURES, LIMITS_SHADOWED, LIMITS_DECIDED, LIMITS_SHARED,
+    *OF_TENANTS, *OF_OVERFLOW, AUTH_FAILURES, LIMITS_SHADOWED, LIMITS_DECIDED, LIMITS_SHARED,
     *OF_SHADOWS, TRACES_SENT, TRACES_DROPPED, BUILD,
 )  # fmt: skip
 

@@ -336,6 +336,7 @@ def _cache(done: Finished) -> CacheStory | None:
 _LEFT: Final = {
     "no_replica": "no replica that serves its model was usable",
     "late": "the queue expected its first token too late",
+    "coldest": "another would have been late or refused, and this one had least in caches here",
     "full": "as many requests waited as queue_limit allows",
     "expired": "it had waited for queue_timeout",
 }

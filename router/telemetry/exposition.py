@@ -18,7 +18,14 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
 from router.prompt import memory_bytes
-from router.telemetry import audit_metrics, catalogue, logs, queue_metrics
+from router.telemetry import (
+    audit_metrics,
+    catalogue,
+    logs,
+    overflow_metrics,
+    queue_metrics,
+    tenant_metrics,
+)
 from router.telemetry.histogram import Histogram
 from router.telemetry.ledger import GAPS
 from router.telemetry.loop_watch import LoopWatch
@@ -61,11 +68,11 @@ _TOTALS: Final[tuple[tuple[Metric, Callable[[Series], int]], ...]] = (
     (catalogue.DELIVERED, lambda s: s.ledger.delivered),
 )
 _TENANTS: Final[tuple[tuple[Metric, Callable[[TenantCounters], int]], ...]] = (
-    (catalogue.TENANT_REQUESTS, lambda use: use.requests),
-    (catalogue.TENANT_PROMPT, lambda use: use.prompt_tokens),
-    (catalogue.TENANT_CACHED, lambda use: use.cached_tokens),
-    (catalogue.TENANT_OUTPUT, lambda use: use.output_tokens),
-    (catalogue.TENANT_ISOLATED, lambda use: use.isolated_tokens),
+    (tenant_metrics.REQUESTS, lambda use: use.requests),
+    (tenant_metrics.PROMPT, lambda use: use.prompt_tokens),
+    (tenant_metrics.CACHED, lambda use: use.cached_tokens),
+    (tenant_metrics.OUTPUT, lambda use: use.output_tokens),
+    (tenant_metrics.ISOLATED, lambda use: use.isolated_tokens),
 )
 _AFTER_GAPS: Final[tuple[tuple[Metric, Callable[[Series], int]], ...]] = (
     (catalogue.SURPLUS, lambda s: s.ledger.surplus),
@@ -374,16 +381,26 @@ def _shared(shared: StateSource | None) -> Iterator[str]:
 
 def _overflow(overflow: OverflowSource | None) -> Iterator[str]:
     targets = [(f'target="{each.name}"', each) for each in (overflow.targets if overflow else ())]
-    yield _head(catalogue.OVERFLOW_REQUESTS)
+    yield _head(overflow_metrics.REQUESTS)
     for labels, target in targets:
         for why, count in list(target.requests.items()):
-            yield _line(catalogue.OVERFLOW_REQUESTS, f'{labels},why="{why}"', count)
-    yield _head(catalogue.OVERFLOW_FAILED)
+            yield _line(overflow_metrics.REQUESTS, f'{labels},why="{why}"', count)
+    yield _head(overflow_metrics.FAILED)
     for labels, target in targets:
-        yield _line(catalogue.OVERFLOW_FAILED, labels, target.failed)
-    yield _head(catalogue.OVERFLOW_MONEY)
+        yield _line(overflow_metrics.FAILED, labels, target.failed)
+    yield _head(overflow_metrics.MONEY)
     for labels, target in targets:
-        yield _line(catalogue.OVERFLOW_MONEY, labels, target.money)
+        yield _line(overflow_metrics.MONEY, labels, target.money)
+    wall = time.time()
+    yield _head(overflow_metrics.SPENT)
+    for labels, target in targets:
+        yield _line(overflow_metrics.SPENT, labels, target.spent(wall))
+    yield _head(overflow_metrics.BUDGET)
+    for labels, target in targets:
+        yield _line(overflow_metrics.BUDGET, labels, target.daily_budget)
+    yield _head(overflow_metrics.USABLE)
+    for labels, target in targets:
+        yield _line(overflow_metrics.USABLE, labels, int(target.usable))
 
 
 def _tenants(tenants: TenantSource | None) -> Iterator[str]:
@@ -395,10 +412,10 @@ def _tenants(tenants: TenantSource | None) -> Iterator[str]:
         yield _head(metric)
         for labels, use in rows:
             yield _line(metric, labels, value(use))
-    yield _head(catalogue.TENANT_REFUSED)
+    yield _head(tenant_metrics.REFUSED)
     for labels, use in rows:
         for limit, count in list(use.refused.items()):
-            yield _line(catalogue.TENANT_REFUSED, f'{labels},limit="{limit}"', count)
+            yield _line(tenant_metrics.REFUSED, f'{labels},limit="{limit}"', count)
     for metric, label, counts in (
         (catalogue.AUTH_FAILURES, "reason", tenants.auth_failures if tenants else {}),
         (catalogue.LIMITS_SHADOWED, "limit", tenants.shadowed if tenants else {}),

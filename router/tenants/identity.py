@@ -37,6 +37,8 @@ class Identity(msgspec.Struct, frozen=True, eq=False):
     """Keeps its prompts' cache apart; empty without isolation."""
     overflow: bool = False
     """Its requests may leave the cluster."""
+    overflow_ttft: float | None = None
+    """Seconds to the first token, beyond which they do, 0 for none; None: as the setting says."""
 
     def may_use(self, model: str) -> bool:
         """Whether it may ask for this model."""

@@ -135,6 +135,7 @@ class Registry:
             by_model or NO_ACCOUNTS,
             self.salter.salt(tenant, user, key) if self.salter is not None else "",
             bool(spec.overflow),
+            spec.overflow_ttft,
         )
 
     # -- accounts

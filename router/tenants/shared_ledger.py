@@ -282,6 +282,16 @@ class SharedLedger:
                 used[measure] += actual[measure]
                 remote.change(measure, second, actual[measure] - need[measure])
 
+    def counted(self, account: Account) -> list[int]:
+        """What counts against each of an account's limits, as the counter said just now; empty
+        where it did not."""
+        remote = self._remotes.get(account.name)
+        if remote is None or not self.up or remote.stand_at < time.monotonic() - _STAND_VALID_S:
+            return []
+        # What is on lease here may still be given.
+        limits = zip(account.limits, remote.stand, strict=False)
+        return [counted - remote.leased[limit.measure] for limit, counted in limits]
+
     def stands(self, accounts: Sequence[Account]) -> dict[int, Stand]:
         """How limits by the minute stand, as far as this router knows."""
         alone = not self.up and self._without == "share"

@@ -10,6 +10,7 @@ tenants:
     models: [llama]
     priority: 5
     overflow: true                # may be sent to overflow targets, outside of the cluster
+    overflow_ttft: 2              # are, where a first token would take longer than these seconds
     limits: {requests_per_minute: 600, tokens_per_day: 20000000, concurrent_requests: 40}
     user_limits: {requests_per_minute: 60}      # of each user
     key_limits: {tokens_per_minute: 100000}     # of each key
@@ -37,6 +38,7 @@ MAX_TENANTS: Final = 10_000
 MAX_KEYS: Final = 100_000
 _Amount = Annotated[int, msgspec.Meta(ge=1, le=1 << 50)]
 _Money = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 _Price = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 _Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=1 << 20)]
@@ -144,6 +146,8 @@ class TenantSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model_limits: dict[_Name, LimitSpec] | None = None
     overflow: bool | None = None
     """Its requests may go to overflow targets, outside of the cluster. None: no."""
+    overflow_ttft: _Seconds | None = None
+    """Seconds to the first token, beyond which they do, 0 for none. None: as the setting says."""
     keys: tuple[_KeyEntry, ...] = ()
 
 
@@ -235,6 +239,7 @@ def _completed(spec: TenantSpec, defaults: TenantSpec) -> TenantSpec:
             "key_limits",
             "model_limits",
             "overflow",
+            "overflow_ttft",
         )
         if getattr(spec, name) is None
     }

@@ -88,15 +88,9 @@ class Tenants:
             )
         self.keys: KeyWatcher | None = None
         self.ledger: Ledger = MemoryLedger()
-        self.shared_ledger: SharedLedger | None = None
         if connector is not None:
-            from router.tenants.redis_counter import RedisCounter  # loads redis-py
-
             self.keys = KeyWatcher(connector, settings.state_prefix, self.registry)
-            redis = RedisCounter(connector, settings.state_prefix)
-            self.shared_ledger = SharedLedger(redis, router, settings.limits_without_redis)
-        elif counter is not None:
-            self.shared_ledger = SharedLedger(counter, router, "share", settings.workers)
+        self.shared_ledger = shared_ledger(settings, router, counter, connector)
         if self.shared_ledger is not None:
             self.ledger = self.shared_ledger
         self._tokens = _verifier(settings, self.registry)
@@ -343,6 +337,20 @@ class Tenants:
             number = int.from_bytes(urlsafe_b64decode(salt + "=")[:8], "big")
             self._salt_numbers[salt] = number
         return number
+
+
+def shared_ledger(
+    settings: Settings, router: str, counter: Counter | None, connector: RedisConnector | None
+) -> SharedLedger | None:
+    """Counts together with other routers or workers; None where there are none. See Tenants."""
+    if connector is not None:
+        from router.tenants.redis_counter import RedisCounter  # loads redis-py
+
+        redis = RedisCounter(connector, settings.state_prefix)
+        return SharedLedger(redis, router, settings.limits_without_redis)
+    if counter is not None:
+        return SharedLedger(counter, router, "share", settings.workers)
+    return None
 
 
 def _verifier(settings: Settings, registry: Registry) -> TokenVerifier | None:

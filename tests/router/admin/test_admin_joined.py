@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from router.admin.console_data import QueueReport, Waiting
+from router.admin.console_data import OverflowReport, QueueReport, Waiting
 from router.admin.joined import joined_queue, joined_replicas
 from router.admin.replicas import ReplicaReport
 
@@ -65,3 +65,15 @@ def test_queues_are_one() -> None:
     assert found.outcomes == {"direct": 5, "gone": 1}
     assert (found.sessions_active, found.sessions_idle) == (4, 2)
     assert (found.work_seconds, found.kv_wanted) == (0.75, {"a:1": 0.3})
+
+
+def test_overflow_targets_are_one_with_one_budget() -> None:
+    one, two = (
+        QueueReport([], {}, 0, 0, 0.0, {}, [OverflowReport("cloud", *told)])
+        for told in (
+            (1.0, 5.0, "closed", {"late": 2, "full": 0}, 1),
+            (1.5, 5.0, "open", {"late": 1, "full": 3}, 2),
+        )
+    )
+    expected = OverflowReport("cloud", 1.5, 5.0, "open", {"late": 3, "full": 3}, 3)
+    assert joined_queue([one, two]).overflow == [expected]

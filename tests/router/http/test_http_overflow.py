@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from http_world import (
     unchunked,
     until,
 )
+from redis_server import RedisServer
 from tenant_world import MakeGateway, chat
 
 from router.app import App
@@ -76,6 +78,13 @@ def write(tmp_path: Path) -> WriteFile:
         return str(path)
 
     return make
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path / "redis").start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture
@@ -132,7 +141,7 @@ async def test_what_has_no_replica_goes_out_and_comes_back(
     assert request.header("authorization") == "Bearer secret"
     # 100 prompt tokens and 10 of an answer.
     assert first(app).money == pytest.approx(0.2)
-    assert first(app).spent == pytest.approx(0.2)
+    assert first(app).spent(time.time()) == pytest.approx(0.2)
     assert first(app).requests["no_replica"] == 1
     told = app.explain.find(headers["x-request-id"])
     assert told is not None
@@ -290,6 +299,56 @@ async def test_what_the_queue_would_refuse_goes_out(
     assert (await waits.answer())[0] == 200
 
 
+@pytest.mark.parametrize("works", [True, False])
+async def test_what_would_be_late_goes_out_or_waits(
+    router: MakeRouter, connect: Connect, target: ScriptedReplica, local: ScriptedReplica,
+    write: WriteFile, works: bool,
+) -> None:  # fmt: skip
+    local.reply_in_steps(b"", answer())
+    if not works:
+        target.reply(sized(b"{}", "500 Broken"))
+    app = await router(local, overflow=write(target), overflow_ttft=0.5, prefill_rate=1000.0)
+    waits = await busy(app, connect, local)
+    client = await connect(app)
+    client.send(post(PATH, body(messages=[{"role": "user", "content": "late" * 1000}])))
+    if works:
+        status, headers, _ = await client.answer()
+        assert (status, headers[OUT]) == (200, "cloud0")
+        assert first(app).requests["late"] == 1
+        local.step()
+    else:
+        # It is not refused: it waits as it would have without a target.
+        await until(lambda: first(app).failed == 1 and app.gateway.queue.queue.waiting == 1)
+        local.step()
+        local.reply(answer())
+        status, headers, _ = await client.answer()
+        assert status == 200
+        assert OUT not in headers
+    assert (await waits.answer())[0] == 200
+
+
+async def test_the_colder_goes_out_for_the_other(
+    router: MakeRouter, connect: Connect, target: ScriptedReplica, local: ScriptedReplica,
+    write: WriteFile,
+) -> None:  # fmt: skip
+    local.reply_in_steps(b"", answer())
+    app = await router(local, overflow=write(target), overflow_ttft=9.0, prefill_rate=1000.0)
+    waits = await busy(app, connect, local)
+    dear, cheap = await connect(app), await connect(app)
+    cheap.send(post(PATH, body(messages=[{"role": "user", "content": "cheap" * 600}])))
+    await until(lambda: app.gateway.queue.queue.waiting == 1)
+    long = body(messages=[{"role": "user", "content": "dear" * 2000}])
+    dear.send(post(PATH, long, "x-slo-ttft-ms: 5800"))
+    status, headers, _ = await cheap.answer()
+    assert (status, headers[OUT]) == (200, "cloud0")
+    told = app.explain.find(headers["x-request-id"])
+    assert told is not None
+    assert told.overflow_why == "coldest"
+    local.step()
+    local.reply(answer())
+    assert (await waits.answer())[0] == (await dear.answer())[0] == 200
+
+
 async def test_what_goes_on_with_a_stored_response_waits_for_its_engine(
     router: MakeRouter, connect: Connect, target: ScriptedReplica, local: ScriptedReplica,
     write: WriteFile,
@@ -395,6 +454,21 @@ async def test_no_more_is_spent_than_the_budget(
     assert len(target.received) == 1
     # What bounds its answer to less still fits.
     assert (await client.ask(post(PATH, body(max_tokens=50))))[0] == 200
+
+
+async def test_several_routers_have_one_budget(
+    out: MakeOut, connect: Connect, target: ScriptedReplica, redis: RedisServer
+) -> None:
+    fields = {"daily_budget": 1.15}
+    one = await out(target, fields=fields, state=redis.url)
+    other = await out(target, fields=fields, state=redis.url)
+    for app in (one, other):
+        await until(lambda: app.overflow is not None and not app.overflow.problem)  # noqa: B023
+    assert (await (await connect(one)).ask(post(PATH, body())))[0] == 200
+    client = await connect(other)
+    assert (await client.ask(post(PATH, body())))[0] == 503
+    assert (await client.ask(post(PATH, body(max_tokens=50))))[0] == 200
+    assert len(target.received) == 2
 
 
 async def test_an_answer_without_a_bound_needs_money_for_a_long_one(

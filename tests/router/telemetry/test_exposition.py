@@ -124,6 +124,12 @@ class OneTarget:
     requests: ClassVar = {"late": 2}
     failed = 1
     money = 0.5
+    usable = True
+    condition = "closed"
+    daily_budget = 5.0
+
+    def spent(self, wall: float) -> float:
+        return 1.5
 
 
 class Targets:

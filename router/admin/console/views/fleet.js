@@ -9,7 +9,6 @@ function shade(r) {
 }
 function condition(r) {
   const said = [r.state];
-  if (r.role !== "decode") said.push(r.role === "both" ? "prefill and decode" : r.role);
   if (r.breaker !== "closed") said.push("breaker " + r.breaker.replace("_", " "));
   if (r.usable && r.weight < 1) said.push("slow start " + percent(r.weight));
   if (r.last_error) said.push(r.last_error);
@@ -19,7 +18,7 @@ function condition(r) {
 
 export function mount(root, rest, asked) {
   const tiles = make("div", "tiles");
-  const filter = fields([["text", "Filter by name, state, role or model", "search", asked.get("text")]], () => update());
+  const filter = fields([["text", "Filter by name, state, engine, role or model", "search", asked.get("text")]], () => update());
   filter.oninput = () => update();
   const problem = make("p", "bad");
   problem.setAttribute("role", "alert");
@@ -43,7 +42,8 @@ export function mount(root, rest, asked) {
     return made;
   };
   const list = table("Replicas", [
-    ["Replica", name, "left wide"], ["TTFT p50, 1 min", ttft], ["Requests/s", r => rate(r.request_rate)],
+    ["Replica", name, "left wide"], ["Engine", r => r.engine || "–", "left"],
+    ["Role", r => r.role === "both" ? "prefill and decode" : r.role, "left"], ["TTFT p50, 1 min", ttft], ["Requests/s", r => rate(r.request_rate)],
     ["Requests", r => count(r.requests)],
     ["Errors", r => make("span", r.error_share > 0 ? "bad" : "", count(r.errors))],
     ["Hit rate", hits], ["Hit rate, 5 min", r => percent(r.hit_rate_recent)], ["In flight", r => count(r.in_flight)],
@@ -70,7 +70,7 @@ export function mount(root, rest, asked) {
       tile("Queued", short(sum("queued_tokens")), "tokens before their first token"),
     ]);
     const text = filter.values().text.toLowerCase();
-    list.update(fleet.filter(r => !text || [r.name, r.state, r.role, ...r.models].some(x => x.toLowerCase().includes(text))));
+    list.update(fleet.filter(r => !text || [r.name, r.state, r.engine || "", r.role, ...r.models].some(x => x.toLowerCase().includes(text))));
   }
   return update;
 }
