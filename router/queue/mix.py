@@ -15,24 +15,21 @@ MOST_CLASSES: Final = 10_000
 class Mix:
     """What came of late."""
 
-    __slots__ = ("_aimed_at", "_recent", "matters")
+    __slots__ = ("_aimed_at", "matters", "recent")
 
     def __init__(self) -> None:
-        self._recent: dict[tuple[int, str], float] = {}
-        """(priority, tenant) -> when one came last."""
+        self.recent: dict[tuple[int, str], float] = {}
+        """(priority, tenant) -> when one came last; told of each request by the queue."""
         self._aimed_at = -inf
         """When one came last that may leave."""
         self.matters = False
         """Who goes first does."""
 
-    def came(self, priority: int, tenant: str, now: float) -> None:
-        """A request of this class has come."""
-        recent = self._recent
-        recent[priority, tenant] = now
-        if len(recent) > 1:
-            self.matters = True
-            if len(recent) > MOST_CLASSES:
-                del recent[next(iter(recent))]
+    def several(self) -> None:
+        """More than one class has come."""
+        self.matters = True
+        if len(self.recent) > MOST_CLASSES:
+            del self.recent[next(iter(self.recent))]
 
     def aimed(self, now: float) -> None:
         """A request has come that may leave: who does is chosen of those that wait."""
@@ -41,7 +38,7 @@ class Mix:
 
     def tick(self, now: float) -> None:
         """Time passes."""
-        recent = self._recent
+        recent = self.recent
         if recent:
             for key in [key for key, at in recent.items() if now - at > RECENT_S]:
                 del recent[key]

@@ -135,7 +135,7 @@ class Queue:
         self._numbers += 1
         ticket.number = self._numbers
         ticket.since = now
-        if self._silent:
+        if self._silent.due:
             self._book_silent(now)
         self.came(ticket.priority, ticket.tenant, now)
         if ticket.aim and self.departures is not None:
@@ -146,7 +146,10 @@ class Queue:
 
     def came(self, priority: int, tenant: str, now: float) -> None:
         """A request of this class has come, here or at another router."""
-        self._mix.came(priority, tenant, now)
+        recent = self._mix.recent
+        recent[priority, tenant] = now
+        if len(recent) > 1:
+            self._mix.several()
 
     def _let_in(self, ticket: Ticket, now: float) -> bool:
         """Whether the request goes on now: its session is in progress, or there is room for one
@@ -221,7 +224,9 @@ class Queue:
         gate = self._gates[slot] if slot < len(self._gates) else self.gate(slot)
         lane = gate.lane
         rate = placement.load.prefill_rate
-        count, queued = gate.ahead(ticket.lane_priority)
+        count, queued = 0, gate.sent_tokens + gate.others_sent_tokens
+        if lane.size:
+            count, queued = gate.ahead(ticket.lane_priority)
         ticket.predicted = (queued + placement.uncached) / rate
         ticket.placed_at = now
         if (ticket.limit or ticket.aim) and not ticket.goes_on and not ticket.retried:
@@ -537,7 +542,7 @@ class Queue:
             self._frees(ticket, now)
             self._pump_if_waiting(ticket.placement, now)
         if (
-            self._silent
+            self._silent.due
             and self._held
             and any(gate.lane.size and gate.sent for gate in self._gates)
         ):
@@ -589,7 +594,7 @@ class Queue:
     def tick(self, now: float) -> None:
         """About every TICK_S seconds."""
         self._mix.tick(now)
-        if self._silent:
+        if self._silent.due:
             self._book_silent(now)
         timeout = self.settings.queue_timeout or inf
         for ticket in self._arrivals.late(timeout, now):

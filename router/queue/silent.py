@@ -13,7 +13,7 @@ from router.queue.ticket import SENT, Ticket
 class Silent:
     """Those that were sent, by when their prefill should be done."""
 
-    __slots__ = ("_call", "_due", "_wake", "_woken_at")
+    __slots__ = ("_call", "_wake", "_woken_at", "due")
 
     def __init__(
         self,
@@ -23,19 +23,17 @@ class Silent:
         """wake: has something called at a time. call: is called when one should be done."""
         self._wake = wake
         self._call = call
-        self._due: list[tuple[float, int, Ticket]] = []
+        self.due: list[tuple[float, int, Ticket]] = []
+        """A heap by when, empty where none was sent."""
         self._woken_at = inf
-
-    def __len__(self) -> int:
-        return len(self._due)
 
     def add(self, ticket: Ticket, due: float) -> None:
         """It was sent."""
-        heappush(self._due, (due, ticket.number, ticket))
+        heappush(self.due, (due, ticket.number, ticket))
 
     def done(self, now: float) -> Iterator[Ticket]:
         """Those that should be, and showed no end. They may come and go meanwhile."""
-        due = self._due
+        due = self.due
         while due and due[0][0] <= now:
             ticket = heappop(due)[2]
             if ticket.state is SENT:
@@ -43,8 +41,8 @@ class Silent:
 
     def wake(self) -> None:
         """Somebody waits for the next one."""
-        if self._due and self._wake is not None:
-            at = self._due[0][0]
+        if self.due and self._wake is not None:
+            at = self.due[0][0]
             if at < self._woken_at:
                 self._woken_at = at
                 self._wake(at, self._woken)

@@ -129,9 +129,9 @@ async def test_the_views_show_the_routers_numbers(browser: Browser) -> None:
     for row, told in enumerate(replicas):
         cells = page.locator("tbody tr").nth(row).locator("td")
         await playwright.expect(cells.nth(0)).to_contain_text(told["name"])
-        await playwright.expect(cells.nth(3)).to_have_text(str(told["requests"]))
+        await playwright.expect(cells.nth(5)).to_have_text(str(told["requests"]))
         hit = "–" if told["hit_rate"] is None else f"{100 * told['hit_rate']:.0f}%"
-        await playwright.expect(cells.nth(5)).to_contain_text(hit)
+        await playwright.expect(cells.nth(7)).to_contain_text(hit)
     async with httpx.AsyncClient() as client:
         metrics = (await client.get(f"{router.admin}/metrics")).text
     counted = re.findall(r'warmroute_requests_total\{replica="127[^}]*\} (\d+)', metrics)

@@ -467,7 +467,9 @@ async def test_several_routers_have_one_budget(
     assert (await (await connect(one)).ask(post(PATH, body())))[0] == 200
     client = await connect(other)
     assert (await client.ask(post(PATH, body())))[0] == 503
-    assert (await client.ask(post(PATH, body(max_tokens=50))))[0] == 200
+    # Once what the first one cost is known to be less than was reserved for it.
+    while (await client.ask(post(PATH, body(max_tokens=50))))[0] != 200:
+        assert len(target.received) == 1
     assert len(target.received) == 2
 
 

@@ -80,9 +80,9 @@ def settle(world: World) -> None:
     assert sessions.count == sessions.idle_count == 0
     for slot in range(world.replicas):
         assert abs(sessions.wanted(slot, 10_000.0)) < 1e-6
-    assert not world.queue._mix._recent
+    assert not world.queue._mix.recent
     assert not world.queue.holds
-    assert not world.queue._silent
+    assert not world.queue._silent.due
     assert not world.queue._arrivals
 
 
