@@ -72,13 +72,18 @@ def settings(items: list[Object]) -> str:
 
 def validate(items: list[Object]) -> None:
     """Against Kubernetes' schemas, strictly: unknown fields are errors."""
-    import kubernetes_validate
-
     for item in items:
         if item["kind"] not in CUSTOM:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                kubernetes_validate.validate(item, KUBERNETES, strict=True)
+            _validate(json.dumps(item))
+
+
+@functools.cache  # most objects are the same for most values
+def _validate(item: str) -> None:
+    import kubernetes_validate
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kubernetes_validate.validate(json.loads(item), KUBERNETES, strict=True)
 
 
 def pods(items: list[Object]) -> list[Object]:
