@@ -284,6 +284,7 @@ def children(router: Process) -> set[int]:
     return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
+@pytest.mark.timeout(180)  # it waits for heartbeats that do not come
 async def test_a_frozen_worker_is_replaced(fleet: SimulatedFleet, serve: Serve) -> None:
     router = await (await serve(*fleet.urls, workers=2, settle_time=0)).ready()
     frozen, other = sorted(children(router))
