@@ -23,6 +23,8 @@ import uvloop
 
 TERM_SECONDS = 5.0
 LOWEST_PORT, HIGHEST_PORT = 10_000, 32_000
+READY_S = 90.0
+"""On a busy machine a gateway takes many seconds to start."""
 ATTEMPTS = 100
 _PR_SET_PDEATHSIG = 1
 _T = TypeVar("_T")
@@ -146,9 +148,9 @@ def free_ports(count: int) -> list[int]:
     raise ChildError(f"found no {count} free ports in a row on 127.0.0.1")
 
 
-async def ready(url: str, children: Sequence[Child] = (), seconds: float = 30.0) -> None:
-    """Wait until GET url answers 200. Raises ChildError when a child dies first or time runs
-    out."""
+async def ready(url: str, children: Sequence[Child] = (), seconds: float = READY_S) -> None:
+    """Wait until GET url answers 200. Raises ChildError when a child dies first, which is seen at
+    once, or time runs out."""
     give_up = time.monotonic() + seconds
     answer = "nothing"
     async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 import shlex
 import warnings
@@ -13,6 +15,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "warmroute"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 KUBERNETES = "1.31"
 """Whose schemas are used."""
 # Custom resources: Kubernetes' own schemas do not know them.
@@ -32,17 +35,22 @@ FOUND: Values = {"config": {"discovery_selector": "app=vllm"}}
 
 
 def render(values: Values, name: str = "warmroute", namespace: str = "llm") -> list[Object]:
-    """Every object, hooks included."""
-    with helm_python.Chart.load(CHART) as chart:
-        chart.validate_schema(values)
-        files = chart.render(values, name=name, namespace=namespace)
+    """Every object, hooks included. Objects are new with each call, the texts are kept."""
     return [
         item
-        for path, text in files.items()
+        for path, text in _rendered(json.dumps(values), name, namespace).items()
         if not path.endswith("NOTES.txt")
-        for item in yaml.safe_load_all(text)
+        for item in yaml.load_all(text, LOADER)
         if item
     ]
+
+
+@functools.cache
+def _rendered(values: str, name: str, namespace: str) -> dict[str, str]:
+    given = json.loads(values)
+    with helm_python.Chart.load(CHART) as chart:
+        chart.validate_schema(given)
+        return dict(chart.render(given, name=name, namespace=namespace))
 
 
 def notes(values: Values) -> str:
@@ -64,13 +72,18 @@ def settings(items: list[Object]) -> str:
 
 def validate(items: list[Object]) -> None:
     """Against Kubernetes' schemas, strictly: unknown fields are errors."""
-    import kubernetes_validate
-
     for item in items:
         if item["kind"] not in CUSTOM:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                kubernetes_validate.validate(item, KUBERNETES, strict=True)
+            _validate(json.dumps(item))
+
+
+@functools.cache  # most objects are the same for most values
+def _validate(item: str) -> None:
+    import kubernetes_validate
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kubernetes_validate.validate(json.loads(item), KUBERNETES, strict=True)
 
 
 def pods(items: list[Object]) -> list[Object]:

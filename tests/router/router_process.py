@@ -30,8 +30,9 @@ class Process:
         assert self.process.stderr is not None
         while line := await self.process.stderr.readline():
             self.log += line.decode()
-            self._heard.set()
-            self._heard.clear()
+            # Who began to wait before this line is woken, also where its wait has not yet run.
+            heard, self._heard = self._heard, asyncio.Event()
+            heard.set()
 
     async def says(self, pattern: str) -> re.Match[str]:
         """Wait for a line of its log."""

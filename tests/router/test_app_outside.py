@@ -175,7 +175,7 @@ def flags(fleet: SimulatedFleet, port: int, admin: int) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
 async def test_it_starts_without_standard_files(fleet: SimulatedFleet, closed: str) -> None:
     port, admin = free_port(), free_port()
     shell = ("/bin/sh", "-c", f'exec "$@" {closed}', "sh", *PROGRAM, "serve")
@@ -266,10 +266,9 @@ async def test_more_clients_than_files(fleet: SimulatedFleet, serve: Serve) -> N
 async def test_two_supervisors_do_not_share_a_port(fleet: SimulatedFleet, serve: Serve) -> None:
     one = await (await serve(*fleet.urls, workers=2, settle_time=0)).ready()
     other = await serve(*fleet.urls, workers=2, port=one.port)
-    assert await other.exit() == 1
-    assert "cannot listen" in other.log
     alone = await serve(*fleet.urls, port=one.port)
-    assert await alone.exit() == 1
+    assert (await other.exit(), await alone.exit()) == (1, 1)
+    assert "cannot listen" in other.log
     async with httpx.AsyncClient(base_url=one.front, timeout=30) as client:
         assert (await client.post("/v1/completions", json=SHORT)).status_code == 200
     one.signal()
@@ -285,6 +284,7 @@ def children(router: Process) -> set[int]:
     return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
+@pytest.mark.timeout(180)  # it waits for heartbeats that do not come
 async def test_a_frozen_worker_is_replaced(fleet: SimulatedFleet, serve: Serve) -> None:
     router = await (await serve(*fleet.urls, workers=2, settle_time=0)).ready()
     frozen, other = sorted(children(router))

@@ -13,15 +13,18 @@ import pytest
 
 from loadgen.live.processes import ChildError, Children, free_ports, ready
 
+PATIENCE_S = 90
+"""With what a busy machine does; nothing waits for as long where things go well."""
+LONG_ENOUGH = pytest.mark.timeout(4 * PATIENCE_S)
 STUBBORN = """
 import os, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-code += "print('up', flush=True); time.sleep(100)"
+code += "print('up', flush=True); time.sleep(600)"
 own = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
 own.stdout.readline()
 open(sys.argv[1], "w").write(f"{os.getpid()} {own.pid}")
-time.sleep(100)
+time.sleep(600)
 """
 
 
@@ -35,7 +38,7 @@ def alive(pid: int) -> bool:
 
 def pids(path: Path) -> list[int]:
     """What a child wrote once it was up."""
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + PATIENCE_S
     while time.monotonic() < give_up:
         found = path.read_text().split() if path.exists() else []
         if len(found) == 2:
@@ -45,7 +48,7 @@ def pids(path: Path) -> list[int]:
 
 
 def gone(found: list[int]) -> bool:
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + PATIENCE_S
     while time.monotonic() < give_up:
         if not any(alive(pid) for pid in found):
             return True
@@ -53,6 +56,7 @@ def gone(found: list[int]) -> bool:
     return False
 
 
+@LONG_ENOUGH
 def test_a_child_that_will_not_end_is_ended_with_its_own(tmp_path: Path) -> None:
     with Children() as children:
         child = children.start("x", [sys.executable, "-c", STUBBORN, str(tmp_path / "pids")])
@@ -62,6 +66,7 @@ def test_a_child_that_will_not_end_is_ended_with_its_own(tmp_path: Path) -> None
         assert gone(found)
 
 
+@LONG_ENOUGH
 def test_an_error_ends_the_children() -> None:
     started = []
 
@@ -75,15 +80,16 @@ def test_an_error_ends_the_children() -> None:
     assert gone(started)
 
 
+@LONG_ENOUGH
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells children")
 def test_children_end_even_when_we_are_killed(tmp_path: Path) -> None:
     ours = f"""
 import sys, time
 from loadgen.live.processes import Children
 with Children() as children:
-    child = children.start("x", [sys.executable, "-c", "import time; time.sleep(100)"])
+    child = children.start("x", [sys.executable, "-c", "import time; time.sleep(600)"])
     open({str(tmp_path / "pids")!r}, "w").write(f"{{child.pid}} 0")
-    time.sleep(100)
+    time.sleep(600)
 """
     parent = subprocess.Popen([sys.executable, "-c", ours], cwd=Path(__file__).parents[3])
     child, _ = pids(tmp_path / "pids")
@@ -106,7 +112,7 @@ async def test_a_child_that_dies_says_what_it_said() -> None:
 async def test_a_child_that_never_answers_is_given_up() -> None:
     port = free_ports(1)[0]
     with Children() as children:
-        child = children.start("slow", [sys.executable, "-c", "import time; time.sleep(100)"])
+        child = children.start("slow", [sys.executable, "-c", "import time; time.sleep(600)"])
         with pytest.raises(ChildError, match=r"not ready after 0 s \(ConnectError\)"):
             await ready(f"http://127.0.0.1:{port}/", [child], seconds=0.1)
 
@@ -129,11 +135,12 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+@LONG_ENOUGH
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_comparison_leaves_nothing(number: signal.Signals) -> None:
     command = [sys.executable, "-m", "loadgen.cli.main", "compare", "--policies", "round_robin"]
-    command += ["--replicas", "2", "--rate", "5", "--duration", "100", "--workload", "unique"]
+    command += ["--replicas", "2", "--rate", "5", "--duration", "600", "--workload", "unique"]
     ours = subprocess.Popen(
         command,
         cwd=Path(__file__).parents[3],
@@ -142,14 +149,14 @@ def test_a_stopped_comparison_leaves_nothing(number: signal.Signals) -> None:
         start_new_session=True,
     )
     try:
-        give_up = time.monotonic() + 40
+        give_up = time.monotonic() + PATIENCE_S
         found: list[int] = []
         while len(found) < 2 and time.monotonic() < give_up:
             found = children_of(ours.pid)
             time.sleep(0.05)
         assert len(found) == 2, "replicas and gateway should be running"
         os.kill(ours.pid, number)
-        said = ours.communicate(timeout=30)[0].decode()
+        said = ours.communicate(timeout=PATIENCE_S)[0].decode()
         assert ours.returncode == 130, said
         assert "nothing is left running" in said
         assert gone(found)

@@ -24,7 +24,7 @@ async def start(children: Children) -> tuple[str, Child]:
     return gateway.url, gateway.child
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_log_that_the_gateway_wrote_is_replayed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -35,7 +35,7 @@ def test_a_log_that_the_gateway_wrote_is_replayed(
         load += ["--rate", "40", "--duration", "1.5"]
         assert main(["run", "--url", url, *load, "--json", str(first)]) == 0
         os.kill(gateway.pid, signal.SIGTERM)
-        gateway.process.wait(30)
+        gateway.process.wait(90)
         log.write_text(gateway.said(100_000_000))
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     # The client also asked for the models, which has no blocks.

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import io
 import json
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 import pytest
 from redis_server import RedisServer
 from state_world import Node, answers, chain, until
+
+from router.cli.main import main
 
 MakeNode = Callable[..., Awaitable[Node]]
 
@@ -18,19 +22,21 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("router.state.snapshot_writer.ROUND_INTERVAL_S", 0.1)
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "router.cli.main", "state", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
+class Told(NamedTuple):
+    """What a command has said, and its exit status."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-async def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
-    import asyncio
-
-    return await asyncio.to_thread(command, *arguments)
+async def shell(*arguments: str) -> Told:
+    """The command in a thread of its own, since it has an event loop of its own."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        async with asyncio.timeout(40):
+            status = await asyncio.to_thread(main, ["state", *arguments])
+    return Told(status, out.getvalue(), err.getvalue())
 
 
 async def test_shows_routers_and_replicas_and_forgets_one(
