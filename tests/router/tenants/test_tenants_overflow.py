@@ -14,8 +14,8 @@ from router.overflow.overflow_file import parse_targets
 from router.overflow.target import Target
 from router.tenants.accounts import Denial, Reservation
 from router.tenants.counters import Call, Counter, Reply, Session
-from router.tenants.redis_counter import RedisCounter
 from router.tenants.host_counter import HostCounter
+from router.tenants.redis_counter import RedisCounter
 from router.tenants.shared_ledger import SharedLedger
 
 DAY = 86_400.0
