@@ -129,7 +129,7 @@ class _Membership(FleetListener):
         """Which LoRA adapters the replica lists, and which of them have requests."""
         slot, engine = replica.slot, replica.engine
         listed = [card.id for card in self._fleet.cards(slot) if card.parent]
-        if not listed and not self._fleet.adapters:
+        if not (listed or self._fleet.adapters or self._adapters.knows(slot)):
             return
         self._adapters.models_told(slot, listed)
         if engine is not None:

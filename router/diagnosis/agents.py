@@ -33,6 +33,10 @@ AGENT_HEADER: Final = b"x-claude-code-agent-id"
 
 _AGENT: Final = b"user-agent"
 _NAME: Final = re.compile(rb"[A-Za-z][\w.+-]{0,40}(?:/[A-Za-z][\w.+-]{0,20})?")
+_MOST_AGENT: Final = 64
+"""Bytes of a User-Agent that `_NAME` looks at."""
+_MOST_KEY: Final = 256
+"""Characters of a key whose name is kept."""
 _WITHIN: Final = re.compile(r"session[_\"': -]*([0-9a-f-]{16,64})", re.IGNORECASE)
 
 
@@ -55,7 +59,8 @@ def origin_of(headers: Sequence[bytes], session: bytes, key: str) -> Origin:
         name = headers[at]
         # Nearly all names are longer or shorter.
         if len(name) == len(_AGENT) and name.lower() == _AGENT:
-            agent = agent_of(headers[at + 1])
+            # What is kept must not be as long as a client likes.
+            agent = agent_of(headers[at + 1][:_MOST_AGENT])
             break
     if session:
         return Origin(session.decode("latin-1"), False, agent)
@@ -72,9 +77,15 @@ def agent_of(user_agent: bytes) -> str:
     return found[0].decode() if found else ""
 
 
-@lru_cache(maxsize=16_384)
 def session_name(tenant: str, key: str) -> str:
     """What stands for a session's key everywhere: the queue, the audit, the admin port. A key is
     its tenant's, and a secret of the client's."""
+    return (_kept_name if len(key) <= _MOST_KEY else _name)(tenant, key)
+
+
+def _name(tenant: str, key: str) -> str:
     made: str = xxhash.xxh3_128_hexdigest(f"{tenant}\n{key}".encode("utf-8", "surrogatepass"))
     return made
+
+
+_kept_name = lru_cache(maxsize=16_384)(_name)

@@ -28,7 +28,8 @@ NO_CONNECTOR: Final = (
 
 
 class _Params(msgspec.Struct, gc=False):
-    transfer_mode: str = "pull"
+    transfer_mode: object = "pull"
+    """Whatever an engine puts there; the decode engine judges it."""
 
 
 _decode = msgspec.json.Decoder(_Params).decode

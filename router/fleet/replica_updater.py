@@ -27,6 +27,8 @@ SHORTAGE_LOG_INTERVAL_S = 10.0
 
 MIN_LOADED_TOKENS = 2048.0
 """Tokens loaded between two readings from which on they tell what a token takes."""
+MOST_TOKEN_SECONDS = 0.1
+"""No token takes longer to load: a counter that says so is wrong."""
 TIER_SMOOTHING = 0.2
 """Weight of the latest reading's seconds a token among those before."""
 
@@ -42,7 +44,10 @@ def loading_seconds(before: EngineMetrics | None, now: EngineMetrics) -> float:
     elif now.loaded is not None and before.loaded is not None:
         tokens = now.loaded - before.loaded
     seconds = now.load_seconds - before.load_seconds
-    return seconds / tokens if tokens >= MIN_LOADED_TOKENS and seconds > 0.0 else 0.0
+    if tokens < MIN_LOADED_TOKENS or seconds <= 0.0:
+        return 0.0
+    each = seconds / tokens
+    return each if each <= MOST_TOKEN_SECONDS else 0.0
 
 
 class ReplicaUpdater:
@@ -315,6 +320,8 @@ class ReplicaUpdater:
         for rank in replica.ranks:
             rank.restarts += 1
             rank.engine = None
+            # Its tier may be another one now, and nothing is loaded from it yet.
+            rank.load.tier_seconds = rank.load.loading_until = 0.0
             rank.external.withdraw(rank.load)
             for listener in self._listeners:
                 listener.on_emptied(rank)

@@ -31,6 +31,17 @@ GRPC: Final = 5
 PREFILLER: Final = "x-prefiller-host-port"
 """Who is to prefill a request first, for llm-d's routing sidecar at the endpoint
 (llm-d-inference-scheduler, docs/disagg_pd.md)."""
+DIRECTING: Final = frozenset(
+    {
+        PREFILLER,
+        "x-prefiller-url",
+        "x-encoder-hosts-ports",
+        "x-data-parallel-host-port",
+        "x-kv-cache-source-host-port",
+    }
+)
+"""Headers that tell such a sidecar where to connect (llm-d, pkg/common/routing/common.go; the
+second one in older versions). A client must not: its requests would reach any address."""
 
 PIECE: Final = 62_000
 """Bytes of a body in one message to the data plane: Envoy takes up to 64 KiB, and other pickers
@@ -49,8 +60,8 @@ class Change(msgspec.Struct, frozen=True):
     """``ip:port``, and others in the order in which they are to be tried, separated by commas."""
     headers: tuple[Header, ...] = ()
     """More headers to set."""
-    strip: bool = False
-    """The client's own word on who is to prefill is taken out."""
+    strip: tuple[str, ...] = ()
+    """Headers of the client's that are taken out: those of `DIRECTING`."""
 
 
 def _set(mutation: Any, headers: Iterable[Header]) -> None:
@@ -65,8 +76,7 @@ def _change(response: Any, part: str, change: Change) -> None:
     common = getattr(response, part).response
     common.clear_route_cache = True
     _set(common.header_mutation, ((DESTINATION, change.endpoints.encode()), *change.headers))
-    if change.strip:
-        common.header_mutation.remove_headers.append(PREFILLER)
+    common.header_mutation.remove_headers.extend(change.strip)
     fields = response.dynamic_metadata.fields[NAMESPACE].struct_value.fields
     fields[DESTINATION].string_value = change.endpoints
 

@@ -22,6 +22,7 @@ from router.picker.grpc import INTERNAL, INVALID_ARGUMENT, Call
 from router.picker.messages import (
     BUFFERED,
     BUFFERED_PARTIAL,
+    DIRECTING,
     FULL_DUPLEX_STREAMED,
     PREFILLER,
     Change,
@@ -66,9 +67,9 @@ class Processing:
         "_body_ended",
         "_body_mode",
         "_call",
+        "_directing",
         "_endpoints",
         "_gateway",
-        "_named_prefiller",
         "_open",
         "_phase",
         "_pick",
@@ -99,8 +100,8 @@ class Processing:
         self._body_ended = False
         """The body's own last piece has come, rather than trailers after it."""
         self._body_mode = self._reply_mode = FULL_DUPLEX_STREAMED
-        self._named_prefiller = False
-        """The client says who is to prefill."""
+        self._directing: tuple[str, ...] = ()
+        """Headers of the client's that tell a sidecar where to connect."""
         self._trailers = False
         """The data plane waits for word on the request's trailers."""
         self._silent = False
@@ -206,8 +207,8 @@ class Processing:
                 request.method = value
             elif name == "x-request-id":
                 request.request_id = value
-            elif name == PREFILLER:
-                self._named_prefiller = True  # where a sidecar connects is no client's to say
+            elif name in DIRECTING:
+                self._directing += (name,)  # where a sidecar connects is no client's to say
             elif name == "x-warmroute-explain":
                 request.explain = gateway.settings.explain_headers
             elif name[0] != ":":
@@ -294,7 +295,9 @@ class Processing:
         if changed:
             headers += (("content-length", b"%d" % len(body)),)
         endpoints = ",".join(names[slot] for slot in pick.offered)
-        change = Change(endpoints, headers, strip=self._named_prefiller and not pick.prefill)
+        # A header that is overwritten is not taken out.
+        strip = tuple(name for name in self._directing if not pick.prefill or name != PREFILLER)
+        change = Change(endpoints, headers, strip)
         if self._body_mode in _BUFFERED and not self._headers_only(given):
             self._answer(messages.body_changed(change, body if changed else None))
         else:

@@ -49,6 +49,13 @@ def prefill_done(load: Load, uncached: float, now: float) -> None:
         load.busy_until = latest
 
 
+def stop_loading(load: Load, seconds: float, ends: float, now: float) -> None:
+    """What was to be loaded from a tier in so many seconds, until `ends`, is not needed: those
+    behind it wait for what is left of it no longer."""
+    if seconds and ends > now:
+        load.loading_until = max(now, load.loading_until - min(seconds, ends - now))
+
+
 def finished(load: Load, uncached: float, tokens: float) -> None:
     """Take a request that ended after its first token out of the load."""
     load.in_flight -= 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from itertools import islice
 
 from router.types import AdapterNeed, slots
 
@@ -19,6 +20,11 @@ GUESS_SAMPLES = 2.0
 """The guess counts as much as so many loads that were seen."""
 MOST_SAMPLES = 32.0
 """Old loads count less: about the last so many matter."""
+MOST_REPORTED = 256
+"""Adapters with requests that are taken over from one reading of a replica's metrics. Engines have
+places for a few; the names are the engine's, and are kept."""
+MOST_LOADED = 4096
+"""Adapters that a replica is believed to have loaded while its room is not known."""
 MOST_RATIO = 4.0
 """A load counts as at most so many times the mean: one that waited for something else must not
 undo what the others say."""
@@ -31,7 +37,7 @@ class _Loaded:
 
     def __init__(self) -> None:
         self.capacity = 0
-        """Adapters it has room for; 0 while it is not known, when it forgets none."""
+        """Adapters it has room for; 0 while it is not known."""
         self.loaded: OrderedDict[str, None] = OrderedDict()
         """The least recently used one first."""
         self.running: dict[str, int] = {}
@@ -88,6 +94,10 @@ class Adapters:
     def warm(self, model: str) -> int:
         """Mask of the replicas that have an adapter loaded."""
         return self._warm.get(model, 0)
+
+    def knows(self, slot: int) -> bool:
+        """Whether anything is known of a replica's adapters."""
+        return slot in self._replicas
 
     def loaded(self, slot: int) -> list[str]:
         """The adapters a replica is believed to have loaded, the most recently used one first."""
@@ -147,6 +157,7 @@ class Adapters:
         have requests now, waiting or running, whoever sent them."""
         replica = self._replica(slot)
         replica.capacity = capacity
+        with_requests = list(islice(with_requests, MOST_REPORTED))
         replica.reported = {model for model in with_requests if model not in replica.running}
         for model in with_requests:
             self._touch(slot, replica, model)
@@ -183,11 +194,12 @@ class Adapters:
     def _evict(self, slot: int, replica: _Loaded) -> None:
         """Drop what an engine with so many places has replaced: the least recently used of those
         without requests."""
-        over = len(replica.loaded) - replica.capacity
-        if over <= 0 or not replica.capacity:
+        over = len(replica.loaded) - (replica.capacity or MOST_LOADED)
+        if over <= 0:
             return
-        held = replica.running.keys() | replica.reported
-        for model in [model for model in replica.loaded if model not in held][:over]:
+        running, reported = replica.running, replica.reported
+        free = (each for each in replica.loaded if each not in running and each not in reported)
+        for model in list(islice(free, over)):
             self._drop(slot, replica, model)
 
     def _drop(self, slot: int, replica: _Loaded, model: str) -> None:

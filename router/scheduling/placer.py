@@ -22,6 +22,7 @@ from router.scheduling.accounting import (
     prefill_done,
     queue_up,
     refund,
+    stop_loading,
 )
 from router.scheduling.adapters import Adapters
 from router.scheduling.bodies import held_of_all
@@ -68,7 +69,6 @@ MAX_MODELS = 1024
 
 MIN_SHARED_PREFILL_TOKENS = 512.0
 """Uncached tokens from which on a prefill is worth knowing to those who share it."""
-
 
 NO_RATES: Mapping[str, float] = {}
 
@@ -128,6 +128,10 @@ class Placement(msgspec.Struct, gc=False):
     """The chosen replica had to load it."""
     behind: TierShare | None = None
     """What of the held tokens lies in tiers behind GPU memory; None for nothing."""
+    loading: float = 0.0
+    """Seconds of loading that were charged for it."""
+    loading_ends: float = 0.0
+    """When it should have been loaded."""
     load_teaches: bool = False
     """Whether its first token tells what loading takes."""
     reported_prompt: int = 0
@@ -147,8 +151,7 @@ class Placement(msgspec.Struct, gc=False):
         # before it.
         if placer._peer_heard_at.get(self.slot, -inf) >= self.sent_at:
             self.found_idle_queue = False
-        if self.prefill is not None:
-            self._end_prefill(self.prefill)
+        self._end_prefill()
         if self.loads_adapter:
             placer.learn_load(self)
         first_token(load, self.to_compute, now)
@@ -163,8 +166,7 @@ class Placement(msgspec.Struct, gc=False):
         nothing of this replica's speed."""
         spare = self.uncached - 1.0 - self.elsewhere
         self.found_idle_queue = False
-        if self.prefill is not None:
-            self._end_prefill(self.prefill)
+        self._end_prefill()
         if spare > 0.0 and not self.first:
             prefill_done(self.load, spare, now)
             self.elsewhere += spare
@@ -185,8 +187,7 @@ class Placement(msgspec.Struct, gc=False):
         if self.first:
             return
         self.first = True
-        if self.prefill is not None:
-            self._end_prefill(self.prefill)
+        self._end_prefill()
         prefill_done(self.load, self.to_compute, now)
         if self.placer.listener is not None:
             self.placer.listener.first_token(self)
@@ -203,14 +204,11 @@ class Placement(msgspec.Struct, gc=False):
         current = placer.loads[self.slot] is load and not load.left
         if self.first_seconds and current and placer.learn_speed:
             placer.learn_speeds(self, now, prompt_tokens, output_tokens, cached_tokens)
-        if self.first:
-            finished(load, self.uncached, self.tokens)
-        else:
+        if not self.first:
             self.first = True
-            if self.prefill is not None:
-                self._end_prefill(self.prefill)
+            self._end_prefill()
             prefill_done(load, self.to_compute, now)
-            finished(load, self.uncached, self.tokens)
+        finished(load, self.uncached, self.tokens)
         if placer.listener is not None:
             placer.listener.finished(self)
         if current and prompt.chain and now - self.sent_at > RETOUCH_AFTER_S:
@@ -227,14 +225,12 @@ class Placement(msgspec.Struct, gc=False):
         if self.done:
             return
         self.done = True
-        if self.first:
-            finished(self.load, self.uncached, self.tokens)
-        else:
+        if not self.first:
             self.first = True
-            if self.prefill is not None:
-                self._end_prefill(self.prefill)
+            self._end_prefill()
+            stop_loading(self.load, self.loading, self.loading_ends, now)
             prefill_done(self.load, self.to_compute, now)
-            finished(self.load, self.uncached, self.tokens)
+        finished(self.load, self.uncached, self.tokens)
         if self.placer.listener is not None:
             self.placer.listener.failed(self)
         if self.report is not None:
@@ -242,10 +238,11 @@ class Placement(msgspec.Struct, gc=False):
         if self.adapter is not None:
             self.placer.adapter_ended(self)
 
-    def _end_prefill(self, prefill: Prefill) -> None:
+    def _end_prefill(self) -> None:
         """Note that its prefill is done, or never will be."""
-        self.placer._prefills.end(prefill)
-        self.prefill = None
+        if self.prefill is not None:
+            self.placer._prefills.end(self.prefill)
+            self.prefill = None
 
 
 class PlacementListener(Protocol):
@@ -430,7 +427,10 @@ class Placer:
             behind=share,
         )
         if share is not None:
+            begins = max(load.loading_until, now)
             placement.load_teaches = self.prices.charge(slot, share, tokens, now)
+            placement.loading_ends = load.loading_until
+            placement.loading = load.loading_until - begins
         charge(load, uncached, tokens, now)
         if request.adapter is not None:
             self._charge_adapter(placement, request.adapter)

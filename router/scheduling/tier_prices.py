@@ -61,7 +61,7 @@ class TierPrices:
         self._loads = loads
         self._set = {medium: 1.0 / rate for medium, rate in rates.items()}
         self._learners: dict[tuple[int, str], tuple[Load, Quartile]] = {}
-        self._own: dict[tuple[int, str], float] = {}
+        self._own: dict[tuple[int, str], tuple[Load, float]] = {}
         self._usual: dict[str, float] = {}
 
     def seconds(self, slot: int, medium: str) -> float:
@@ -70,8 +70,11 @@ class TierPrices:
         measured = load.tier_seconds if medium == CPU else 0.0
         usual = self._usual.get(medium)
         if usual is not None:
+            own = self._own.get((slot, medium))
+            # The slot may be another replica's by now.
+            learned = own[1] if own is not None and own[0] is load else usual
             # No token came sooner than its transfer took.
-            return max(measured, self._own.get((slot, medium), usual))
+            return max(measured, learned)
         if measured:
             return measured
         known = self._set.get(medium)
@@ -177,7 +180,7 @@ class TierPrices:
         alike = ALIKE_STEPS / STEPS_PER_DOUBLING
         for slot, seconds in known.items():
             if abs(math.log2(seconds / usual)) > alike:
-                self._own[slot, medium] = seconds
+                self._own[slot, medium] = loads[slot], seconds
             else:
                 self._own.pop((slot, medium), None)
 

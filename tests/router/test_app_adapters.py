@@ -64,3 +64,19 @@ async def test_what_others_send_is_seen_in_the_metrics() -> None:
         asked.cancel()
         await app.fleet.until(lambda: not app.adapters.with_requests(slot), 10.0)
         assert app.adapters.loaded(slot) == ["ada"]
+
+
+async def test_the_last_adapter_of_a_fleet_that_is_unloaded_is_forgotten() -> None:
+    async with (
+        SimulatedFleet(1, params=PARAMS, adapters=("ada",)) as fleet,
+        running(fleet.urls) as app,
+        httpx.AsyncClient(trust_env=False, timeout=30.0) as client,
+    ):
+        replica = app.fleet.find(fleet.urls[0])
+        assert app.adapters.loaded(replica.slot) == ["ada"]
+        body = {"lora_name": "ada"}
+        answer = await client.post(fleet.urls[0] + "/v1/unload_lora_adapter", json=body)
+        assert answer.status_code == 200
+        app.fleet.reread_models(replica)
+        assert await app.fleet.until(lambda: not app.fleet.adapters, 10.0)
+        assert await app.fleet.until(lambda: not app.adapters.loaded(replica.slot), 2.0)

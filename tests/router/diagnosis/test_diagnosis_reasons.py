@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from router.diagnosis import REASONS, Diagnoser, Diagnosis
-from router.diagnosis.agents import agent_of, origin_of
+from router.diagnosis.agents import agent_of, origin_of, session_name
 from router.prompt import PARSERS
 from router.telemetry.record import Finished
 from router.types import Effect, TemplateTraits
@@ -263,3 +264,16 @@ def test_names_that_a_client_chooses_are_fit_for_headers() -> None:
     for told in world.diagnoser.foreseen(found, 1000.0, 0.0, 0.0, BLOCK):
         assert b"\r" not in told
         assert b"\n" not in told
+
+
+def test_long_names_of_clients_are_not_kept() -> None:
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(500):
+            long = f"{number}-".ljust(8192, "x")
+            assert session_name("", long) == session_name("", long)
+            origin_of([b"User-Agent", b"agent/" + long.encode()], b"", "")
+        assert tracemalloc.get_traced_memory()[0] - before < 500 * 1024
+    finally:
+        tracemalloc.stop()

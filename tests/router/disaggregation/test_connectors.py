@@ -12,6 +12,7 @@ from router.disaggregation import bodies
 from router.disaggregation.connector import NoHandOverError
 from router.disaggregation.either import Either
 from router.disaggregation.mooncake import Mooncake
+from router.disaggregation.nixl import Nixl
 
 AT_LIMIT: dict[str, dict[str, Any]] = {
     "chat completions": {"choices": [{"finish_reason": "length", "message": {}}]},
@@ -103,3 +104,9 @@ async def test_auto_takes_each_engine_for_what_it_is() -> None:
     await either.meet(nixl)
     told = json.loads(either.telling(answer(AT_LIMIT["messages"]), "x", nixl))
     assert told["remote_engine_id"] == "late"
+
+
+@pytest.mark.parametrize("mode", [None, 3, ["push"]])
+def test_a_transfer_mode_that_is_no_word_is_handed_on(mode: object) -> None:
+    found = answer({"kv_transfer_params": {"transfer_mode": mode}})
+    assert json.loads(Nixl().telling(found, "x", Prefiller())) == {"transfer_mode": mode}

@@ -213,9 +213,12 @@ async def test_a_new_start_time_means_an_empty_cache(
     await comes_back(running, server)
     assert len(diary.emptied) == 1
     # so fast that no probe saw it
+    load = running.members()[0].load
+    load.tier_seconds, load.loading_until = 1e-3, 1e9
     server.metrics = metrics_text(started=300.0)
     assert await running.until(lambda: len(diary.emptied) == 2, 10)
     assert running.members()[0].restarts == 2
+    assert (load.tier_seconds, load.loading_until) == (0.0, 0.0)
 
 
 async def test_counters_that_fall_mean_an_empty_cache(

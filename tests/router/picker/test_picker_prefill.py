@@ -9,7 +9,14 @@ import pytest
 from picker_world import CHAT, MakeWorld, World, chat, until
 
 HEADER = "x-prefiller-host-port"
-FORGED = {HEADER: "evil:1"}
+OTHERS = (
+    "x-prefiller-url",
+    "x-encoder-hosts-ports",
+    "x-data-parallel-host-port",
+    "x-kv-cache-source-host-port",
+)
+"""What else a sidecar would connect to."""
+FORGED = dict.fromkeys((HEADER, *OTHERS), "evil:1")
 Split = Callable[[bool], None]
 
 
@@ -33,7 +40,9 @@ async def ask(world: World, text: str, *, stream: bool = False) -> list[str | No
     await until(lambda: len(world.records) > before)
     decode = world.fleet.replicas[1]
     assert not any(one.path == CHAT for one in world.fleet.replicas[0].requests)
-    return [one.header(HEADER) for one in decode.requests if one.path == CHAT]
+    told = [one for one in decode.requests if one.path == CHAT]
+    assert not any(one.header(name) for one in told for name in OTHERS)
+    return [one.header(HEADER) for one in told]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -9,7 +9,12 @@ from prompts import prompt_of
 
 from router.index import ByteIndex
 from router.policies import load_policy
-from router.scheduling.adapters import LOAD_SECONDS_GUESS, Adapters
+from router.scheduling.adapters import (
+    LOAD_SECONDS_GUESS,
+    MOST_LOADED,
+    MOST_REPORTED,
+    Adapters,
+)
 from router.scheduling.peer_request import PeerRequest
 from router.scheduling.placer import Placement, Placer
 from router.types import NO_CHAIN, Load
@@ -177,3 +182,14 @@ def test_where_other_routers_sent_the_same_prompt_the_adapter_is_loaded() -> Non
     world.placer.apply_peer_finished(request, 2.0)
     placement = world.placer.place(prompt, ALL, 3.0)
     assert (placement.slot, placement.loads_adapter) == (1, False)
+
+
+@pytest.mark.parametrize("capacity", [0, 8])
+def test_an_engine_that_names_thousands_of_adapters_fills_no_memory(capacity: int) -> None:
+    adapters = Adapters(BASE)
+    for reading in range(20):
+        adapters.metrics_told(0, capacity, [f"{reading}-{number}" for number in range(5000)])
+        assert len(adapters.with_requests(0)) == MOST_REPORTED
+    assert len(adapters.loaded(0)) <= MOST_LOADED
+    adapters.models_told(0, [f"listed-{number}" for number in range(2 * MOST_LOADED)])
+    assert len(adapters.loaded(0)) <= MOST_LOADED

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import pytest
 from prompts import prompt_of
 
+from router.fleet.engine_metrics import EngineMetrics
+from router.fleet.replica_updater import loading_seconds
 from router.index import ByteIndex
 from router.policies import load_policy
 from router.scheduling.device_model import DeviceModel
@@ -166,3 +168,45 @@ def test_prices_from_the_best_known_to_the_least() -> None:
     loads[0].tier_seconds = 5e-6
     assert (prices.known(0, CPU), prices.seconds(0, CPU)) == ("measured", 5e-6)
     assert prices.known(1, CPU) == "assumed"
+
+
+def test_nobody_waits_for_what_failed_to_be_loaded() -> None:
+    """Random ends of requests whose prompt lies in a tier, beside what is left of each of them."""
+    draw = random.Random(7)
+    world = World({CPU: 20_000.0})
+    world.evict_to_tier()
+    world.serve(3, 100)
+    load, now = world.loads[0], world.now + 50.0
+    for _ in range(50):
+        now += 100.0
+        each = 80 * TOKENS / 20_000.0
+        prompt = prompt_of(chain(1, 80), 80 * BLOCK)
+        placed = [world.placer.place(prompt, 1, now) for _ in range(draw.randint(1, 5))]
+        charged = [one for one in placed if one.loading]
+        assert load.loading_until == pytest.approx(now + sum(one.loading for one in charged))
+        draw.shuffle(placed)
+        left = len(charged)
+        for one in placed:
+            left -= one in charged
+            one.failed(now)
+            assert load.loading_until == pytest.approx(now + left * each)
+        world.serve(3, 100)
+    assert (load.in_flight, load.queued_tokens, load.kv_tokens) == (0, 0.0, 0.0)
+
+
+def test_what_a_replica_teaches_is_not_believed_of_the_next_one_in_its_slot() -> None:
+    loads = [Load() for _ in range(4)]
+    prices = TierPrices(loads, {})
+    for _ in range(40):
+        for slot in range(4):
+            prices.saw(slot, {CPU: 1000.0}, 5.0 if slot == 3 else 0.1)
+    assert prices.seconds(3, CPU) == pytest.approx(5e-3, rel=0.1)
+    loads[3] = Load()
+    assert prices.seconds(3, CPU) == prices.seconds(0, CPU) == pytest.approx(1e-4, rel=0.1)
+
+
+def test_counters_that_make_no_sense_do_not_price_a_tier() -> None:
+    before = EngineMetrics(load_seconds=0.0, loaded=0.0)
+    assert loading_seconds(before, EngineMetrics(load_seconds=1e300, loaded=4096.0)) == 0.0
+    told = EngineMetrics(load_seconds=1.0, loaded=4096.0)
+    assert loading_seconds(before, told) == pytest.approx(1 / 4096)
