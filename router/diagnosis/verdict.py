@@ -9,6 +9,7 @@ import msgspec
 
 from router.diagnosis.divergence import Change, Divergence
 from router.diagnosis.fingerprint import Fingerprint
+from router.prompt.spans import SPANS
 from router.telemetry.ledger import deliverable
 from router.telemetry.record import Finished
 
@@ -192,6 +193,10 @@ def weigh(
     available = min(shared, levels.available)
     chosen = min(available, levels.chosen)
     slack = block + (0.0 if whole and delivered >= 0 else _SLACK * shared)
+    if delivered < 0:
+        # The index tells what is held in blocks of its own, which are larger.
+        last = max(1, len(old.chain))
+        slack += tokens * (SPANS[last] - SPANS[last - 1]) / diagnosis.new.size
     # What was delivered is not lost, whatever the index believed.
     gone = shared - delivered if delivered >= 0 else shared - chosen
     if gone <= slack:

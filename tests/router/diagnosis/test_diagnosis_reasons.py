@@ -13,6 +13,7 @@ import pytest
 from router.diagnosis import REASONS, Diagnoser, Diagnosis
 from router.diagnosis.agents import agent_of, origin_of, session_name
 from router.prompt import PARSERS
+from router.prompt.spans import SPANS
 from router.telemetry.record import Finished
 from router.types import Effect, TemplateTraits
 
@@ -243,6 +244,22 @@ def test_two_that_go_on_with_the_same_prompt_at_once() -> None:
     assert third.divergence.part == "message 3 part 1"
     assert third.old is two.new
     assert third.divergence.common >= two.new.size - 64
+
+
+def test_what_the_index_cannot_tell_is_not_foreseen_as_lost() -> None:
+    """Its blocks are larger than the engine's, so that a prompt's end is in none of them."""
+    world = World()
+    world.end(world.ask(FIRST))
+    found = world.ask(FIRST, "yes", "go on")
+    size, blocks = found.new.size, len(found.new.chain)
+    tokens = TOKENS + 10.0
+    held = tokens * SPANS[blocks] / size
+    assert TOKENS - held > BLOCK
+    told = world.diagnoser.foreseen(found, tokens, held, held, BLOCK)
+    assert told[1] == b"hit"
+    held = tokens * SPANS[blocks - 2] / size
+    told = world.diagnoser.foreseen(found, tokens, held, held, BLOCK)
+    assert told[1] == b"evicted"
 
 
 def test_names_that_a_client_chooses_are_fit_for_headers() -> None:

@@ -26,6 +26,9 @@ export function mount(root, rest, asked) {
   const models = r => r.any_model ? "any" : r.models.slice(0, 2).join(", ") + (r.models.length > 2 ? ` +${r.models.length - 2}` : "") || "–";
   const ttft = r => make("span", "", seconds(r.ttft_p50), make("small", "", "p95 " + seconds(r.ttft_p95)));
   const hits = r => make("span", "", meter(r.hit_rate, percent(r.hit_rate)), make("small", "", "of " + percent(r.available_rate) + " available"));
+  // Where no replica prefills for others, none has a role.
+  let apart = false;
+  const role = r => !apart ? "–" : r.role === "both" ? "prefill and decode" : r.role;
   const drained = r => r.state === "draining";
   const act = r => {
     // An engine's ranks are drained together, under the first one's name.
@@ -43,7 +46,7 @@ export function mount(root, rest, asked) {
   };
   const list = table("Replicas", [
     ["Replica", name, "left wide"], ["Engine", r => r.engine || "–", "left"],
-    ["Role", r => r.role === "both" ? "prefill and decode" : r.role, "left"], ["TTFT p50, 1 min", ttft], ["Requests/s", r => rate(r.request_rate)],
+    ["Role", role, "left"], ["TTFT p50, 1 min", ttft], ["Requests/s", r => rate(r.request_rate)],
     ["Requests", r => count(r.requests)],
     ["Errors", r => make("span", r.error_share > 0 ? "bad" : "", count(r.errors))],
     ["Hit rate", hits], ["Hit rate, 5 min", r => percent(r.hit_rate_recent)], ["In flight", r => count(r.in_flight)],
@@ -70,6 +73,7 @@ export function mount(root, rest, asked) {
       tile("Queued", short(sum("queued_tokens")), "tokens before their first token"),
     ]);
     const text = filter.values().text.toLowerCase();
+    apart = fleet.some(r => r.role !== "decode");
     list.update(fleet.filter(r => !text || [r.name, r.state, r.engine || "", r.role, ...r.models].some(x => x.toLowerCase().includes(text))));
   }
   return update;
