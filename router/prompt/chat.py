@@ -168,6 +168,7 @@ def _build(body: bytes, models: Models) -> Prompt:
         transfer=head.transfer,
         own_salt=head.own_salt,
         several=number(head.n) > 1,
+        media=layout.media,
         doubts=layout.doubts(given.unknown),
         text=text,
     )

@@ -41,13 +41,7 @@ from router.prompt.canonical import (
     value,
     words,
 )
-from router.prompt.prompt import PromptError
-
-MEDIA_BYTES: Final = 2048
-"""What an image, a sound or a film weighs in canonical bytes, so that blocks can tell it is there.
-
-Its tokens depend on model and resolution and are not known here; some hundred is usual.
-"""
+from router.prompt.prompt import MEDIA_BYTES, PromptError
 
 MOST_MEDIA: Final = 1024
 """Media of one body that weigh so much. Of all others there is the digest alone, since a short URL
@@ -287,10 +281,9 @@ def _write_media(add: Add, part: Fields, plain: bool) -> None:
 _medium = re.compile(rb"\x03([0-9a-f]{32})")
 
 
-def weighed(text: bytes) -> bytes:
-    """The canonical bytes of a body, in which media weigh about what the engine's placeholder
-    tokens do."""
-    return _medium.sub(lambda found: MEDIA + found[1] * (MEDIA_BYTES // 32), text, MOST_MEDIA)
+def weighed(text: bytes) -> tuple[bytes, int]:
+    """The canonical bytes of a body, in which media weigh `MEDIA_BYTES`, and how many do."""
+    return _medium.subn(lambda found: MEDIA + found[1] * (MEDIA_BYTES // 32), text, MOST_MEDIA)
 
 
 def write_arguments(add: Add, raw: msgspec.Raw) -> None:

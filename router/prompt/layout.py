@@ -35,12 +35,12 @@ class Layout:
     __slots__ = (
         "_front",
         "_inline",
-        "_media",
         "_moved",
         "_reasoned",
         "_tools",
         "_traits",
         "add",
+        "media",
         "pieces",
     )
 
@@ -53,7 +53,8 @@ class Layout:
         """The place to which system messages move: after those that stand at the front."""
         self._inline = False
         """Whether a system message stands elsewhere than at the front."""
-        self._media = False
+        self.media = 0
+        """Images, sounds and films that weigh `MEDIA_BYTES`; known once `text` was asked for."""
         """Whether an item weighs more than its digest."""
         self._moved: list[Piece] = []
         self._reasoned: list[tuple[int, bytes]] = []
@@ -104,8 +105,7 @@ class Layout:
             self._rearrange(reasoning)
         text = b"".join(self.pieces)
         if MEDIA in text:
-            self._media = True
-            return weighed(text)
+            text, self.media = weighed(text)
         return text
 
     def _rearrange(self, reasoning: Reasoning) -> None:
@@ -149,8 +149,8 @@ class Layout:
     def _size(self, start: int, end: int) -> int:
         """The number of canonical bytes in some pieces."""
         pieces = self.pieces[start:end]
-        if self._media:
-            return len(weighed(b"".join(pieces)))
+        if self.media:
+            return len(weighed(b"".join(pieces))[0])
         return sum([len(memoryview(piece)) for piece in pieces])
 
 

@@ -134,6 +134,7 @@ def _build(body: bytes, models: Models) -> Prompt:
         -1,  # the stream's first and last events have the usage anyway
         transfer=head.transfer,
         own_salt=head.own_salt,
+        media=layout.media,
         doubts=layout.doubts(given.unknown),
         text=text,
     )

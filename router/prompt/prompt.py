@@ -43,6 +43,11 @@ _BLOCK: Final = 256
 """A tolerance in tokens, because engines deliver only whole blocks."""
 
 
+MEDIA_BYTES: Final = 2048
+"""What an image, a sound or a film weighs in canonical bytes, so that blocks can tell it is there.
+Its tokens depend on model and resolution; they are learned (`router.scheduling.learning`)."""
+
+
 class Prompt(msgspec.Struct, gc=False):
     """One request body, as far as routing needs it. It travels whole, from the parser through the
     placer to the request's record."""
@@ -71,6 +76,8 @@ class Prompt(msgspec.Struct, gc=False):
     """Whether the client wants several answers, so that the blocks of one serve the others."""
     more: tuple[Chain, ...] = ()
     """The chains of further prompts, when the body holds several."""
+    media: int = 0
+    """Images, sounds and films that weigh `MEDIA_BYTES` in `size`."""
     doubts: Doubts | None = None
     """Reasons why the chain may differ from the engine's prompt; None without any."""
     tokens: PromptTokens | None = None

@@ -143,6 +143,7 @@ def _build(body: bytes, models: Models) -> Prompt:
         transfer=head.transfer,
         own_salt=head.own_salt,
         follows=words(head.previous_response_id) or _conversation(head.conversation),
+        media=layout.media,
         doubts=layout.doubts(given.unknown),
         text=text,
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from router.prompt.prompt import MEDIA_BYTES
 from router.types import STEP_REQUEST_SECONDS, STEP_TOKEN_SECONDS, Load
 
 MIN_PREFILL_TOKENS = 512.0
@@ -31,6 +32,11 @@ ALIKE_STEPS = 2
 """Replicas whose speeds are at most so many steps from the median are taken to be alike: 41%."""
 PUBLISH_AFTER_SAMPLES = 64
 """Samples after which speeds are published anyway, for replicas that have joined."""
+
+_MOST_TEXT = 8.0
+"""A prompt with more text than so many times its media tells nothing of them."""
+_MOST_MEDIA_SEEN = 64.0
+"""Old media count less: about the last so many prompts with any matter."""
 
 
 class Line:
@@ -213,6 +219,9 @@ class ModelFacts(msgspec.Struct, gc=False):
     """Canonical prompt bytes for each prompt token."""
     output_tokens: float = 256.0
     """The mean number of tokens in an answer."""
+    media_tokens: float = MEDIA_BYTES / BYTES_PER_TOKEN
+    """The mean number of tokens of an image, a sound or a film."""
+    _media: float = 1.0
     _prompt_tokens: float = 2_000.0
     _prompt_bytes: float = 8_000.0
     _answers: float = 1.0
@@ -227,6 +236,21 @@ class ModelFacts(msgspec.Struct, gc=False):
         self._prompt_tokens = seen_tokens
         self._prompt_bytes = seen_bytes
         self.bytes_per_token = seen_bytes / seen_tokens
+
+    def tokens_of(self, size: int, media: int) -> float:
+        """The estimated tokens of so many canonical bytes, with so many media among them."""
+        return (size - media * MEDIA_BYTES) / self.bytes_per_token + media * self.media_tokens
+
+    def saw_media(self, size: int, media: int, tokens: int) -> None:
+        """Learn from a prompt with media that was `tokens` tokens long: what its text does not
+        explain is theirs. The text's own ratio is learned from prompts without any."""
+        text = (size - media * MEDIA_BYTES) / self.bytes_per_token
+        if text > _MOST_TEXT * media * self.media_tokens:
+            return  # an error in the text's ratio would be larger than what is learned
+        seen = min(self._media + 1.0, _MOST_MEDIA_SEEN)
+        self._media = seen
+        each = max((tokens - text) / media, 1.0)
+        self.media_tokens += (each - self.media_tokens) / seen
 
     def saw_answer(self, tokens: int) -> None:
         """Learn from an answer that ended after `tokens` tokens."""

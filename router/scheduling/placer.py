@@ -325,8 +325,9 @@ class Placer:
         return self._charge(prompt, request, self.policy.choose(request, self.loads))
 
     def estimate(self, prompt: Prompt) -> float:
-        """The estimated tokens of a prompt, with the ratio learned for its model."""
-        return prompt.size / self.models.get(prompt.model, self._unknown).bytes_per_token
+        """The estimated tokens of a prompt, with what was learned of its model."""
+        facts = self.models.get(prompt.model, self._unknown)
+        return facts.tokens_of(prompt.size, prompt.media)
 
     def usual_answer(self, model: str) -> float:
         """The mean length of a model's answers in tokens, as far as it is known."""
@@ -336,13 +337,16 @@ class Placer:
         """Tokens of a prompt that no replica is believed to hold."""
         found = self.index.match(prompt.chain) if prompt.chain else ()
         size = prompt.size - found[0][0] if found else prompt.size
-        return size / self.models.get(prompt.model, self._unknown).bytes_per_token
+        return self.estimate(prompt) * size / prompt.size if size else 0.0
 
     def _request(self, prompt: Prompt, eligible: int, now: float) -> RoutingRequest:
         """What the policy gets to know of a prompt."""
         facts = self.models.get(prompt.model, self._unknown)
         scale = 1.0 / facts.bytes_per_token
         tokens = float(int(prompt.size * scale) + 1)
+        if prompt.media:
+            tokens = float(int(facts.tokens_of(prompt.size, prompt.media)) + 1)
+            scale = tokens / prompt.size
         output = facts.output_tokens
         if 0 < prompt.output_limit < output:
             output = float(prompt.output_limit)
@@ -547,7 +551,9 @@ class Placer:
             if len(self.models) >= MAX_MODELS:
                 del self.models[next(iter(self.models))]
             facts = self.models[prompt.model] = ModelFacts()
-        if prompt_tokens:
+        if prompt_tokens and prompt.media:
+            facts.saw_media(prompt.size, prompt.media, prompt_tokens)
+        elif prompt_tokens:
             facts.saw_prompt(prompt.size, prompt_tokens)
         if output_tokens:
             facts.saw_answer(output_tokens)
