@@ -7,6 +7,7 @@ another message at each step), ids and states of items, signatures of reasoning.
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -281,9 +282,20 @@ def _write_media(add: Add, part: Fields, plain: bool) -> None:
 _medium = re.compile(rb"\x03([0-9a-f]{32})")
 
 
-def weighed(text: bytes) -> tuple[bytes, int]:
-    """The canonical bytes of a body, in which media weigh `MEDIA_BYTES`, and how many do."""
-    return _medium.subn(lambda found: MEDIA + found[1] * (MEDIA_BYTES // 32), text, MOST_MEDIA)
+def weighed(text: bytes) -> tuple[bytes, tuple[int, ...]]:
+    """The canonical bytes of a body, in which media weigh `MEDIA_BYTES`, and where each of these
+    ends."""
+    pieces: list[bytes] = []
+    ends: list[int] = []
+    at = size = 0
+    for found in islice(_medium.finditer(text), MOST_MEDIA):
+        before = text[at : found.start()]
+        pieces += (before, MEDIA, found[1] * (MEDIA_BYTES // 32))
+        size += len(before) + len(MEDIA) + MEDIA_BYTES
+        ends.append(size)
+        at = found.end()
+    pieces.append(text[at:])
+    return b"".join(pieces), tuple(ends)
 
 
 def write_arguments(add: Add, raw: msgspec.Raw) -> None:

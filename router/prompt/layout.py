@@ -53,9 +53,8 @@ class Layout:
         """The place to which system messages move: after those that stand at the front."""
         self._inline = False
         """Whether a system message stands elsewhere than at the front."""
-        self.media = 0
-        """Images, sounds and films that weigh `MEDIA_BYTES`; known once `text` was asked for."""
-        """Whether an item weighs more than its digest."""
+        self.media: tuple[int, ...] = ()
+        """See `Prompt.media`; known once `text` was asked for."""
         self._moved: list[Piece] = []
         self._reasoned: list[tuple[int, bytes]] = []
         """Pieces that templates may leave out, in order: where each is, and what stays of it."""

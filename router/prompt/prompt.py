@@ -76,8 +76,8 @@ class Prompt(msgspec.Struct, gc=False):
     """Whether the client wants several answers, so that the blocks of one serve the others."""
     more: tuple[Chain, ...] = ()
     """The chains of further prompts, when the body holds several."""
-    media: int = 0
-    """Images, sounds and films that weigh `MEDIA_BYTES` in `size`."""
+    media: tuple[int, ...] = ()
+    """Where in the canonical bytes each image, sound or film ends that weighs `MEDIA_BYTES`."""
     doubts: Doubts | None = None
     """Reasons why the chain may differ from the engine's prompt; None without any."""
     tokens: PromptTokens | None = None

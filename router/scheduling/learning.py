@@ -4,6 +4,7 @@ tokens have, and how long its answers are."""
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import msgspec
@@ -221,13 +222,18 @@ class ModelFacts(msgspec.Struct, gc=False):
     """The mean number of tokens in an answer."""
     media_tokens: float = MEDIA_BYTES / BYTES_PER_TOKEN
     """The mean number of tokens of an image, a sound or a film."""
-    _media: float = 1.0
+    _media: float = 0.0
+    _text_seen: bool = False
     _prompt_tokens: float = 2_000.0
     _prompt_bytes: float = 8_000.0
     _answers: float = 1.0
 
     def saw_prompt(self, size: int, tokens: int) -> None:
         """Learn from a prompt of `size` canonical bytes that was `tokens` tokens long."""
+        self._text_seen = True
+        self._saw(size, tokens)
+
+    def _saw(self, size: int, tokens: int) -> None:
         seen_tokens = self._prompt_tokens + tokens
         seen_bytes = self._prompt_bytes + size
         if seen_tokens > 1_000_000.0:
@@ -237,15 +243,26 @@ class ModelFacts(msgspec.Struct, gc=False):
         self._prompt_bytes = seen_bytes
         self.bytes_per_token = seen_bytes / seen_tokens
 
-    def tokens_of(self, size: int, media: int) -> float:
+    def tokens_of(self, size: float, media: int) -> float:
         """The estimated tokens of so many canonical bytes, with so many media among them."""
         return (size - media * MEDIA_BYTES) / self.bytes_per_token + media * self.media_tokens
 
+    def begins(self, size: float, ends: Sequence[int]) -> float:
+        """The estimated tokens of the first `size` bytes of a prompt. ends: where its media do.
+        Of one that is cut in two nothing counts."""
+        media = bisect_right(ends, size)
+        if media < len(ends):
+            size = min(size, ends[media] - MEDIA_BYTES)
+        return self.tokens_of(size, media)
+
     def saw_media(self, size: int, media: int, tokens: int) -> None:
         """Learn from a prompt with media that was `tokens` tokens long: what its text does not
-        explain is theirs. The text's own ratio is learned from prompts without any."""
+        explain is theirs. The text's own ratio is learned from prompts without any, where some
+        come."""
+        if not self._text_seen:
+            self._saw(size, tokens)
         text = (size - media * MEDIA_BYTES) / self.bytes_per_token
-        if text > _MOST_TEXT * media * self.media_tokens:
+        if text > _MOST_TEXT * media * max(self.media_tokens, MEDIA_BYTES / BYTES_PER_TOKEN):
             return  # an error in the text's ratio would be larger than what is learned
         seen = min(self._media + 1.0, _MOST_MEDIA_SEEN)
         self._media = seen

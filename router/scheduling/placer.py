@@ -327,7 +327,7 @@ class Placer:
     def estimate(self, prompt: Prompt) -> float:
         """The estimated tokens of a prompt, with what was learned of its model."""
         facts = self.models.get(prompt.model, self._unknown)
-        return facts.tokens_of(prompt.size, prompt.media)
+        return facts.tokens_of(prompt.size, len(prompt.media))
 
     def usual_answer(self, model: str) -> float:
         """The mean length of a model's answers in tokens, as far as it is known."""
@@ -336,8 +336,9 @@ class Placer:
     def uncached(self, prompt: Prompt) -> float:
         """Tokens of a prompt that no replica is believed to hold."""
         found = self.index.match(prompt.chain) if prompt.chain else ()
-        size = prompt.size - found[0][0] if found else prompt.size
-        return self.estimate(prompt) * size / prompt.size if size else 0.0
+        facts = self.models.get(prompt.model, self._unknown)
+        held = facts.begins(found[0][0], prompt.media) if found else 0.0
+        return self.estimate(prompt) - held
 
     def _request(self, prompt: Prompt, eligible: int, now: float) -> RoutingRequest:
         """What the policy gets to know of a prompt."""
@@ -345,7 +346,7 @@ class Placer:
         scale = 1.0 / facts.bytes_per_token
         tokens = float(int(prompt.size * scale) + 1)
         if prompt.media:
-            tokens = float(int(facts.tokens_of(prompt.size, prompt.media)) + 1)
+            tokens = float(int(facts.tokens_of(prompt.size, len(prompt.media))) + 1)
             scale = tokens / prompt.size
         output = facts.output_tokens
         if 0 < prompt.output_limit < output:
@@ -365,6 +366,8 @@ class Placer:
                 found = self._tiers.reach(found)
                 behind = self._tiers.behind(chain, found, scale)
             held = [(weight * scale, mask) for weight, mask in found]
+            if prompt.media:
+                held = [(facts.begins(weight, prompt.media), mask) for weight, mask in found]
         exact = prompt.tokens
         if exact is not None and self._reports is not None:
             ratio = exact.count / tokens  # what is believed was estimated by bytes
@@ -552,7 +555,7 @@ class Placer:
                 del self.models[next(iter(self.models))]
             facts = self.models[prompt.model] = ModelFacts()
         if prompt_tokens and prompt.media:
-            facts.saw_media(prompt.size, prompt.media, prompt_tokens)
+            facts.saw_media(prompt.size, len(prompt.media), prompt_tokens)
         elif prompt_tokens:
             facts.saw_prompt(prompt.size, prompt_tokens)
         if output_tokens:

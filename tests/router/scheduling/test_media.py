@@ -30,10 +30,22 @@ def chat(text: str, *images: str) -> Prompt:
     return PARSERS["/v1/chat/completions"](json.dumps(body).encode())
 
 
+def parts_of(text: str, *images: str) -> Prompt:
+    """The pictures behind the text."""
+    content: list[dict[str, Any]] = [{"type": "text", "text": text}]
+    content += [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{name}"}}
+        for name in images
+    ]
+    body = {"model": "m", "messages": [{"role": "user", "content": content}]}
+    return PARSERS["/v1/chat/completions"](json.dumps(body).encode())
+
+
 def tokens_of(prompt: Prompt) -> int:
     """As the engine counts."""
-    text = prompt.size - prompt.media * 2048
-    return int(text / BYTES_PER_TOKEN) + prompt.media * IMAGE_TOKENS
+    media = len(prompt.media)
+    text = prompt.size - media * 2048
+    return int(text / BYTES_PER_TOKEN) + media * IMAGE_TOKENS
 
 
 def make_placer(replicas: int = 2) -> Placer:
@@ -83,8 +95,8 @@ def answer(placer: Placer, prompt: Prompt, now: float) -> float:
     ],
 )
 def test_every_api_tells_how_many_there_are(path: str, body: dict[str, Any]) -> None:
-    assert PARSERS[path](json.dumps({"model": "m", **body}).encode()).media == 1
-    assert chat("no picture").media == 0
+    assert PARSERS[path](json.dumps({"model": "m", **body}).encode()).media
+    assert not chat("no picture").media
 
 
 def test_their_tokens_are_learned_and_the_texts_ratio_is_not_spoilt() -> None:
@@ -109,6 +121,29 @@ def test_a_long_text_teaches_nothing_of_its_picture() -> None:
     prompt = chat("word " * 20_000, "a")
     placer.learn_model(prompt, 40_000, 0)
     assert placer.models["m"].media_tokens == 512.0
+
+
+def test_a_picture_behind_a_text_that_is_held_is_all_to_compute() -> None:
+    placer = make_placer()
+    for number in range(20):
+        answer(placer, chat("word " * number), float(number))
+    for number in range(20):
+        answer(placer, chat(f"{number}", f"image {number}"), 20.0 + number)
+    text = "what is this? " * 600
+    answer(placer, parts_of(text), 50.0)
+    prompt = parts_of(text, "new")
+    assert placer.uncached(prompt) == pytest.approx(IMAGE_TOKENS, rel=0.1)
+    placement = placer.place(prompt, 0b11, 60.0)
+    assert placement.uncached == pytest.approx(IMAGE_TOKENS, rel=0.1)
+
+
+def test_a_model_that_only_sees_pictures_is_learned_too() -> None:
+    rng = random.Random(2)
+    placer = make_placer()
+    for number in range(100):
+        prompt = chat("word " * rng.randrange(10, 1600), f"image {number}")
+        expected = answer(placer, prompt, float(number))
+    assert expected == pytest.approx(tokens_of(prompt), rel=0.25)
 
 
 def test_what_is_held_has_its_pictures_tokens() -> None:
