@@ -78,7 +78,7 @@ class Diagnoser:
 
     def takes(self, prompt: Prompt, conversation: str, now: float) -> bool:
         """Whether a request is diagnosed: those that ask for it always are. now: monotonic."""
-        return self.sample.takes(conversation, now) or bool(prompt.compares_as)
+        return bool(prompt.compares_as) or self.sample.takes(conversation, now)
 
     def asked(
         self,
