@@ -33,6 +33,7 @@ from router.fleet.waking import Waker
 from router.http.gateway import Gateway
 from router.http.server import Server
 from router.index import ByteIndex
+from router.listening import cannot_listen
 from router.malloc import keep_freed_memory
 from router.overflow.overflow import Overflow
 from router.overflow.overflow_file import read_targets
@@ -581,7 +582,7 @@ async def _serve(
     try:
         await app.start()
     except OSError as exc:
-        log.error("cannot listen: %s", exc)
+        log.error("%s", cannot_listen(exc))
         return 1
     except DiscoveryError as exc:
         log.error("%s", exc)

@@ -35,6 +35,8 @@ def conclude(arms: list[Arm], differences: list[Difference], axis: str = "") -> 
 
 
 def _alone(arm: Arm) -> str:
+    if not arm.requests:
+        return f"No request of {arm.name} was counted: the run was too short for one."
     if not arm.completed:
         return f"No request of {arm.name} succeeded."
     hit = "an unknown share" if arm.hit_rate is None else f"{arm.hit_rate:.0%}"

@@ -181,7 +181,7 @@ class _Admin:
         try:
             since = parse_duration(text)
         except ValueError as error:
-            raise HTTPException(400, f"since: {error}") from None
+            raise HTTPException(400, f"since {text!r}: {error}; write it like 15m or 1h") from None
         return as_json(report_audit(self._auditor(), since, time.time()))
 
     def _auditor(self) -> Auditor:

@@ -116,8 +116,6 @@ def bind(host: str, port: int) -> socket.socket:
         bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
-        raise OSError(
-            error.errno, f"cannot listen on admin address {host}:{port}: {error}"
-        ) from error
+        raise OSError(error.errno, f"admin address {host}:{port}: {error}") from error
     bound.setblocking(False)
     return bound

@@ -68,9 +68,20 @@ def _sentences(audit: Audit) -> Iterable[str]:
 _STEPS_SHOWN: Final = 12
 
 
+def _heading(audit: Audit) -> str:
+    """How many requests, and of how long."""
+    minutes = audit.since_s >= 120
+    count = round(audit.since_s / 60 if minutes else audit.since_s)
+    unit = "minute" if minutes else "second"
+    return (
+        f"{audit.requests:,} {'request' if audit.requests == 1 else 'requests'} in the last "
+        f"{count:,} {unit if count == 1 else unit + 's'}"
+    )
+
+
 def as_text(audit: Audit) -> str:
     """For a terminal."""
-    lines = [f"{audit.requests:,} requests in the last {audit.since_s / 60:,.0f} minutes"]
+    lines = [_heading(audit)]
     rows = [_HEADINGS, *map(_cells, audit.findings)]
     if not audit.findings:
         lines.append("No request lost tokens that an earlier one had computed.")
@@ -101,7 +112,7 @@ def as_html(audit: Audit) -> str:
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width"><title>Cache audit</title>'
         f"<style>{_STYLE}</style><h1>Cache audit</h1>"
-        f"<p>{audit.requests:,} requests in the last {audit.since_s / 60:,.0f} minutes</p>"
+        f"<p>{_heading(audit)}</p>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         f"<h2>Agents</h2><ul>{told}</ul></html>\n"
     )

@@ -64,7 +64,7 @@ def run(parsed: argparse.Namespace) -> int:
     try:
         parse_duration(parsed.since)
     except ValueError as error:
-        return _fail(f"--since: {error}")
+        return _fail(f"--since {parsed.since!r}: {error}; write it like 15m or 1h")
     host = _EVERYWHERE.get(settings.admin_host, settings.admin_host)
     where = f"http://{f'[{host}]' if ':' in host else host}:{settings.admin_port}"
     key = str(settings.admin_key)

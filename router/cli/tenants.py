@@ -82,7 +82,9 @@ def add(commands: Any) -> None:
         description="Keys are kept in Redis (state) as hashes. Without Redis, create prints the "
         "entry for the file of tenants. A key is shown once.",
     )
-    keys.add_argument("action", choices=("create", "list", "revoke"))
+    keys.add_argument(
+        "action", choices=("create", "list", "revoke"), metavar="{create,list,revoke}"
+    )
     keys.add_argument("id", nargs="?", default="", help="of the key to revoke, as list shows it")
     keys.add_argument("--tenant", metavar="NAME", default="", help="whose key it is")
     keys.add_argument("--name", metavar="TEXT", default="", help="what it is for")
@@ -100,7 +102,7 @@ def add(commands: Any) -> None:
         usage="%(prog)s show [NAME] [--state URL] [--tenants FILE] [--config FILE]",
         description="Show the tenants, their keys, limits, and what counts against them.",
     )
-    tenants.add_argument("action", choices=("show",))
+    tenants.add_argument("action", choices=("show",), metavar="show")
     tenants.add_argument("id", nargs="?", default="", help="the tenant's name; all without it")
     for command in (keys, tenants):
         command.add_argument("--json", action="store_true", help="for programs")

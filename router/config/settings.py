@@ -179,7 +179,7 @@ class Settings(InsightSettings, frozen=True, kw_only=True):
             FLEET,
             Switch(),
             "Ask the replica for token usage in streams whose client did not ask, and remove it "
-            "from the answer again. Off: bodies are never changed, and the router learns less.",
+            "from the answer again. Off: no body is changed for that, and the router learns less.",
         ),
     ] = True
     default_model: Annotated[

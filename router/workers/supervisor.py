@@ -25,6 +25,7 @@ from router import descriptors
 from router.admin.gathered import GatheredServer
 from router.config import Settings
 from router.identity import GIVEN, PSEUDONYM
+from router.listening import cannot_listen
 from router.reload import Reloader, Reread
 from router.signals import attend
 from router.state.codec import BYE, Writer
@@ -321,7 +322,7 @@ async def _supervise(settings: Settings, arguments: Sequence[str], reread: Rerea
     try:
         return await Supervisor(settings, arguments, reread).run()
     except OSError as error:
-        log.error("cannot listen: %s", error)
+        log.error("%s", cannot_listen(error))
         return 1
 
 

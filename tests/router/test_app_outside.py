@@ -268,7 +268,9 @@ async def test_two_supervisors_do_not_share_a_port(fleet: SimulatedFleet, serve:
     other = await serve(*fleet.urls, workers=2, port=one.port)
     alone = await serve(*fleet.urls, port=one.port)
     assert (await other.exit(), await alone.exit()) == (1, 1)
-    assert "cannot listen" in other.log
+    for refused in (other, alone):
+        assert "cannot listen" in refused.log
+        assert "give another --port or --admin-port" in refused.log
     async with httpx.AsyncClient(base_url=one.front, timeout=30) as client:
         assert (await client.post("/v1/completions", json=SHORT)).status_code == 200
     one.signal()

@@ -157,5 +157,7 @@ def test_the_conclusion_of_nothing() -> None:
     assert "No request of new succeeded" in conclude(
         [arm("base", 0.4, 50), arm("new", 0.1, 50, failed=20)], []
     )
+    none = msgspec.structs.replace(arm("x", 0.4, 50, failed=20), requests=0)
+    assert "No request of x was counted" in conclude([none], [])
     assert conclude([], []) == "Nothing was measured."
     assert conclude([arm("x", 0.4, 50)], []).startswith("x reused 50%")

@@ -131,7 +131,9 @@ async def test_sessions_are_filtered_and_limited(app: App) -> None:
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{app.admin.port}") as client:
         assert (await client.get("/sessions/nobody")).status_code == 404
         assert (await client.get("/sessions?limit=x")).status_code == 400
-        assert (await client.get("/audit?since=x")).status_code == 400
+        refused = await client.get("/audit?since=x")
+        assert refused.status_code == 400
+        assert "write it like 15m or 1h" in refused.text
 
 
 async def test_the_command(app: App, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,6 +147,14 @@ async def test_the_command(app: App, capsys: pytest.CaptureFixture[str]) -> None
     assert text == as_text(audit)
     assert "volatile prefix: time stamp" in text
     assert "Hit rate by step" in text
+    for since_s, requests, heading in (
+        (3.4, 1, "1 request in the last 3 seconds"),
+        (1.2, 2, "2 requests in the last 1 second"),
+        (3600.0, 1234, "1,234 requests in the last 60 minutes"),
+    ):
+        told = msgspec.structs.replace(audit, since_s=since_s, requests=requests)
+        assert as_text(told).splitlines()[0] == heading
+        assert f"<p>{heading}</p>" in as_html(told)
     assert await asyncio.to_thread(main, [*given, "--html"]) == 0
     page = capsys.readouterr().out
     assert page == as_html(audit)
