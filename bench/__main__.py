@@ -51,7 +51,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("suite", nargs="*", choices=[[], *SUITES], help="all when none is named")
+    parser.add_argument(
+        "suite",
+        nargs="*",
+        choices=[[], *SUITES],
+        metavar="SUITE",
+        help=f"of {', '.join(SUITES)}; all but peers when none is named",
+    )
     parser.add_argument("--json", default="out/bench.json")
     args = parser.parse_args()
     results: dict[str, object] = {

@@ -97,7 +97,13 @@ def parser() -> argparse.ArgumentParser:
         help=f"the gateway's policies, or {DIRECT} for none (default %(default)s); the first is "
         "the baseline",
     )
-    versus.add_argument("--router", action="append", default=[], metavar="NAME=URL")
+    versus.add_argument(
+        "--router",
+        action="append",
+        default=[],
+        metavar="NAME=URL",
+        help="a router that already runs, as an arm of this name; may be repeated",
+    )
     versus.add_argument(
         "--replicas", type=count(), metavar="N", help=f"simulated ones (default {REPLICAS})"
     )
@@ -115,7 +121,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="URL",
         help="a running one; may be repeated",
     )
-    versus.add_argument("--gateway-arg", action="append", default=[], metavar="ARG")
+    versus.add_argument(
+        "--gateway-arg",
+        action="append",
+        default=[],
+        metavar="ARG",
+        help="a flag for each gateway that is started, with an equals sign "
+        "(--gateway-arg=--retries --gateway-arg=0); may be repeated",
+    )
     opts.add_repeats(versus)
     opts.add_workload(versus)
     opts.add_client(versus)
@@ -125,7 +138,11 @@ def parser() -> argparse.ArgumentParser:
     versus.set_defaults(command=_compare)
 
     simulated = commands.add_parser("simulate", help="the same in virtual time, without sockets")
-    simulated.add_argument("--policies", default="round_robin,cache_aware")
+    simulated.add_argument(
+        "--policies",
+        default="round_robin,cache_aware",
+        help="the gateway's policies (default %(default)s); the first is the baseline",
+    )
     simulated.add_argument(
         "--replicas",
         default=str(REPLICAS),

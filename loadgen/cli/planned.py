@@ -66,7 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="KV cache tiers in CPU memory to choose from, 10^9 bytes; 0: none (default 0)",
     )
     opts.add_offload_speed(parser)
-    parser.add_argument("--policies", default="cache_aware", help="to choose from (default it)")
+    parser.add_argument(
+        "--policies",
+        default="cache_aware",
+        metavar="NAME,...",
+        help="to choose from (default %(default)s)",
+    )
     parser.add_argument(
         "--routers", default="1", metavar="N,...", help="to choose from (default 1)"
     )
