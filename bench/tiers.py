@@ -90,7 +90,7 @@ class Found(msgspec.Struct, frozen=True):
 
 
 HEAD = (
-    "tier counts", "TTFT mean", "in the first's (lowest to highest seed)", "TTFT p99",
+    "tier counts", "TTFT mean", "times that at its price (lowest to highest seed)", "TTFT p99",
     "end to end s", "reused", "of it from the tier", "learned us a token",
 )  # fmt: skip
 
