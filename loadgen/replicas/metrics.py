@@ -170,6 +170,11 @@ def render(replica: Replica) -> bytes:
         name = "vllm:prompt_tokens_by_source_total"
         out.append(f'{name}{{{labels},source="{source}"}} {float(value)}')
     counter("vllm:prompt_tokens_cached_total", counters.prompt_tokens_cached)
+    if engine.tier is not None or replica.connector is not None:
+        # As vLLM counts them: what came from a tier, and what another engine handed over.
+        fetched = counters.prompt_tokens_fetched
+        counter("vllm:external_prefix_cache_queries_total", counters.offload_queries + fetched)
+        counter("vllm:external_prefix_cache_hits_total", counters.offload_hits + fetched)
     if engine.tier is not None:
         _tier(out, labels, replica)
     counter("vllm:generation_tokens_total", counters.generation_tokens)
@@ -230,8 +235,6 @@ def _tier(out: list[str], labels: str, replica: Replica) -> None:
     for source, value in (("device", device), ("host", loaded)):
         out.append(f'{by_source}{{{labels},source="{source}"}} {float(value)}')
     for name, total in (
-        ("vllm:external_prefix_cache_queries_total", float(counters.offload_queries)),
-        ("vllm:external_prefix_cache_hits_total", float(counters.offload_hits)),
         ("vllm:kv_offload_load_bytes_total", counters.offload_hits * _token_bytes(replica)),
         ("vllm:kv_offload_load_time_total", counters.offload_load_seconds),
     ):

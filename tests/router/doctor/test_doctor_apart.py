@@ -6,8 +6,10 @@ import json
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
+from loadgen.replicas import QUICK, NixlSettings, SimulatedFleet
 from router.config import Settings
 from router.doctor.apart import findings, split
 from router.doctor.engine import Engine
@@ -102,6 +104,21 @@ async def test_pairs_that_work_are_tried_with_a_new_prompt_each() -> None:
     assert taker.bodies[0]["prompt"] == giver.bodies[0]["prompt"]
     assert taker.names[0] == giver.names[0]
     assert taker.bodies[0]["kv_transfer_params"]["remote_engine_id"] == "P"
+
+
+@pytest.mark.parametrize("offload_tokens", [0, 4096])
+async def test_simulated_engines_that_hand_blocks_over_are_well(offload_tokens: int) -> None:
+    params = msgspec.structs.replace(QUICK, offload_tokens=offload_tokens)
+    async with (
+        SimulatedFleet(2, params=params, nixl=NixlSettings()) as fleet,
+        httpx.AsyncClient() as client,
+    ):
+        taker, giver = fleet.urls
+        said = Settings(replicas=(taker,), prefill=(giver,), kv_connector="nixl", admin_port=0)
+        engines = [Engine(url, models={"sim": "/sim"}) for url in said.engines]
+        found = await findings(client, engines, said)
+        assert not wrong(found)
+        assert "the pair of engines hands blocks over" in {one.what for one in found}
 
 
 async def test_a_prefill_engine_without_a_connector_is_told_once() -> None:
