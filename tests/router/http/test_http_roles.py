@@ -21,14 +21,14 @@ async def test_a_replica_that_becomes_one_for_prefill_answers_no_client_and_back
 
     async def ask() -> tuple[int, int]:
         before = len(one.received), len(other.received)
-        for _ in range(6):
+        for _ in range(24):  # by chance all go to one replica once in eight million times
             assert (await client.ask(EMBED))[0] == 200
         return len(one.received) - before[0], len(other.received) - before[1]
 
     assert app.gateway.disaggregation is None
     assert min(await ask()) > 0
     app.fleet.set_role(app.fleet.find(other.url), "prefill")
-    assert await ask() == (6, 0)
+    assert await ask() == (24, 0)
     # First legs are counted from here on.
     apart = app.gateway.disaggregation
     assert apart is not None

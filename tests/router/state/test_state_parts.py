@@ -125,7 +125,7 @@ async def test_ever_new_prefixes_leave_everything_at_a_flat_size(
                 len(b.shared.peers.others),
             )
         )
-        await until(lambda: all(a.holds(one) and b.holds(one) for one in last))  # noqa: B023
+        await until(lambda: all(a.holds(one) and b.holds(one) for one in last), 30.0)  # noqa: B023
     assert sizes[1][0] == sizes[3][0]
     assert sizes[3][1] < 2.0 * sizes[1][1]
     assert sizes[3][2] <= 1.05 * sizes[1][2]
