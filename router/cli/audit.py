@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Sequence
 from typing import Any, Final
 
 import httpx
@@ -13,8 +11,7 @@ import msgspec
 
 from router.audit.report import Audit
 from router.audit.show import as_html, as_text
-from router.config import TABLE, load
-from router.config.sources import CONFIG_ENV
+from router.cli.flags import add_few, load_few
 from router.config.units import parse_duration
 
 OK, FAILED = 0, 1
@@ -39,28 +36,12 @@ def add(commands: Any) -> None:
     form = audit.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="for programs")
     form.add_argument("--html", action="store_true", help="one page for a browser")
-    audit.add_argument("--config", metavar="FILE", default="", help=f"YAML file ({CONFIG_ENV})")
-    for name in _SETTINGS:
-        row = TABLE[name]
-        audit.add_argument(
-            row.flag,
-            dest=f"setting_{name}",
-            default=argparse.SUPPRESS,
-            metavar=row.kind.placeholder,
-            help=row.help.replace("%", "%%").replace("`", ""),
-        )
+    add_few(audit, _SETTINGS)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Returns the exit status. Raises ConfigError for settings that are wrong."""
-    flags: dict[str, str | Sequence[str]] = {
-        name: vars(parsed)[f"setting_{name}"]
-        for name in _SETTINGS
-        if f"setting_{name}" in vars(parsed)
-    }
-    # No replica is needed here, and one that is never asked satisfies the check for one.
-    flags["replicas"] = ("http://unused.invalid",)
-    settings = load(flags, os.environ, parsed.config).settings
+    settings = load_few(parsed, _SETTINGS)
     try:
         parse_duration(parsed.since)
     except ValueError as error:

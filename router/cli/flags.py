@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from posixpath import join, normpath
 from typing import Any, Final, NoReturn
 
-from router.config import TABLE
+from router.config import TABLE, Settings, load
 from router.config.kinds import Replicas, Switch, Word
 from router.config.serving import GROUPS
 from router.config.sources import CONFIG_ENV
@@ -31,6 +32,8 @@ COMMON: Final = (
 """What most installations set: the first that --help shows, in this order."""
 COMMON_TITLE: Final = "Common settings"
 _LINK = re.compile(r"\[[^]]*\]\(([^)]*)\)")
+_FEW: Final = "setting_"
+"""Before a setting's name, where `add_few` keeps it."""
 _PAGE = "docs/reference"  # what the links in a setting's help are relative to
 
 
@@ -79,6 +82,32 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         for row in TABLE.values():
             if row.group == group and row.name not in COMMON:
                 _add_flag(section, row, argparse.SUPPRESS)
+
+
+def add_few(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """--config, and a flag for each of these settings: for a command that needs only them. Its own
+    arguments may be called like a setting. `load_few` reads them."""
+    parser.add_argument("--config", metavar="FILE", default="", help=f"YAML file ({CONFIG_ENV})")
+    for name in names:
+        row = TABLE[name]
+        parser.add_argument(
+            row.flag,
+            dest=_FEW + name,
+            default=argparse.SUPPRESS,
+            metavar=row.kind.placeholder,
+            help=row.help.replace("%", "%%").replace("`", ""),
+        )
+
+
+def load_few(parsed: argparse.Namespace, names: Sequence[str]) -> Settings:
+    """The settings, with the flags of `add_few`. Raises ConfigError for settings that are wrong."""
+    given = vars(parsed)
+    flags: dict[str, str | Sequence[str]] = {
+        name: given[_FEW + name] for name in names if _FEW + name in given
+    }
+    # No replica is needed here, and one that is never asked satisfies the check for one.
+    flags["replicas"] = ("http://unused.invalid",)
+    return load(flags, os.environ, parsed.config).settings
 
 
 def _said(row: Row) -> str:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from router.config import TABLE, Settings, load
-from router.config.sources import CONFIG_ENV
+from router.cli.flags import add_few, load_few
+from router.config import Settings
 from router.state.codec import Writer, name_key
 from router.state.keys import Keys, position
 from router.state.redis_client import Client, errors
@@ -63,23 +61,12 @@ def add(commands: Any) -> None:
     state.add_argument("action", nargs="?", choices=("show", "flush"), default="show")
     state.add_argument("--replica", metavar="NAME", dest="flushed", help="the replica to flush")
     state.add_argument("--json", action="store_true", help="for programs")
-    state.add_argument("--config", metavar="FILE", default="", help=f"YAML file ({CONFIG_ENV})")
-    for name in _SETTINGS:
-        row = TABLE[name]
-        state.add_argument(
-            row.flag, dest=name, default=argparse.SUPPRESS, metavar=row.kind.placeholder,
-            help=row.help.replace("%", "%%").replace("`", ""),
-        )  # fmt: skip
+    add_few(state, _SETTINGS)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Returns the exit status. Raises ConfigError for settings that are wrong."""
-    flags: dict[str, str | Sequence[str]] = {
-        name: vars(parsed)[name] for name in _SETTINGS if name in vars(parsed)
-    }
-    # No replica is needed here, and one that is never asked satisfies the check for one.
-    flags["replicas"] = ("http://unused.invalid",)
-    settings = load(flags, os.environ, parsed.config).settings
+    settings = load_few(parsed, _SETTINGS)
     if not settings.state:
         return _fail("no state is set: give --state redis://HOST:6379, or `state` in the file")
     if parsed.action == "flush" and not parsed.flushed:

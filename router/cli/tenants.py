@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,8 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
-from router.config import TABLE, Settings, load
-from router.config.sources import CONFIG_ENV
+from router.cli.flags import add_few, load_few
+from router.config import Settings
 from router.config.tenancy import REDIS
 from router.config.units import parse_duration
 from router.state.redis_client import Client, errors
@@ -106,30 +105,12 @@ def add(commands: Any) -> None:
     tenants.add_argument("id", nargs="?", default="", help="the tenant's name; all without it")
     for command in (keys, tenants):
         command.add_argument("--json", action="store_true", help="for programs")
-        command.add_argument(
-            "--config", metavar="FILE", default="", help=f"YAML file ({CONFIG_ENV})"
-        )
-        for name in _SETTINGS:
-            row = TABLE[name]
-            command.add_argument(
-                row.flag,
-                dest=f"setting_{name}",
-                default=argparse.SUPPRESS,
-                metavar=row.kind.placeholder,
-                help=row.help.replace("%", "%%").replace("`", ""),
-            )
+        add_few(command, _SETTINGS)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Returns the exit status. Raises ConfigError for settings that are wrong."""
-    flags: dict[str, str | Sequence[str]] = {
-        name: vars(parsed)[f"setting_{name}"]
-        for name in _SETTINGS
-        if f"setting_{name}" in vars(parsed)
-    }
-    # No replica is needed here, and one that is never asked satisfies the check for one.
-    flags["replicas"] = ("http://unused.invalid",)
-    settings = load(flags, os.environ, parsed.config).settings
+    settings = load_few(parsed, _SETTINGS)
     actions: dict[tuple[str, str], Callable[..., Awaitable[int]]] = {
         ("keys", "create"): _create,
         ("keys", "list"): _list,
