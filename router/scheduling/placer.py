@@ -365,9 +365,10 @@ class Placer:
             if self._tiers is not None and self._tiers.mask:
                 found = self._tiers.reach(found)
                 behind = self._tiers.behind(chain, found, scale)
-            held = [(weight * scale, mask) for weight, mask in found]
             if prompt.media:
                 held = [(facts.begins(weight, prompt.media), mask) for weight, mask in found]
+            else:
+                held = [(weight * scale, mask) for weight, mask in found]
         exact = prompt.tokens
         if exact is not None and self._reports is not None:
             ratio = exact.count / tokens  # what is believed was estimated by bytes
