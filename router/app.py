@@ -120,7 +120,7 @@ class _Membership(FleetListener):
 
     def on_emptied(self, replica: Replica) -> None:
         """The replica restarted, so its cache is empty."""
-        self._adapters.forget(replica.slot)
+        self._adapters.emptied(replica.slot)
         self.on_adapters(replica)
         if self.shared is None or self.shared.emptied(replica):
             self._index.forget(replica.slot)
