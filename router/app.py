@@ -521,6 +521,8 @@ class App:
         self.front.reload_certificate()
         self.settings = settings
         self.gateway.adopt(settings)
+        if isinstance(self.front, Server):
+            self.front.settings_changed()
         logs.set_level(settings.log_level)
         self.access_log.share = settings.access_log
         self.access_log.start(self.gateway.loop.call_later)
