@@ -296,6 +296,24 @@ async def test_client_leaves_while_prefill_computes(
     await end(made)
 
 
+async def test_a_prefill_replica_leaves_while_it_is_met(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await world(replicas, router, connect, 1, 1)
+    apart = made.app.gateway.disaggregation
+    assert apart is not None
+
+    async def leaves(_: object) -> None:
+        made.app.fleet.remove(made.prefill[0].url)
+
+    monkeypatch.setattr(apart.connector, "meet", leaves)
+    answer = await (await connect(made.app)).ask(post(PATH, body()))
+    assert (answer[0], json.loads(answer[2])["id"]) == (200, "decoded")
+    assert made.count("failed") == 1
+    assert not made.prefill[0].received
+    await end(made)
+
+
 async def test_a_connection_that_was_hung_up_is_not_used_again(
     replicas: MakeReplica, router: MakeRouter, connect: Connect
 ) -> None:
