@@ -120,7 +120,7 @@ class _Membership(FleetListener):
 
     def on_emptied(self, replica: Replica) -> None:
         """The replica restarted, so its cache is empty."""
-        self._adapters.forget(replica.slot)
+        self._adapters.emptied(replica.slot)
         self.on_adapters(replica)
         if self.shared is None or self.shared.emptied(replica):
             self._index.forget(replica.slot)
@@ -521,6 +521,8 @@ class App:
         self.front.reload_certificate()
         self.settings = settings
         self.gateway.adopt(settings)
+        if isinstance(self.front, Server):
+            self.front.settings_changed()
         logs.set_level(settings.log_level)
         self.access_log.share = settings.access_log
         self.access_log.start(self.gateway.loop.call_later)

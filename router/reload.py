@@ -31,7 +31,8 @@ class Reloader:
         self._reread = reread
 
     async def changed(self) -> dict[str, object] | None:
-        """The live settings that are others now; None where something is wrong with any of them.
+        """The live settings that are others than those taken up last; None where something is wrong
+        with any of them.
 
         Those that need a restart are named in the log.
         """
@@ -45,8 +46,11 @@ class Reloader:
         live = {name: getattr(now, name) for name in names if TABLE[name].live}
         if fixed := [name for name in names if name not in live]:
             log.warning("these settings have changed and need a restart: %s", ", ".join(fixed))
-        self._settings = msgspec.structs.replace(self._settings, **live)
         return live
+
+    def _taken(self, live: dict[str, object]) -> None:
+        """They hold now, and are not told as changed any more."""
+        self._settings = msgspec.structs.replace(self._settings, **live)
 
     async def router(self, app: App) -> None:
         """Have a router take up what is live."""
@@ -56,12 +60,16 @@ class Reloader:
         try:
             app.adopt(live)
         except (OSError, ssl.SSLError) as error:
-            log.error("cannot read the certificate again, it stays as it was: %s", error)
+            log.error("cannot read the certificate again, all stays as it was: %s", error)
             return
+        self._taken(live)
         log.info("settings read again, changed: %s", ", ".join(live) or "none")
 
     async def supervisor(self) -> None:
         """The same for a supervisor, which has a log and no more; workers are told by signal."""
         live = await self.changed()
-        if live and "log_level" in live:
+        if live is None:
+            return
+        if "log_level" in live:
             logs.set_level(str(live["log_level"]))
+        self._taken(live)

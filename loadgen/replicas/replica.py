@@ -320,7 +320,7 @@ class Replica:
         path = received.path.partition("?")[0]
         generating = self.surface.generating.get(path)
         route = self.surface.routes.get(path)
-        anthropic = path == "/v1/messages"
+        anthropic = path.startswith("/v1/messages")
         try:
             if generating is not None and received.method == "POST":
                 self._generate(connection, received, *generating)

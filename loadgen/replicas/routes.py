@@ -126,6 +126,19 @@ def _tokenize(replica: Replica, connection: Connection, received: Received) -> N
     connection.reply(200, _encode(answer))
 
 
+def _count_tokens(replica: Replica, connection: Connection, received: Received) -> None:
+    body = decode_body(received.body)
+    if not body.get("model"):
+        raise missing("model")
+    # Counted is what /v1/messages would render, but for max_tokens, which it does not have.
+    replica.surface.prepare("/v1/messages", body)
+    job = messages_job({**body, "max_tokens": 1})
+    replica.check_model(job.model)
+    count = len(job.prompts[0]) // TOKEN_BYTES
+    answer = {"input_tokens": count, "context_management": {"original_input_tokens": count}}
+    connection.reply(200, _encode(answer))
+
+
 def _detokenize(replica: Replica, connection: Connection, received: Received) -> None:
     body = decode_body(received.body)
     replica.check_model(body.get("model") or replica.model)
@@ -244,6 +257,7 @@ ROUTES: dict[str, Route] = {
     "/metrics": Route(("GET",), _metrics),
     "/tokenize": Route(("POST",), _tokenize),
     "/detokenize": Route(("POST",), _detokenize),
+    "/v1/messages/count_tokens": Route(("POST",), _count_tokens),
     "/reset_prefix_cache": Route(("POST",), _reset),
     "/kv_event_sources": Route(("GET",), _event_sources),
     "/v1/embeddings": Route(("POST",), _embeddings),

@@ -14,10 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from router.admin.console_data import Console, limit
+from router.admin.console_data import Console
 from router.admin.engines import OPERATIONS, CallResult
 from router.admin.guard import FILES, Guard
-from router.admin.messages import HEADERS, as_json, read_body
+from router.admin.messages import HEADERS, as_json, error, limit, parameters, read_body
 from router.admin.page import file, page
 from router.admin.parts import AdminParts, Phase
 from router.admin.replicas import report, reports
@@ -90,7 +90,7 @@ def create_app(
             Route("/explain/{request_id:path}", admin.explain),
         ],
         middleware=[Middleware(Guard, bound=bound, key=key, hosts=hosts)],
-        exception_handlers={HTTPException: _error},
+        exception_handlers={HTTPException: error},
     )
 
 
@@ -134,16 +134,19 @@ class _Admin:
         size = {"content-length": str(sum(map(len, parts)))}
         return StreamingResponse(_taking_turns(parts), 200, {**HEADERS, **size}, CONTENT_TYPE)
 
-    async def replicas(self, _request: Request) -> Response:
+    async def replicas(self, request: Request) -> Response:
         """All replicas, with state, load and hit rate."""
+        parameters(request)
         return as_json(reports(self._parts))
 
-    async def latest(self, _request: Request) -> Response:
+    async def latest(self, request: Request) -> Response:
         """The explanations of the latest requests."""
+        parameters(request)
         return as_json(self._parts.explain.latest())
 
     async def explain(self, request: Request) -> Response:
         """The explanation of one request."""
+        parameters(request)
         request_id = request.path_params["request_id"]
         found = self._parts.explain.find(request_id)
         if found is None:
@@ -152,8 +155,9 @@ class _Admin:
             )
         return as_json(found)
 
-    async def shadows(self, _request: Request) -> Response:
+    async def shadows(self, request: Request) -> Response:
         """What other policies would have got."""
+        parameters(request)
         if self._parts.shadows is None:
             raise HTTPException(
                 404, "no shadow policies run; set shadow_policies, such as round_robin"
@@ -162,13 +166,14 @@ class _Admin:
 
     async def sessions(self, request: Request) -> Response:
         """The latest sessions of agents."""
-        asked = request.query_params
+        asked = parameters(request, "limit", "model", "tenant")
         model, tenant = asked.get("model", ""), asked.get("tenant", "")
-        most = limit(asked.get("limit", "100"))
+        most = limit(asked, 100)
         return as_json(report_sessions(self._auditor(), most, model, tenant))
 
     async def session(self, request: Request) -> Response:
         """One session, step by step."""
+        parameters(request)
         name = request.path_params["name"]
         found = report_session(self._auditor(), name)
         if found is None:
@@ -177,11 +182,11 @@ class _Admin:
 
     async def audit(self, request: Request) -> Response:
         """What in the traffic costs cached tokens, and what mends it."""
-        text = request.query_params.get("since", "1h")
+        text = parameters(request, "since").get("since", "1h")
         try:
             since = parse_duration(text)
-        except ValueError as error:
-            raise HTTPException(400, f"since {text!r}: {error}; write it like 15m or 1h") from None
+        except ValueError as why:
+            raise HTTPException(400, f"since {text!r}: {why}; write it like 15m or 1h") from None
         return as_json(report_audit(self._auditor(), since, time.time()))
 
     def _auditor(self) -> Auditor:
@@ -192,6 +197,7 @@ class _Admin:
 
     async def register(self, request: Request) -> Response:
         """Let a replica in. One that is there stays, with the models and role that are given."""
+        parameters(request)
         fleet, given = self._parts.fleet, await _registration(request)
         try:
             known = fleet.find(given.url)
@@ -208,6 +214,7 @@ class _Admin:
 
     async def deregister(self, request: Request) -> Response:
         """Let a replica go: nothing more is sent there, and what is in flight ends as it will."""
+        parameters(request)
         fleet, name = self._parts.fleet, request.path_params.get("name")
         try:
             if name is None:
@@ -232,6 +239,7 @@ class _Admin:
         rest = request.path_params["rest"]
         replicas, what = self._split(rest)
         if what in ("drain", "undrain"):
+            parameters(request)
             act = self._parts.fleet.drain if what == "drain" else self._parts.fleet.undrain
             for replica in replicas:
                 act(replica.url)
@@ -288,13 +296,3 @@ async def _taking_turns(parts: Sequence[bytes]) -> AsyncIterator[bytes]:
     for part in parts:
         yield part
         await asyncio.sleep(0)
-
-
-async def _error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return Response(
-        msgspec.json.encode({"error": error.detail}),
-        error.status_code,
-        {**HEADERS, **(error.headers or {})},
-        "application/json",
-    )

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from router.admin.messages import as_json, read_body
+from router.admin.messages import MOST, as_json, limit, parameters, read_body
 from router.admin.parts import AdminParts
 from router.config import TABLE
 from router.index.shared import SharedPrefix, shared_prefixes
@@ -22,8 +22,6 @@ from router.scheduling.learning import BYTES_PER_TOKEN
 from router.telemetry.explain import RequestFilter, RequestLine
 from router.types import slots
 
-MOST: Final = 500
-"""Entries of one answer."""
 PREFIXES_KEPT_S: Final = 5.0
 """Seconds for which a walk over the index is shown again."""
 PLAY_TIMEOUT_S: Final = 60.0
@@ -178,20 +176,16 @@ class Console:
 
     async def requests(self, request: Request) -> Response:
         """The latest requests that fit a filter."""
-        asked = dict(request.query_params)
-        count = limit(asked.pop("limit", "100"))
-        try:
-            wanted = msgspec.convert(asked, RequestFilter)
-        except msgspec.ValidationError as error:
-            raise HTTPException(400, str(error)) from None
-        if unknown := set(asked) - set(RequestFilter.__struct_fields__):
-            known = ", ".join(("limit", *RequestFilter.__struct_fields__))
-            raise HTTPException(400, f"no filter {min(unknown)!r}; there are: {known}")
+        asked = parameters(request, "limit", *RequestFilter.__struct_fields__)
+        count = limit(asked, 100)
+        asked.pop("limit", None)
+        wanted = RequestFilter(**asked)
         explain = self._parts.explain
         return as_json(Requests(explain.size, explain.search(wanted, count)))
 
-    async def queue(self, _request: Request) -> Response:
+    async def queue(self, request: Request) -> Response:
         """Who waits."""
+        parameters(request)
         queue = self._parts.console.queue()
         if queue is None:
             raise HTTPException(503, "the router is starting")
@@ -225,8 +219,8 @@ class Console:
 
     async def prefixes(self, request: Request) -> Response:
         """The largest shared prefixes."""
-        asked = request.query_params
-        count, model = limit(asked.get("limit", "50")), asked.get("model", "")
+        asked = parameters(request, "limit", "model")
+        count, model = limit(asked, 50), asked.get("model", "")
         async with self._walk:
             if time.monotonic() - self._walked > PREFIXES_KEPT_S:
                 for found in shared_prefixes(self._parts.console.index, MOST):
@@ -259,8 +253,9 @@ class Console:
             idle_s=round(time.monotonic() - found.used, 1),
         )
 
-    async def policies(self, _request: Request) -> Response:
+    async def policies(self, request: Request) -> Response:
         """The policy in use and its decisions; /shadows has the others."""
+        parameters(request)
         console = self._parts.console
         decisions = [
             Decision(policy, reason, number)
@@ -269,8 +264,9 @@ class Console:
         decisions.sort(key=lambda each: -each.requests)
         return as_json(Policies(console.settings().policy, dict(console.weights), decisions))
 
-    async def settings(self, _request: Request) -> Response:
+    async def settings(self, request: Request) -> Response:
         """The settings in effect."""
+        parameters(request)
         console = self._parts.console
         settings = console.settings()
         rows = [
@@ -288,20 +284,16 @@ class Console:
 
     async def play(self, request: Request) -> Response:
         """Send a prompt by the clients' port, as any client would."""
+        parameters(request)
         try:
             play = msgspec.json.decode(await read_body(request), type=Play)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise HTTPException(400, f"give model and prompt: {error}") from None
         if not 1 <= play.max_tokens <= MAX_PLAY_TOKENS:
             raise HTTPException(400, f"max_tokens must be from 1 to {MAX_PLAY_TOKENS}")
+        if not (play.key.isascii() and play.key.isprintable()):
+            raise HTTPException(400, "key has characters that no header can have")
         return as_json(await _play(self._parts.console.front(), play))
-
-
-def limit(text: str) -> int:
-    """How many entries are asked for, at most `MOST`. Raises HTTPException."""
-    if not (text.isascii() and text.isdigit() and 0 < len(text) < 10 and int(text)):
-        raise HTTPException(400, f"limit must be a number from 1 to {MOST}, not {text!r}")
-    return min(int(text), MOST)
 
 
 async def _play(front: str, play: Play) -> Played:

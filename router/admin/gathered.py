@@ -18,19 +18,19 @@ from typing import Final, TypeVar
 
 import httpx
 import msgspec
-import uvicorn
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from router.admin.console_data import Policies, QueueReport, Requests, limit
+from router.admin.console_data import Policies, QueueReport, Requests
 from router.admin.guard import HEADER, Guard
 from router.admin.joined import joined_policies, joined_queue, joined_replicas
-from router.admin.messages import as_json
+from router.admin.messages import as_json, error, limit, read_body
 from router.admin.replicas import ReplicaReport
-from router.admin.server import STOP_TIMEOUT_S, EmbeddedServer, bind
+from router.admin.server import EmbeddedServer, bind
 from router.audit.joined import joined, joined_session, joined_sessions
 from router.audit.report import Audit, SessionList, SessionStory
 from router.config import Settings
@@ -88,20 +88,9 @@ class GatheredServer:
                     hosts=settings.admin_names,
                 )
             ],
+            exception_handlers={HTTPException: error},
         )
-        self._server = EmbeddedServer(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                log_level="warning",
-                access_log=False,
-                lifespan="off",
-                ws="none",
-                proxy_headers=False,
-                server_header=False,
-                timeout_graceful_shutdown=STOP_TIMEOUT_S,
-            )
-        )
+        self._server = EmbeddedServer(app)
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -118,30 +107,33 @@ class GatheredServer:
         await self._client.aclose()
 
     async def _ask(self, request: Request, port: int, body: bytes = b"") -> httpx.Response | None:
-        path = request.url.path
-        if request.url.query:
-            path += f"?{request.url.query}"
-        headers = {HEADER: "1"}
-        for name in ("authorization", "content-type"):
-            if name in request.headers:
-                headers[name] = request.headers[name]
-        return await self._call(port, request.method, path, body, headers)
+        # As it was sent: an id in the path may have escaped slashes and question marks.
+        target = request.scope["raw_path"]
+        if request.scope["query_string"]:
+            target += b"?" + request.scope["query_string"]
+        headers = [(HEADER.encode(), b"1")]
+        headers += [
+            (name, value)
+            for name, value in request.headers.raw
+            if name in (b"authorization", b"content-type")
+        ]
+        return await self._call(port, request.method, target, body, headers)
 
     async def _call(
-        self, port: int, method: str, path: str, body: bytes, headers: dict[str, str]
+        self, port: int, method: str, target: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
     ) -> httpx.Response | None:
-        url = f"http://127.0.0.1:{port}{path}"
+        url = httpx.URL(f"http://127.0.0.1:{port}").copy_with(raw_path=target)
         with contextlib.suppress(httpx.HTTPError):
             return await self._client.request(method, url, content=body, headers=headers)
         return None
 
     async def catch_up(self, port: int) -> None:
         """A worker has started: make the changes of /replicas there that the others have made."""
-        headers = {HEADER: "1"}
+        headers = [(HEADER.encode(), b"1")]
         if self._settings.admin_key:
-            headers["authorization"] = f"Bearer {self._settings.admin_key}"
+            headers.append((b"authorization", b"Bearer %b" % self._settings.admin_key.encode()))
         for method, body in list(self._changes.values()):
-            if await self._call(port, method, "/replicas", body, headers) is None:
+            if await self._call(port, method, b"/replicas", body, headers) is None:
                 log.warning("a worker that has just started did not get all registered replicas")
                 return
 
@@ -175,10 +167,10 @@ class GatheredServer:
         return _same(answers[0])
 
     async def _latest(self, request: Request) -> Response:
-        found: list[object] = []
-        for _, answer in await self._all(request):
-            if answer is not None and answer.status_code == 200:
-                found += msgspec.json.decode(answer.content)
+        good, answer = await self._good(request)
+        if answer is not None:
+            return answer
+        found = [line for each in good for line in msgspec.json.decode(each)]
         return Response(msgspec.json.encode(found), 200, _HEADERS, "application/json")
 
     def _joined(
@@ -203,7 +195,7 @@ class GatheredServer:
         found = [msgspec.json.decode(each, type=Requests) for each in good]
         lines = [line for each in found for line in each.requests]
         lines.sort(key=lambda line: line.started, reverse=True)
-        del lines[limit(request.query_params.get("limit", "100")) :]
+        del lines[limit(dict(request.query_params), 100) :]
         return as_json(Requests(sum(each.kept for each in found), lines))
 
     async def _good(self, request: Request) -> tuple[list[bytes], Response | None]:
@@ -223,7 +215,7 @@ class GatheredServer:
 
     async def _change(self, request: Request) -> Response:
         """Registers a replica with all workers, or lets one go from all."""
-        body = await request.body()
+        body = await read_body(request)
         answers = [answer for _, answer in await self._all(request, body)]
         bad = next((a for a in answers if a is not None and a.status_code >= 400), None)
         answer = bad or next((a for a in answers if a is not None), None)
@@ -243,7 +235,7 @@ class GatheredServer:
                 self._changes[name] = method, msgspec.json.encode({"url": url})
 
     async def _first(self, request: Request) -> Response:
-        body = await request.body()
+        body = await read_body(request)
         if request.method == "POST" and request.url.path.endswith(("/drain", "/undrain")):
             answers = [answer for _, answer in await self._all(request, body)]
             bad = next((a for a in answers if a is not None and a.status_code != 200), None)

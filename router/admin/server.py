@@ -10,8 +10,10 @@ import time
 from collections.abc import Iterator, Sequence
 
 import uvicorn
+from starlette.applications import Starlette
 
 from router.admin.app import create_app
+from router.admin.connection import AdminConnection
 from router.admin.parts import AdminParts
 from router.telemetry.recent import SAMPLE_INTERVAL_S, answers
 
@@ -24,6 +26,23 @@ STOP_TIMEOUT_S = 2
 
 class EmbeddedServer(uvicorn.Server):
     """uvicorn without its signal handlers: the router has its own."""
+
+    def __init__(self, app: Starlette) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=AdminConnection,
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                # The peer's address decides who may change things: it is not taken from headers.
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=STOP_TIMEOUT_S,
+            )
+        )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -47,19 +66,7 @@ class AdminServer:
         """The port listened on, once started."""
         self._parts = parts
         self._host = host
-        config = uvicorn.Config(
-            create_app(parts, bound=host, key=key, hosts=hosts),
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            ws="none",
-            # The peer's address decides who may change things: it is not taken from headers.
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=STOP_TIMEOUT_S,
-        )
-        self._server = EmbeddedServer(config)
+        self._server = EmbeddedServer(create_app(parts, bound=host, key=key, hosts=hosts))
         self._socket: socket.socket | None = None
         self._tasks: list[asyncio.Task[None]] = []
 

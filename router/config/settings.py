@@ -205,9 +205,9 @@ class Settings(InsightSettings, frozen=True, kw_only=True):
         SettingInfo(
             FLEET,
             Switch(),
-            "Pass `kv_transfer_params` and similar fields from clients on to the engines. They "
-            "tell an engine where to read KV blocks, so turn this on only where every client is a "
-            "router of your own.",
+            "Pass `kv_transfer_params` and similar fields, and headers that tell a sidecar where "
+            "to connect, from clients on to the engines. They name the hosts that KV blocks are "
+            "read from, so turn this on only where every client is a router of your own.",
         ),
     ] = False
     replica_api_key: Annotated[

@@ -17,6 +17,7 @@ from router.config.errors import BadValueError, ConfigError, Fault, Problem
 from router.config.kinds import Names, Replicas
 from router.config.settings import Settings
 from router.config.table import ENV_PREFIX, TABLE
+from router.unreadable_yaml import UNREADABLE_YAML
 
 CONFIG_ENV = f"{ENV_PREFIX}CONFIG"
 """Names the file where --config does not."""
@@ -153,7 +154,7 @@ def _read_file(path: str, found: _Found) -> None:
         found.no_file(path, f"cannot be read: {error.strerror}", "give a file that can be read")
     except UnicodeDecodeError:
         found.no_file(path, "is not UTF-8 text", "save it as UTF-8")
-    except yaml.YAMLError as error:
+    except UNREADABLE_YAML as error:
         found.no_file(*_not_yaml(path, error))
     else:
         if isinstance(root, yaml.MappingNode):
@@ -197,9 +198,11 @@ def _node_text(node: yaml.Node, *, wants_list: bool) -> str | None:
     return "\n".join(item.value for item in node.value)
 
 
-def _not_yaml(path: str, error: yaml.YAMLError) -> tuple[str, str, str]:
+def _not_yaml(path: str, error: Exception) -> tuple[str, str, str]:
     """The parser's complaint without the file's own words, which may be secret."""
     place, said = path, "it cannot be parsed"
+    if isinstance(error, RecursionError):
+        said = "it is nested too deeply"
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         if mark is not None:

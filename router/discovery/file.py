@@ -18,6 +18,7 @@ import yaml
 from router.config.address import parse_address
 from router.discovery.target import Audience, Target
 from router.types import Role
+from router.unreadable_yaml import UNREADABLE_YAML
 from router.watched_file import WatchedFile
 
 MAX_FILE_BYTES = 4 * 1024 * 1024
@@ -60,7 +61,7 @@ def parse_targets(text: bytes) -> list[Target]:
     """What a file lists. Raises ValueError that says what is wrong and where."""
     try:
         root = yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe one
-    except yaml.YAMLError as error:
+    except UNREADABLE_YAML as error:
         raise ValueError(f"it is not YAML: {' '.join(str(error).split())}") from None
     if root is None:
         # Half written, or a mount that is not there yet: nobody means it.

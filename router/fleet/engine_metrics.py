@@ -9,7 +9,7 @@ of router/fleet/engines.
 from __future__ import annotations
 
 import re
-from math import isfinite
+from math import inf, isfinite
 
 import msgspec
 
@@ -99,6 +99,10 @@ class EngineMetrics(msgspec.Struct, frozen=True, gc=False):
     """LoRA adapters that it keeps in GPU memory, and runs requests of at the same time."""
     adapters: tuple[str, ...] = ()
     """Those with requests, running or waiting. Not told of each rank."""
+    adapters_at: float = 0.0
+    """When the engine set these, by its own clock in Unix seconds; 0 where it tells none."""
+    adapters_stale: float = 0.0
+    """Nothing that it set by then is believed any more."""
     ranks: tuple[EngineMetrics, ...] = ()
     """The same of each engine, in the order of their ranks; empty where there is one."""
 
@@ -164,11 +168,32 @@ def parse_metrics(text: bytes) -> EngineMetrics:
             _reading(told, caches, started, [name], len(names)) for name in sorted(names, key=int)
         )
     whole = _reading(told, caches, started, None, 1)
-    max_loras, adapters = _adapters(text)
+    max_loras, adapters, adapters_at = _adapters(text)
     ranks = tuple(msgspec.structs.replace(rank, max_loras=max_loras) for rank in ranks)
     return msgspec.structs.replace(
-        whole, ranks=ranks, asleep=_asleep(text), max_loras=max_loras, adapters=adapters
+        whole,
+        ranks=ranks,
+        asleep=_asleep(text),
+        max_loras=max_loras,
+        adapters=adapters,
+        adapters_at=adapters_at,
     )
+
+
+def after(before: EngineMetrics | None, now: EngineMetrics) -> EngineMetrics:
+    """A reading, without what the one before it shows to be stale.
+
+    An engine says which adapters have requests with each step. Where it has finished requests and
+    nothing later is told, its clock was set back: what holds now looks older than what held then.
+    """
+    if before is None or not now.adapters_at:
+        return now
+    stale = before.adapters_stale
+    if now.adapters_at == before.adapters_at and (now.prompts or 0.0) > (before.prompts or 0.0):
+        stale = now.adapters_at
+    if now.adapters_at > stale:
+        return now
+    return msgspec.structs.replace(now, adapters=(), adapters_stale=stale)
 
 
 def _reading(
@@ -308,30 +333,35 @@ def _asleep(text: bytes) -> bool | None:
     return found
 
 
-def _adapters(text: bytes) -> tuple[int | None, tuple[str, ...]]:
-    """max_loras and the adapters with requests, from vllm:lora_requests_info; None where there is
-    no such metric.
+def _adapters(text: bytes) -> tuple[int | None, tuple[str, ...], float]:
+    """max_loras, the adapters with requests, and when that was set, from vllm:lora_requests_info;
+    None where there is no such metric.
 
     Each combination of names is a series of its own and stays; the value is the time at which it
     was set, so the largest one is what holds now (vLLM's v1/metrics/loggers.py). vLLM puts an
-    adapter with any request under both labels, running and waiting.
+    adapter with any request under both labels, running and waiting. Where there are more series
+    than are read, the one that holds may be among the others, and no adapter is told.
     """
     newest, latest = b"", -1.0
-    for line in _lines(text, _ADAPTERS):
+    lines = _lines(text, _ADAPTERS)
+    for line in lines:
         try:
             at = float(line[line.rfind(b"}") + 1 :].split()[0])
         except (IndexError, ValueError):
             continue
-        if at > latest:
+        if latest < at < inf:
             newest, latest = line, at
     if not newest:
-        return None, ()
+        return None, (), 0.0
+    most = _number(_label(newest, b"max_lora")) or None
+    if len(lines) >= MAX_SERIES:
+        return most, (), 0.0
     names: dict[str, None] = {}
     for label in (b"running_lora_adapters", b"waiting_lora_adapters"):
         for name in _label(newest, label).decode("utf-8", "replace").split(","):
             if name.strip():
                 names[name.strip()] = None
-    return _number(_label(newest, b"max_lora")) or None, tuple(names)
+    return most, tuple(names), latest
 
 
 def _label(line: bytes, name: bytes) -> bytes:

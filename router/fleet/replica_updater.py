@@ -8,7 +8,7 @@ from itertools import zip_longest
 
 from router.config import Settings
 from router.fleet.change_notifier import ChangeNotifier
-from router.fleet.engine_metrics import EngineMetrics
+from router.fleet.engine_metrics import EngineMetrics, after
 from router.fleet.engines import EngineKind, kind_by_owners
 from router.fleet.health import HealthState, OwnFleetError
 from router.fleet.listener import FleetListener
@@ -237,7 +237,7 @@ class ReplicaUpdater:
             rank.load.tier_seconds = (
                 before + (seconds - before) * TIER_SMOOTHING if before else seconds
             )
-        rank.engine = reading
+        rank.engine = after(rank.engine, reading)
         rank.engine_at = now
         rank.engine_missing = ""
         self._resize(rank, reading)

@@ -207,6 +207,10 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(self._cause(exc))
         return True
 
+    def forget_head(self) -> None:
+        """What was made of the last head holds no more."""
+        self._known = None
+
     def eof_received(self) -> bool:
         """The client closed its side: nobody is there to read an answer."""
         return False

@@ -247,6 +247,8 @@ class FirstLeg:
         except NoHandOverError as error:
             self._lost_work(replica, error, now)
             return False
+        if fleet.replicas[slot] is not replica:
+            return True  # it left meanwhile
         try:
             self._transfer = token_hex(8)
             asking = connector.asking(self._transfer)

@@ -20,7 +20,7 @@ from router.fleet.listener import FleetListener
 from router.fleet.replica import Replica
 from router.http.hold import Holding
 from router.http.queueing import RequestQueue
-from router.http.request import SPECIAL_HEADERS
+from router.http.request import DIRECTING, SPECIAL_HEADERS
 from router.http.routes import Paths
 from router.http.upstream import Failure, Pool, RetryBudget, UpstreamConnection
 from router.queue.classes import HEADERS
@@ -109,6 +109,9 @@ class Gateway(FleetListener):
         those that clients send of their own accord."""
         self.session_headers.setdefault(settings.session_header.encode(), -1)
         self.special_headers = SPECIAL_HEADERS | {*HEADERS, *self.session_headers, AGENT_HEADER}
+        if not settings.trust_kv_transfer:
+            # What is looked at and not taken up is left out.
+            self.special_headers |= DIRECTING
         self.retry_after = b"retry-after: %d\r\n" % max(1, round(settings.retry_after))
         origin = settings.allow_origin.encode()
         self.allow_origin = b"access-control-allow-origin: %b\r\n" % origin if origin else b""

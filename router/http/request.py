@@ -55,6 +55,21 @@ SPECIAL_HEADERS = HOP_BY_HOP | {
     b"x-warmroute-explain",
 }
 
+PREFILLER: Final = b"x-prefiller-host-port"
+"""Who is to prefill a request first, for llm-d's routing sidecar in front of a replica
+(llm-d-inference-scheduler, docs/disagg_pd.md)."""
+DIRECTING: Final = frozenset(
+    {
+        PREFILLER,
+        b"x-prefiller-url",
+        b"x-encoder-hosts-ports",
+        b"x-data-parallel-host-port",
+        b"x-kv-cache-source-host-port",
+    }
+)
+"""Headers that tell such a sidecar where to connect (llm-d, pkg/common/routing/common.go; the
+second one in older versions). A client must not: its requests would reach any address."""
+
 # Values of Connection that name no header.
 _PLAIN = frozenset((b",keep-alive", b",close", b",upgrade"))
 # Words in Connection that take no header out.

@@ -75,6 +75,11 @@ class Server:
             server_context(settings.tls_cert, settings.tls_key)
             self._tls.load_cert_chain(settings.tls_cert, settings.tls_key)
 
+    def settings_changed(self) -> None:
+        """Have the next head on each connection read by the settings that hold now."""
+        for client in self.clients:
+            client.forget_head()
+
     def settle(self) -> None:
         """Go on serving, but let every answer from now on be its connection's last, so that
         clients go elsewhere."""

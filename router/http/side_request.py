@@ -48,7 +48,7 @@ async def ask(gateway: Gateway, replica: Replica, request: Request) -> Answer | 
     had sent it by then: it may tell of blocks that somebody has to fetch.
     """
     fleet, slot = gateway.fleet, replica.slot
-    fresh = False
+    fresh = hung_up = False
     began = monotonic()
     while True:
         upstream = None if fresh else gateway.pools[slot].take()
@@ -69,13 +69,15 @@ async def ask(gateway: Gateway, replica: Replica, request: Request) -> Answer | 
                 ):
                     return Failure(504, Outcome.TIMEOUT_FIRST_BYTE, "silent", "did not answer")
         except asyncio.CancelledError:
+            hung_up = True
             await _last_word(asker, upstream)
             if not asker.whole:
                 raise
         finally:
-            if asker.whole:
-                upstream.release()  # which closes it where it was hung up
+            if asker.whole and not hung_up:
+                upstream.release()
             elif not asker.lost:
+                # Where it was hung up, nothing more can be written over it.
                 upstream.drop()
         found = asker.done.result()
         if isinstance(found, Failure) and asker.lost and upstream.reused and not upstream.touched:

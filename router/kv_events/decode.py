@@ -1,8 +1,9 @@
 """vLLM's KV event batches, in every encoding there has been.
 
-A batch is ``[time, events, data-parallel rank]``. An event is a map with its kind under ``type``
-(since 0.23), or an array with its kind first and its fields in the same order (before). Block
-hashes are integers or bytes. See vLLM's ``vllm/distributed/kv_events.py``.
+A batch is ``[time, events, data-parallel rank]``; some builds of vLLM's main branch have sent a map
+of ``ts``, ``events`` and ``data_parallel_rank`` instead. An event is a map with its kind under
+``type`` (since 0.23), or an array with its kind first and its fields in the same order (before).
+Block hashes are integers or bytes. See vLLM's ``vllm/distributed/kv_events.py``.
 """
 
 from __future__ import annotations
@@ -84,12 +85,24 @@ class _AnyBatch(msgspec.Struct, array_like=True, gc=False):
     data_parallel_rank: int | None = None
 
 
+class _MapBatch(msgspec.Struct, rename={"time": "ts"}, gc=False):
+    time: float
+    events: list[msgspec.Raw]
+    data_parallel_rank: int | None = None
+
+
 _batch = msgspec.msgpack.Decoder(Batch)
 _old_batch = msgspec.msgpack.Decoder(_OldBatch)
 _any_batch = msgspec.msgpack.Decoder(_AnyBatch)
+_map_batch = msgspec.msgpack.Decoder(_MapBatch)
 _event = msgspec.msgpack.Decoder(Stored | Removed | Cleared)
 _old_event = msgspec.msgpack.Decoder(_OldStored | _OldRemoved | _OldCleared)
 _kind = msgspec.msgpack.Decoder()
+
+_FIXMAP = 0x8
+"""The upper half of a first byte that begins a map of up to 15 members."""
+_MAPS = (0xDE, 0xDF)
+"""First bytes of larger ones."""
 
 KNOWN = ("BlockStored", "BlockRemoved", "AllBlocksCleared")
 
@@ -104,18 +117,21 @@ def decode(payload: bytes) -> Batch:
         return _batch.decode(payload)
     except msgspec.ValidationError:
         pass
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"not msgpack: {error}") from None
     try:
         old = _old_batch.decode(payload)
         return Batch(old.time, list(old.events), old.data_parallel_rank)
     except msgspec.ValidationError:
         return _piecemeal(payload)
+    except RecursionError as error:
+        raise ValueError(f"not msgpack: {error}") from None
 
 
 def _piecemeal(payload: bytes) -> Batch:
     try:
-        batch = _any_batch.decode(payload)
+        is_map = payload[0] >> 4 == _FIXMAP or payload[0] in _MAPS
+        batch = (_map_batch if is_map else _any_batch).decode(payload)
         events: list[Event] = []
         for raw in batch.events:
             tree = _kind.decode(raw)
@@ -123,6 +139,6 @@ def _piecemeal(payload: bytes) -> Batch:
             if kind in KNOWN:
                 decoder = _event if isinstance(tree, dict) else _old_event
                 events.append(decoder.decode(raw))
-    except (msgspec.DecodeError, AttributeError, TypeError) as error:
+    except (msgspec.DecodeError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"not a batch of KV events: {error}") from None
     return Batch(batch.time, events, batch.data_parallel_rank)

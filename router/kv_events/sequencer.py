@@ -75,7 +75,8 @@ class EventSequencer:
         self.cuts = 0
         """Replays with a hole or without an end."""
         self.faults = 0
-        """Batches that could not be read."""
+        """Batches, and messages around them, that could not be read."""
+        self._told_malformed = ""
 
     @property
     def current(self) -> bool:
@@ -148,6 +149,14 @@ class EventSequencer:
             self._doubtful = True
             self._catch_up()
             self._tell()
+
+    def malformed(self, what: str) -> None:
+        """A message came that is none of this protocol. Where a batch is lost by it, the numbers
+        of the others tell. what: for the log, which has each kind once."""
+        self.faults += 1
+        if what != self._told_malformed:
+            self._told_malformed = what
+            log.warning("%s: its KV event sockets bring what is left out: %s", self._name, what)
 
     def replayed(self, number: int, payload: bytes) -> None:
         """Take in one batch of a replay."""

@@ -27,6 +27,8 @@ REPLAY_TIMEOUT_S = 5.0
 """A replay without a message for so long has failed."""
 REPLAY_CUT_TIMEOUT_S = 1.0
 """A replay that brought something and then says nothing for so long has lost its end."""
+NUMBER_BYTES = 8
+"""A batch's number as it is sent."""
 HEARTBEAT_MS = 1000
 SILENT_MS = 3000
 """A connection over which no heartbeat came for so long is cut; ZMQ connects again by itself."""
@@ -148,8 +150,10 @@ class Subscription:
                 frames = self._events.recv_multipart(self._zmq.NOBLOCK)
             except self._zmq.Again:
                 return
-            if len(frames) == 3 and len(frames[1]) == 8:
+            if len(frames) == 3 and len(frames[1]) == NUMBER_BYTES:
                 self.sequencer.live(int.from_bytes(frames[1], "big"), frames[2])
+            else:
+                self.sequencer.malformed(f"{len(frames)} frames, and not topic, number and batch")
             if monotonic() > until:
                 self._loop.call_soon(self._on_events)
                 return
@@ -162,7 +166,8 @@ class Subscription:
             except self._zmq.Again:
                 return
             self._heard = monotonic()
-            if len(frames) < 3:
+            if len(frames) < 3 or len(frames[-2]) != NUMBER_BYTES:
+                self.sequencer.malformed("a replay whose messages are not number and batch")
                 continue
             number, payload = frames[-2], frames[-1]
             if number == REPLAY_END or payload == REPLAY_END:

@@ -228,7 +228,7 @@ class TokenIndex:
             self.shared.add(medium)
         parts, rest = divmod(size, held.block) if held.block else (0, 0)
         cache = held.caches.get(medium)
-        if not parts or rest or (cache is not None and len(cache) and cache.parts != parts):
+        if parts < 1 or rest or (cache is not None and len(cache) and cache.parts != parts):
             return None
         if cache is None or cache.parts != parts:
             masks = self._tier_masks.setdefault(medium, {})

@@ -22,6 +22,7 @@ import msgspec
 import yaml
 
 from router.config.address import Address, AddressError, parse_address
+from router.unreadable_yaml import UNREADABLE_YAML
 
 MAX_FILE_BYTES: Final = 1024 * 1024
 _Price = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
@@ -77,7 +78,7 @@ def parse_targets(text: bytes, environ: Mapping[str, str]) -> tuple[TargetSpec, 
         raise ValueError(f"it is larger than {MAX_FILE_BYTES} bytes: take targets out")
     try:
         root = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
+    except UNREADABLE_YAML as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
         # Not the file's own words: somebody may have put a key there.

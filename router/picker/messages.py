@@ -13,6 +13,8 @@ from typing import Any, Final
 import msgspec
 from google.protobuf.message import DecodeError
 
+from router.http.request import DIRECTING as DIRECTING_HEADERS
+from router.http.request import PREFILLER as PREFILLER_HEADER
 from router.picker import ext_proc as protocol
 
 SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
@@ -28,20 +30,8 @@ BUFFERED_PARTIAL: Final = 3
 FULL_DUPLEX_STREAMED: Final = 4
 GRPC: Final = 5
 
-PREFILLER: Final = "x-prefiller-host-port"
-"""Who is to prefill a request first, for llm-d's routing sidecar at the endpoint
-(llm-d-inference-scheduler, docs/disagg_pd.md)."""
-DIRECTING: Final = frozenset(
-    {
-        PREFILLER,
-        "x-prefiller-url",
-        "x-encoder-hosts-ports",
-        "x-data-parallel-host-port",
-        "x-kv-cache-source-host-port",
-    }
-)
-"""Headers that tell such a sidecar where to connect (llm-d, pkg/common/routing/common.go; the
-second one in older versions). A client must not: its requests would reach any address."""
+PREFILLER: Final = PREFILLER_HEADER.decode()
+DIRECTING: Final = frozenset(name.decode() for name in DIRECTING_HEADERS)
 
 PIECE: Final = 62_000
 """Bytes of a body in one message to the data plane: Envoy takes up to 64 KiB, and other pickers

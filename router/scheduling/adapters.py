@@ -164,8 +164,16 @@ class Adapters:
         self._evict(slot, replica)
         self._tell_taken(slot, replica)
 
+    def emptied(self, slot: int) -> None:
+        """The replica restarted, sleeps or is paused: what it had loaded is gone. The requests that
+        were sent there stay in the books until each of them has ended."""
+        replica = self._replicas.get(slot)
+        self.forget(slot)
+        if replica is not None and replica.running:
+            self._replica(slot).running = replica.running
+
     def forget(self, slot: int) -> None:
-        """The replica restarted with what it lists, or left."""
+        """The replica left."""
         replica = self._replicas.pop(slot, None)
         if replica is None:
             return

@@ -208,6 +208,7 @@ class Placement(msgspec.Struct, gc=False):
             self.first = True
             self._end_prefill()
             prefill_done(load, self.to_compute, now)
+        self._end_loading(now)
         finished(load, self.uncached, self.tokens)
         if placer.listener is not None:
             placer.listener.finished(self)
@@ -228,8 +229,8 @@ class Placement(msgspec.Struct, gc=False):
         if not self.first:
             self.first = True
             self._end_prefill()
-            stop_loading(self.load, self.loading, self.loading_ends, now)
             prefill_done(self.load, self.to_compute, now)
+        self._end_loading(now)
         finished(self.load, self.uncached, self.tokens)
         if self.placer.listener is not None:
             self.placer.listener.failed(self)
@@ -237,6 +238,10 @@ class Placement(msgspec.Struct, gc=False):
             self.report.failed()
         if self.adapter is not None:
             self.placer.adapter_ended(self)
+
+    def _end_loading(self, now: float) -> None:
+        """Nothing is loaded for it any more, whatever was expected."""
+        stop_loading(self.load, self.loading, self.loading_ends, now)
 
     def _end_prefill(self) -> None:
         """Note that its prefill is done, or never will be."""

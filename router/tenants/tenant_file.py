@@ -32,6 +32,7 @@ import yaml
 
 from router.tenants.accounts import FIELDS, MILLION, MONEY, Limit
 from router.tenants.keys import KeyRecord
+from router.unreadable_yaml import UNREADABLE_YAML
 
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
 MAX_TENANTS: Final = 10_000
@@ -184,7 +185,7 @@ def parse_tenants(text: bytes) -> TenantFile:
     """What a file says. Raises ValueError that says what is wrong and where."""
     try:
         root = yaml.load(text, Loader=_Loader)  # noqa: S506  (a safe loader, C's)
-    except (yaml.YAMLError, ValueError) as error:
+    except UNREADABLE_YAML as error:
         raise ValueError(f"not YAML: {_place(error)}") from None
     if root is None:
         # Half written, or a mount that is not there yet: nobody means it.

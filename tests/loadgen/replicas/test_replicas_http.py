@@ -186,6 +186,23 @@ async def test_tokenize_and_back(client):
     assert usage["prompt_tokens"] == len(tokens)
 
 
+async def test_tokens_of_messages_are_counted(client):
+    body = {
+        "model": "tiny",
+        "system": "Be brief.",
+        "messages": [{"role": "user", "content": "hi"}],
+        "tools": [{"name": "f", "input_schema": {"type": "object"}}],
+    }
+    path = "/v1/messages/count_tokens"
+    counted = (await client.post(path, json=body)).json()
+    usage = (await client.post("/v1/messages", json={**body, "max_tokens": 1})).json()["usage"]
+    assert counted["input_tokens"] == usage["input_tokens"] > 0
+    assert counted["context_management"] == {"original_input_tokens": usage["input_tokens"]}
+    for wrong, status in (({"messages": []}, 400), ({"model": "x"}, 404), ({"model": ""}, 400)):
+        answer = await client.post(path, json={**body, **wrong})
+        assert (answer.status_code, answer.json()["type"]) == (status, "error")
+
+
 async def test_several_prompts_and_answers(client):
     body = {"model": "tiny", "prompt": ["a", [1, 2, 3]], "max_tokens": 2, "n": 2}
     answer = (await client.post("/v1/completions", json=body)).json()

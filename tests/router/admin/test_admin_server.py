@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 
@@ -10,6 +11,8 @@ import httpx
 import pytest
 from admin_world import CHANGE, World
 
+from router.admin import connection
+from router.admin.connection import MAX_CONNECTIONS, MAX_HEAD_BYTES
 from router.admin.server import AdminServer
 
 
@@ -69,3 +72,69 @@ async def test_samples_are_taken() -> None:
         (told,) = (await client.get("/replicas")).json()
     await server.stop()
     assert (told["hit_rate"], told["hit_rate_recent"]) == (0.25, 0.5)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n",
+        b"POST /replicas HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 9\r\n\r\n{",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n\r\n",
+    ],
+    ids=["nothing", "head", "body", "second head", "line ends"],
+)
+async def test_a_request_that_does_not_arrive_ends(
+    sent: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connection, "REQUEST_TIMEOUT_S", 0.2)
+    server = AdminServer(World().parts, "127.0.0.1", 0)
+    await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(sent)
+    async with asyncio.timeout(10):
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(1000):
+                pass
+    writer.close()
+    await server.stop()
+    assert not caplog.records
+
+
+async def test_a_head_without_end_is_cut_off() -> None:
+    server = AdminServer(World().parts, "127.0.0.1", 0)
+    await server.start()
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nx: ")
+    lost = False
+    async with asyncio.timeout(10):
+        try:
+            for _ in range((64 << 20) // MAX_HEAD_BYTES):
+                writer.write(b"y" * MAX_HEAD_BYTES)
+                await writer.drain()
+        except ConnectionError:
+            lost = True
+    assert lost
+    writer.close()
+    await server.stop()
+
+
+async def test_connections_that_send_nothing_make_room() -> None:
+    server = AdminServer(World().parts, "127.0.0.1", 0)
+    await server.start()
+    idle = [
+        await asyncio.open_connection("127.0.0.1", server.port) for _ in range(MAX_CONNECTIONS + 3)
+    ]
+    async with httpx.AsyncClient(trust_env=False) as client:
+        assert (await client.get(f"http://127.0.0.1:{server.port}/healthz")).status_code == 200
+        async with asyncio.timeout(10):
+            for reader, _ in idle[:4]:
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""
+        assert len(server._server.server_state.connections) == MAX_CONNECTIONS
+        assert not any(reader.at_eof() for reader, _ in idle[4:])
+    for _, writer in idle:
+        writer.close()
+    await server.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 
 import pytest
-from admin_world import World
+from admin_world import CHANGE, World
 
 from router.index import ByteIndex
 from router.index.shared import shared_prefixes
@@ -39,12 +39,40 @@ async def test_requests_are_filtered(asked: str, found: list[str]) -> None:
     assert [line["request_id"] for line in answer["requests"]] == found
 
 
-@pytest.mark.parametrize("asked", ["limit=0", "limit=x", "limit=-1", "colour=red"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *("/requests?limit=0", "/requests?limit=x", "/requests?limit=-1", "/requests?colour=red"),
+        *(
+            "/requests?limit=1&limit=2",
+            "/explain?limit=x",
+            "/explain?limit=1",
+            "/explain/r1?since=1",
+        ),
+        *("/replicas?model=m", "/shadows?policy=x", "/sessions?limits=1", "/sessions/s?limit=1"),
+        *("/audit?since=1h&since=2h", "/audit?until=1h", "/queue?limit=1", "/policies?limit=1"),
+        *("/prefixes?replica=r", "/prefixes?limit=", "/settings?name=port", "/playground?model=m"),
+        *("/replicas/all/drain?timeout=5", "/replicas/10.0.0.1:8000?force=1", "/replicas?force=1"),
+    ],
+)
 async def test_what_cannot_be_asked_is_named(asked: str) -> None:
+    name = asked.partition("?")[2].partition("=")[0]
     async with World(A).client() as client:
-        answer = await client.get(f"/requests?{asked}")
-    assert answer.status_code == 400
-    assert asked.partition("=")[0] in answer.json()["error"]
+        methods = ["GET"]
+        if name in ("timeout", "force") or asked.startswith("/playground"):
+            methods = ["DELETE"] if name == "force" else ["POST"]
+        for method in methods:
+            answer = await client.request(method, asked, headers=CHANGE)
+            assert answer.status_code == 400
+            assert name in answer.json()["error"]
+
+
+@pytest.mark.parametrize("key", ["\u00e9", "a\r\nx: y", "\x00"])
+async def test_a_key_that_no_header_can_have_is_refused(key: str) -> None:
+    async with World(A).client() as client:
+        body = {"model": "m", "prompt": "hi", "key": key}
+        answer = await client.post("/playground", json=body)
+    assert (answer.status_code, "key" in answer.json()["error"]) == (400, True)
 
 
 async def test_the_replicas_have_times_and_errors_of_the_last_minute() -> None:

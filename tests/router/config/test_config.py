@@ -165,6 +165,7 @@ def test_scalars_of_the_file_are_taken_as_written(tmp_path: Path) -> None:
         ("\nreplicas: [[http://a]]", ":2", "list or mapping"),
         ("? [port]\n: 1", ":1", "name is not text"),
         ("a: 1\n---\nb: 2", ":2", "not YAML"),
+        ("port: " + "[" * 5000, "", "nested too deeply"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(

@@ -143,6 +143,9 @@ async def test_roles_by_a_file_change_while_it_serves(
     [
         ("a: b", "not a list"),
         ("- [1", "not YAML"),
+        ("- !!bool maybe", "not YAML"),
+        ("- !!timestamp x", "not YAML"),
+        ("[" * 5000, "not YAML"),
         ("- 7", "entry 1: Expected `object`"),
         ("- {url: 'http://a', modles: []}", "entry 1: .*modles"),
         ("- {url: 'http://a', role: encode}", "entry 1: .*encode.*role"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.fleet.engine_metrics import EngineMetrics, parse_metrics
+from router.fleet.engine_metrics import MAX_SERIES, EngineMetrics, after, parse_metrics
 
 SAMPLE = (Path(__file__).parent / "data" / "vllm_0_32_metrics.txt").read_bytes()
 
@@ -142,3 +142,32 @@ def test_of_the_adapters_with_requests_the_newest_line_counts() -> None:
     assert (told.max_loras, told.adapters) == (4, ())
     assert parse_metrics(SAMPLE).max_loras is None
     assert parse_metrics(b"vllm:lora_requests_info{} x\n").max_loras is None
+
+
+def test_adapters_of_more_series_than_are_read_are_not_told() -> None:
+    """The newest may be among those that are left out."""
+    lines = [adapter_line(f"a{at}", 1.7e9 + at) for at in range(MAX_SERIES)]
+    told = parse_metrics("".join(lines[1:]).encode())
+    assert (told.max_loras, told.adapters) == (4, (f"a{MAX_SERIES - 1}",))
+    told = parse_metrics("".join(lines).encode())
+    assert (told.max_loras, told.adapters) == (4, ())
+
+
+def test_adapters_are_not_believed_by_a_clock_that_was_set_back() -> None:
+    def reading(finished: int, *lines: str) -> EngineMetrics:
+        count = f'vllm:request_prompt_tokens_count{{engine="0"}} {finished}\n'
+        return parse_metrics((count + "".join(lines)).encode())
+
+    old, none = adapter_line("a", 5000.0), adapter_line("", 4000.0)
+    seen = after(None, reading(1, old))
+    assert seen.adapters == ("a",)
+    seen = after(seen, reading(1, old, none))
+    assert seen.adapters == ("a",), "it is idle, as far as one can tell"
+    seen = after(seen, reading(2, old, adapter_line("b", 4001.0)))
+    assert seen.adapters == ()
+    seen = after(seen, reading(2, old, adapter_line("b", 4002.0)))
+    assert seen.adapters == (), "what was found out holds while it is idle"
+    seen = after(seen, reading(3, old, adapter_line("b", 5001.0)))
+    assert seen.adapters == ("b",)
+    assert after(seen, reading(0)).adapters == ()
+    assert after(None, reading(0, adapter_line("b", 4.0))).adapters == ("b",), "it restarted"

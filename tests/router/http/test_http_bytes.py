@@ -24,7 +24,7 @@ from http_world import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from router.http.request import SPECIAL_HEADERS
+from router.http.request import DIRECTING, SPECIAL_HEADERS
 from router.http.upstream import ASK_USAGE
 
 PATH = "/v1/chat/completions"
@@ -162,6 +162,27 @@ async def test_hop_by_hop_headers(
     )
     _, headers, _ = await client.ask(get("/x"))
     assert set(headers) == {"a", "content-length", "x-request-id"}
+
+
+async def test_clients_do_not_tell_sidecars_where_to_connect(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect
+) -> None:
+    replica = await replicas()
+    given = [f"{name.decode().title()}: 10.0.0.9:80" for name in sorted(DIRECTING)]
+    client = await connect(await router(replica))
+    # The second and third one go by what is known of the first one's head.
+    for _ in range(3):
+        assert (await client.ask(post(PATH, CHAT, *given, "A: b")))[0] == 200
+        names = {name.lower() for name, _ in replica.received[-1].headers}
+        assert "a" in names
+        assert not names & {name.decode() for name in DIRECTING}
+    await client.ask(get("/x", *given, "A: b"))
+    names = {name.lower() for name, _ in replica.received[-1].headers}
+    assert names == {"host", "a", "via", "x-request-id"}
+    trusting = await connect(await router(replica, trust_kv_transfer=True))
+    await trusting.ask(post(PATH, CHAT, *given))
+    for name in DIRECTING:
+        assert replica.received[-1].header(name.decode()) == "10.0.0.9:80"
 
 
 async def test_trailers_of_an_answer_are_no_headers(

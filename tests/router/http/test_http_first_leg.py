@@ -296,6 +296,52 @@ async def test_client_leaves_while_prefill_computes(
     await end(made)
 
 
+async def test_a_prefill_replica_leaves_while_it_is_met(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await world(replicas, router, connect, 1, 1)
+    apart = made.app.gateway.disaggregation
+    assert apart is not None
+
+    async def leaves(_: object) -> None:
+        made.app.fleet.remove(made.prefill[0].url)
+
+    monkeypatch.setattr(apart.connector, "meet", leaves)
+    answer = await (await connect(made.app)).ask(post(PATH, body()))
+    assert (answer[0], json.loads(answer[2])["id"]) == (200, "decoded")
+    assert made.count("failed") == 1
+    assert not made.prefill[0].received
+    await end(made)
+
+
+async def test_a_connection_that_was_hung_up_is_not_used_again(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect
+) -> None:
+    """A prefill replica that answers all the same, and keeps its side open."""
+    made = await world(replicas, router, connect, 1, 1)
+
+    async def answers_late(
+        _: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await reader.read()
+        writer.write(sized(prefilled()))
+        await made.prefill[0].gate.acquire()
+
+    made.prefill[0].handler = answers_late
+    client = await connect(made.app)
+    client.send(post(PATH, body()))
+    await made.prefill[0].asked()
+    client.vanish()
+    # The blocks that it tells of are freed.
+    await until(lambda: made.count("released") == 1)
+    made.prefill[0].reply(sized(prefilled()))
+    answer = await (await connect(made.app)).ask(post(PATH, body()))
+    assert (answer[0], json.loads(answer[2])["id"]) == (200, "decoded")
+    assert made.count("handed_over") == 1
+    made.prefill[0].gate.release()
+    await end(made)
+
+
 async def test_client_leaves_between_the_legs(
     replicas: MakeReplica, router: MakeRouter, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:

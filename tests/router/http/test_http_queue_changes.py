@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from http_world import Connect, MakeReplica, MakeRouter, ScriptedReplica, post, until
 from test_http_queue import ANSWER, LOW, PATH, body, busy, parked, waits
@@ -176,3 +177,49 @@ async def test_a_replica_in_the_place_of_one_that_left_is_not_taken_for_full(
         empty.step()
     for client in clients:
         assert (await client.answer())[0] == 200
+
+
+async def test_settings_wait_for_a_certificate_that_can_be_read(
+    replicas: MakeReplica,
+    router: MakeRouter,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    complaints: list[str],
+) -> None:
+    complaints.append("all stays as it was")
+    app = await router(await replicas())
+    now = msgspec.structs.replace(app.settings, max_head=1024)
+    reloader = Reloader(app.settings, lambda: now)
+
+    def fails() -> None:
+        raise FileNotFoundError(2, "no such file")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(app.front, "reload_certificate", fails)
+        await reloader.router(app)
+    assert "all stays as it was" in caplog.text
+    assert app.gateway.settings.max_head != 1024
+    await reloader.router(app)
+    assert app.gateway.settings.max_head == 1024
+    with caplog.at_level("INFO"):
+        await reloader.router(app)
+    assert "changed: none" in caplog.text
+
+
+async def test_what_is_known_of_heads_is_read_by_the_settings_that_hold_now(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect
+) -> None:
+    app = await router(await replicas())
+    client = await connect(app)
+    asked = post(PATH, body(), "X-Warmroute-Explain: 1", f"X-Long: {'x' * 2000}")
+    for _ in range(2):
+        status, headers, _ = await client.ask(asked)
+        assert (status, "x-warmroute-replica" in headers) == (200, False)
+    await reload(app, explain_headers=True)
+    status, headers, _ = await client.ask(asked)
+    assert (status, "x-warmroute-replica" in headers) == (200, True)
+    await reload(app, explain_headers=False)
+    for _ in range(2):
+        assert (await client.ask(asked))[0] == 200
+    await reload(app, max_head=1024)
+    assert (await client.ask(asked))[0] == 431

@@ -64,6 +64,41 @@ def test_events_of_kinds_not_known_are_left_out() -> None:
     assert [type(event) for event in batch.events] == [Cleared]
 
 
+def test_a_batch_as_a_map() -> None:
+    payload = msgspec.msgpack.encode(
+        {
+            "ts": 1.5,
+            "events": [{"type": "BlockMoved"}, {"type": "BlockRemoved", "block_hashes": [7]}],
+            "data_parallel_rank": 1,
+            "new": None,
+        }
+    )
+    batch = decode(payload)
+    assert (batch.time, batch.data_parallel_rank) == (1.5, 1)
+    assert batch.events == [Removed([7])]
+
+
+DEEP = msgspec.Raw(b"\x91" * 10_000 + b"\xc0")
+STORED = {
+    "type": "BlockStored", "block_hashes": [1], "parent_block_hash": None, "token_ids": [1],
+    "block_size": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        packed({**STORED, "extra_keys": [[DEEP]]}),
+        packed(["BlockStored", [1], None, [1], 1, None, None, None, [[DEEP]]]),
+        packed({"type": "BlockMoved", "to": DEEP}),
+        msgspec.msgpack.encode({"ts": 1.0, "events": [DEEP]}),
+    ],
+)
+def test_a_batch_nested_too_deeply_is_refused(payload: bytes) -> None:
+    with pytest.raises(ValueError, match=r"not .* recursion"):
+        decode(payload)
+
+
 @pytest.mark.parametrize(
     "payload",
     [b"", b"\xc1", b"\x01", packed({"type": "BlockStored", "block_hashes": "x"}), packed([])[:-1]],

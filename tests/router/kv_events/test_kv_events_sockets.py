@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import msgspec
 import pytest
 import zmq
 from exact_engine import Publisher
@@ -186,3 +187,41 @@ async def test_an_engine_that_restarts_is_forgotten_and_heard_again(
         other.destroy(linger=0)
     finally:
         ear.subscription.close()
+
+
+async def test_messages_of_another_protocol_are_counted_and_do_no_harm(
+    context: zmq.Context[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    other: zmq.Context[Any] = zmq.Context()
+    pub, router = other.socket(zmq.PUB), other.socket(zmq.ROUTER)
+    port = pub.bind_to_random_port("tcp://127.0.0.1")
+    replay_port = router.bind_to_random_port("tcp://127.0.0.1")
+    replay = f"tcp://127.0.0.1:{replay_port}"
+    ear = Ear(context, Source(0, f"tcp://127.0.0.1:{port}", False, replay, ""))
+    batch = msgspec.msgpack.encode([0.0, []])
+
+    def answer() -> None:
+        client, _, _ = router.recv_multipart()
+        # As a number, the second one would have thousands of digits.
+        for frames in ((b"x",), (b"", b"\x7f" * 5000, batch), (b"", b"\0" * 8, batch)):
+            router.send_multipart((client, *frames))
+        router.send_multipart((client, b"", b"\xff" * 8, b""))
+
+    try:
+        ear.subscription.open()
+        await asyncio.to_thread(answer)
+        await ear.heard("empty", 0)
+        assert ear.sequencer.faults == 2
+        # Until the subscription has reached the publisher, what it sends goes nowhere.
+        while ear.sequencer.faults == 2:
+            pub.send_multipart((b"", batch))
+            pub.send_multipart((b"", b"\0", batch))
+            await asyncio.sleep(0.01)
+        pub.send_multipart((b"", (1).to_bytes(8, "big"), msgspec.msgpack.encode([1.0, []])))
+        await ear.heard(1)
+        assert ear.sequencer.current
+        told = [record.message for record in caplog.records if "left out" in record.message]
+        assert 2 <= len(told) == len(set(told)) <= 3
+    finally:
+        ear.subscription.close()
+        other.destroy(linger=0)

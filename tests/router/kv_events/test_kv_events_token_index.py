@@ -306,6 +306,16 @@ def ada(name: int, parent: int | None, tokens: list[int]) -> Stored:
     return stored(names, parent, tokens, lora_name="ada", extra_keys=extra)
 
 
+def test_a_tier_whose_blocks_have_a_size_that_makes_no_sense_is_left_out(
+    index: TokenIndex,
+) -> None:
+    index.apply(0, batch(stored([1, 2], None, range(8))))
+    for size in (-BLOCK, -1):
+        index.apply(0, batch(stored([1], None, (), block_size=size, medium="CPU")))
+    assert not index.tiers_told(0)
+    assert index.placed(0) == 8
+
+
 def test_an_adapter_from_another_path_has_none_of_the_old_ones_blocks(index: TokenIndex) -> None:
     index.adapters(0, {"ada": "/one"})
     index.apply(0, batch(ada(1, None, A), stored([9], None, A[:4])))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from array import array
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from prompts import prompt_of
 
 from router.index import ByteIndex
@@ -193,3 +196,143 @@ def test_an_engine_that_names_thousands_of_adapters_fills_no_memory(capacity: in
     assert len(adapters.loaded(0)) <= MOST_LOADED
     adapters.models_told(0, [f"listed-{number}" for number in range(2 * MOST_LOADED)])
     assert len(adapters.loaded(0)) <= MOST_LOADED
+
+
+NAMES = ("a", "b", "c")
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("sent"), st.integers(0, 1), st.sampled_from(NAMES)),
+        st.tuples(st.just("ended"), st.integers(0, 20)),
+        st.tuples(st.just("emptied"), st.integers(0, 1)),
+        st.tuples(st.just("left"), st.integers(0, 1)),
+        st.tuples(
+            st.just("metrics"), st.integers(0, 1), st.integers(0, 3),
+            st.lists(st.sampled_from(NAMES), unique=True),
+        ),
+        st.tuples(
+            st.just("models"), st.integers(0, 1), st.lists(st.sampled_from(NAMES), unique=True)
+        ),
+    ),
+    max_size=40,
+)  # fmt: skip
+
+
+class Naive:
+    """One replica as lists: what is loaded, the least recently used first, and every request."""
+
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+        self.requests: list[str] = []
+        self.reported: set[str] = set()
+        self.listed: list[str] = []
+        self.room = 0
+
+    @property
+    def busy(self) -> set[str]:
+        return self.reported | set(self.requests)
+
+    def evict(self) -> None:
+        while self.room and len(self.loaded) > self.room:
+            free = [each for each in self.loaded if each not in self.busy]
+            if not free:
+                return
+            self.loaded.remove(free[0])
+
+    def use(self, model: str) -> None:
+        if model in self.loaded:
+            self.loaded.remove(model)
+            self.loaded.append(model)
+        else:
+            self.loaded.append(model)
+            self.evict()
+
+    def sent(self, model: str) -> None:
+        self.requests.append(model)
+        self.reported.discard(model)
+        self.use(model)
+
+    def metrics(self, room: int, told: list[str]) -> None:
+        self.room = room
+        self.reported = set(told) - set(self.requests)
+        for model in told:
+            self.use(model)
+        self.evict()
+
+    def models(self, listed: list[str]) -> None:
+        before, self.listed = self.listed, listed
+        for model in listed:
+            if model not in before:
+                self.use(model)
+        self.loaded = [each for each in self.loaded if each in listed or each not in before]
+
+
+@settings(max_examples=300)
+@given(STEPS)
+def test_the_books_equal_a_naive_model(steps: list[Any]) -> None:
+    adapters = Adapters(BASE)
+    replicas = [Naive(), Naive()]
+    open_requests: list[tuple[int, Naive, str]] = []
+    for what, *rest in steps:
+        if what == "sent":
+            slot, model = rest
+            adapters.sent(slot, model)
+            replicas[slot].sent(model)
+            open_requests.append((slot, replicas[slot], model))
+        elif what == "ended":
+            if open_requests:
+                slot, naive, model = open_requests.pop(rest[0] % len(open_requests))
+                naive.requests.remove(model)
+                if naive is replicas[slot]:  # else it left, and its books with it
+                    adapters.ended(slot, model)
+        elif what == "emptied":
+            slot = rest[0]
+            adapters.emptied(slot)
+            before, replicas[slot].requests = replicas[slot].requests, []
+            fresh = Naive()
+            fresh.requests = before
+            open_requests = [
+                (at, fresh if naive is replicas[slot] else naive, model)
+                for at, naive, model in open_requests
+            ]
+            replicas[slot] = fresh
+        elif what == "left":
+            adapters.forget(rest[0])
+            replicas[rest[0]] = Naive()
+        elif what == "metrics":
+            adapters.metrics_told(*rest)
+            replicas[rest[0]].metrics(*rest[1:])
+        else:
+            adapters.models_told(*rest)
+            replicas[rest[0]].models(rest[1])
+        for slot, naive in enumerate(replicas):
+            assert adapters.loaded(slot) == naive.loaded[::-1]
+            assert adapters.with_requests(slot) == sorted(naive.busy)
+        for model in NAMES:
+            need = adapters.need(model, ALL)
+            assert need is not None
+            for slot, naive in enumerate(replicas):
+                taken = 0 < naive.room <= len(naive.busy) and model not in naive.busy
+                full = 0 < naive.room <= len(naive.loaded) and model not in naive.loaded
+                assert need.cold >> slot & 1 == (model not in naive.loaded)
+                assert need.blocked >> slot & 1 == taken
+                assert need.full >> slot & 1 == full
+    for slot, naive, model in open_requests:
+        if naive is replicas[slot]:
+            adapters.ended(slot, model)
+    adapters.metrics_told(0, 0, ())
+    adapters.metrics_told(1, 0, ())
+    assert adapters.with_requests(0) == adapters.with_requests(1) == []
+
+
+def test_requests_from_before_a_restart_do_not_end_those_after_it() -> None:
+    world = World(capacity=1)
+    before = world.place("a", 1.0, 0b01)
+    world.adapters.emptied(0)
+    world.adapters.metrics_told(0, 1, ())
+    assert world.adapters.loaded(0) == []
+    later = world.place("a", 2.0, 0b01)
+    assert later.loads_adapter
+    before.failed(3.0)
+    assert world.adapters.with_requests(0) == ["a"]
+    later.finished(4.0)
+    assert world.adapters.with_requests(0) == []

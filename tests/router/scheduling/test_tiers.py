@@ -16,7 +16,7 @@ from router.policies import load_policy
 from router.scheduling.device_model import DeviceModel
 from router.scheduling.placer import Placement, Placer
 from router.scheduling.tier_prices import CPU, TierPrices
-from router.types import Chain, Load, TierShare
+from router.types import NO_CHAIN, Chain, Load, TierShare
 
 BLOCK = 256
 TOKENS = BLOCK / 4
@@ -192,6 +192,23 @@ def test_nobody_waits_for_what_failed_to_be_loaded() -> None:
             assert load.loading_until == pytest.approx(now + left * each)
         world.serve(3, 100)
     assert (load.in_flight, load.queued_tokens, load.kv_tokens) == (0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("due", [0.001, 0.9], ids=["before its prefill is due", "after"])
+def test_nobody_waits_for_what_an_answer_that_ended_has_loaded(*, stream: bool, due: float) -> None:
+    """Also where no first token was seen: its answer is no stream, or an empty one."""
+    world = World({CPU: 2000.0})
+    world.evict_to_tier()
+    prompt = prompt_of(chain(1, 80), 80 * BLOCK, stream=stream)
+    now = world.now + 100.0
+    first = world.placer.place(prompt, 1, now)
+    load = first.load
+    assert first.loading > 1.0
+    assert load.loading_until == pytest.approx(now + first.loading)
+    world.placer.place(prompt_of(NO_CHAIN, 10), 2, now + due)
+    first.finished(now + due)
+    assert load.loading_until == now + due
 
 
 def test_what_a_replica_teaches_is_not_believed_of_the_next_one_in_its_slot() -> None:

@@ -181,6 +181,45 @@ async def test_a_changed_file_is_read_and_a_broken_one_changes_nothing(tmp_path:
     await watched.stop()
 
 
+@pytest.mark.parametrize("how", ["broken", "gone"])
+async def test_trouble_ends_where_the_file_is_what_it_was(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "tenants.yaml"
+    path.write_text(FILE)
+    made, told = Registry(None), []
+    watched = WatchedFile(str(path), 0.01, 1 << 20, parse_tenants, made.adopt_file, told.append)
+    await watched.read()
+    path.unlink()
+    if how == "broken":
+        path.write_text("tenants: [")
+    await watched.read()
+    assert told[-1]
+    path.write_text(FILE)
+    await watched.read()
+    assert not told[-1]
+    assert identity(made.of_key(KEY.encode())).tenant == "acme"
+
+
+async def test_a_content_that_breaks_the_reader_is_not_its_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("1")
+    taken: list[int] = []
+
+    def parse(text: bytes) -> int:
+        return {b"1": 1, b"3": 3}[text]
+
+    watched = WatchedFile(str(path), 0.01, 100, parse, taken.append, lambda _: None)
+    watched.start("test")
+    await until(lambda: taken == [1])
+    path.write_text("2")
+    await until(lambda: "reading it failed" in caplog.text)
+    path.write_text("3")
+    await until(lambda: taken == [1, 3])
+    assert caplog.text.count("reading it failed") == 1
+    await watched.stop()
+
+
 # -- credentials
 
 
