@@ -18,15 +18,17 @@ class Sample:
 
     A conversation whose client names it is in it as a whole, so that each step is compared with the
     one before. Of others single requests are, which are compared with the last one that was. Its
-    mutable state: the share, and the requests of the window that it will be set by next.
+    mutable state: the share, and the requests of the window that it will be set by next. A window
+    ends early where enough were taken, so that a burst after a pause is not diagnosed whole.
     """
 
-    __slots__ = ("_began", "_seen", "_taken_below", "left_out", "most")
+    __slots__ = ("_began", "_seen", "_taken", "_taken_below", "left_out", "most")
 
     def __init__(self, most: int = MOST_PER_SECOND) -> None:
         self.most = most
         self._began = 0.0
         self._seen = 0
+        self._taken = 0
         self._taken_below = _STEPS
         self.left_out = 0
         """Requests that were not in it."""
@@ -42,14 +44,15 @@ class Sample:
         now: monotonic seconds.
         """
         lasted = now - self._began
-        if lasted >= _WINDOW_S:
+        if lasted >= _WINDOW_S or (self._taken >= self.most and lasted > 0.0):
             rate = self._seen / lasted
             share = 1.0 if rate <= self.most else self.most / rate
             self._taken_below = round(share * _STEPS)
-            self._began, self._seen = now, 0
+            self._began, self._seen, self._taken = now, 0, 0
         self._seen += 1
         place = hash(conversation) if conversation else self._seen * _SPREAD
         if place % _STEPS < self._taken_below:
+            self._taken += 1
             return True
         self.left_out += 1
         return False

@@ -46,26 +46,26 @@ class Figures(msgspec.Struct, gc=False):
     cache_creation_input_tokens: _Count | None = None
 
 
+class _Answer(msgspec.Struct, gc=False):
+    usage: Figures | None = None
+
+
 class _Inner(msgspec.Struct, gc=False):
     usage: msgspec.Raw = msgspec.Raw()
 
 
-class _Outer(_Inner, gc=False):
-    response: msgspec.Raw = msgspec.Raw()
-    message: msgspec.Raw = msgspec.Raw()
-
-
 _decode_figures = msgspec.json.Decoder(Figures).decode
 _inner = msgspec.json.Decoder(_Inner).decode
-_outer = msgspec.json.Decoder(_Outer).decode
+_answer = msgspec.json.Decoder(_Answer).decode
 
 
 def usage_of(text: bytes) -> Usage | None:
     """The usage in a whole JSON object; None where there is none to be believed."""
     try:
-        return told(_outer(text).usage, None)
+        found = _answer(text).usage
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    return None if found is None else _usage(found, None)
 
 
 def usage_within(raw: bytes, before: Usage | None) -> Usage | None:
@@ -84,6 +84,10 @@ def told(raw: bytes, before: Usage | None) -> Usage | None:
         found = _decode_figures(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return before
+    return _usage(found, before)
+
+
+def _usage(found: Figures, before: Usage | None) -> Usage | None:
     prompt, output = found.prompt_tokens, found.completion_tokens
     details = found.prompt_tokens_details
     if prompt is None:

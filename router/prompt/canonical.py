@@ -184,7 +184,7 @@ _DIGITS: Final = 9
 
 def number(raw: msgspec.Raw) -> int:
     """A token count from the body; 0 if the value makes no sense as one."""
-    digits = bytes(raw)
+    digits = b"" if raw is ABSENT else bytes(raw)
     if digits.isdigit():
         return int(digits) if len(digits) <= _DIGITS else MOST_TOKENS
     return _loose_number(digits) if digits and digits != b"null" else 0

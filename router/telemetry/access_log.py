@@ -19,7 +19,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
+import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from router.telemetry.lines import MAX_LINES, Lines
 from router.telemetry.logs import clock, printable
@@ -37,6 +39,58 @@ _BATCH_DELAY_S: Final = 0.1
 
 Later: TypeAlias = Callable[[float, Callable[[], None]], object]
 """Has something called on the event loop after so many seconds."""
+
+
+class _Line(msgspec.Struct, gc=False, omit_defaults=True):
+    """A line's fields. Those that are zero, empty, false or not known are left out."""
+
+    time: float
+    id: str
+    api: str
+    method: str
+    path: msgspec.Raw
+    status: int
+    outcome: str
+    duration: float
+    model: msgspec.Raw | UnsetType = UNSET
+    replica: str | UnsetType = UNSET
+    overhead: float | UnsetType = UNSET
+    policy: str = ""
+    reason: str | UnsetType = UNSET
+    overflow: str = ""
+    overflow_why: str = ""
+    overflow_money: float | UnsetType = UNSET
+    ttft: float | UnsetType = UNSET
+    prompt_tokens: int = 0
+    output_tokens: int | UnsetType = UNSET
+    delivered: int = -1
+    available: int | UnsetType = UNSET
+    chosen: int | UnsetType = UNSET
+    predicted: int = 0
+    miss_reason: str = ""
+    missed_tokens: int = 0
+    changed_part: msgspec.Raw | UnsetType = UNSET
+    changed_at: int | UnsetType = UNSET
+    queued: float | UnsetType = UNSET
+    waited_at: str = ""
+    priority: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    stream: bool = False
+    retries: int = 0
+    tenant: msgspec.Raw | UnsetType = UNSET
+    key: str = ""
+    session: str = ""
+    prompt_bytes: int | UnsetType = UNSET
+    blocks: list[int] | UnsetType = UNSET
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def _to_us(seconds: float) -> float:
+    """Without what is finer than a microsecond, which is noise that takes digits."""
+    return round(seconds * 1e6) / 1e6
 
 
 class AccessLog:
@@ -62,7 +116,7 @@ class AccessLog:
         self._batch: deque[tuple[Finished, Chain | None, int]] = deque()
         self._due = False
         """The batch will be taken after a while, however small it is."""
-        self._quoted: dict[str, str] = {}
+        self._quoted: dict[str, msgspec.Raw] = {}
         self.secret = os.urandom(16)
         """Sessions are named by it, so that no key can be guessed from a log."""
         # An odd factor permutes the 64-bit numbers: equal blocks stay equal, others stay different.
@@ -117,71 +171,58 @@ class AccessLog:
                 lines.add(_text(done) if self._people else self._line(done, chain, size))
 
     def _line(self, done: Finished, chain: Chain | None, size: int) -> str:
-        """Fields that are zero, empty, false or not known are left out."""
-        quote = self._quote
-        line = (
-            f'{{"time":{done.started:.6f},"id":"{done.request_id}","api":"{done.api}",'
-            f'"method":"{done.method}","path":{quote(done.path)},"status":{done.status},'
-            f'"outcome":"{done.outcome}","duration":{done.duration:.6f}'
+        line = _Line(
+            _to_us(done.started),
+            done.request_id,
+            done.api,
+            done.method,
+            self._quote(done.path),
+            done.status,
+            done.outcome,
+            _to_us(done.duration),
         )
         if done.model:
-            line += f',"model":{quote(done.model)}'
+            line.model = self._quote(done.model)
         if done.slot >= 0:
-            line += f',"replica":{quote(done.replica)}'
+            line.replica = done.replica
             if done.policy:
-                line += (
-                    f',"overhead":{done.overhead:.6f},"policy":{quote(done.policy)},'
-                    f'"reason":{quote(done.reason)}'
-                )
-        if done.overflow:
-            line += (
-                f',"overflow":{quote(done.overflow)},"overflow_why":"{done.overflow_why}",'
-                f'"overflow_money":{done.overflow_money:.6f}'
-            )
-        if done.ttft >= 0.0:
-            line += f',"ttft":{done.ttft:.6f}'
-        if done.prompt_tokens:
-            line += f',"prompt_tokens":{done.prompt_tokens},"output_tokens":{done.output_tokens}'
-        if done.slot >= 0:
-            if done.delivered >= 0:
-                line += f',"delivered":{done.delivered}'
+                line.overhead = _to_us(done.overhead)
+                line.policy, line.reason = done.policy, done.reason
+            line.delivered = done.delivered
             if done.available:
-                line += f',"available":{done.available:.0f},"chosen":{done.chosen:.0f}'
-            if done.predicted:
-                line += f',"predicted":{done.predicted:.0f}'
+                line.available, line.chosen = round(done.available), round(done.chosen)
+            line.predicted = round(done.predicted)
+        if done.overflow:
+            line.overflow, line.overflow_why = done.overflow, done.overflow_why
+            line.overflow_money = _to_us(done.overflow_money)
+        if done.ttft >= 0.0:
+            line.ttft = _to_us(done.ttft)
+        if done.prompt_tokens:
+            line.prompt_tokens, line.output_tokens = done.prompt_tokens, done.output_tokens
         if done.miss_reason:
-            line += f',"miss_reason":"{done.miss_reason}"'
-            if done.missed_tokens:
-                line += f',"missed_tokens":{done.missed_tokens}'
+            line.miss_reason, line.missed_tokens = done.miss_reason, done.missed_tokens
             if done.changed_part:
-                line += f',"changed_part":{quote(done.changed_part)},"changed_at":{done.changed_at}'
+                line.changed_part = self._quote(done.changed_part)
+                line.changed_at = done.changed_at
         if done.queued >= 0.0:
-            line += f',"queued":{done.queued:.6f},"waited_at":"{done.waited_at}"'
-            if done.priority:
-                line += f',"priority":{done.priority}'
-        if done.bytes_in:
-            line += f',"bytes_in":{done.bytes_in}'
-        if done.bytes_out:
-            line += f',"bytes_out":{done.bytes_out}'
-        if done.stream:
-            line += ',"stream":true'
-        if done.retries:
-            line += f',"retries":{done.retries}'
+            line.queued, line.waited_at = _to_us(done.queued), done.waited_at
+            line.priority = done.priority
+        line.bytes_in, line.bytes_out = done.bytes_in, done.bytes_out
+        line.stream, line.retries = done.stream, done.retries
         if done.tenant:
-            line += f',"tenant":{quote(done.tenant)}'
-            if done.key_id:
-                line += f',"key":"{done.key_id}"'
+            line.tenant, line.key = self._quote(done.tenant), done.key_id
         if done.key:
-            line += f',"session":"{session_name(done.key, self.secret)}"'
+            line.session = session_name(done.key, self.secret)
         if chain is not None:
-            line += f',"prompt_bytes":{size},"blocks":{json.dumps(self._ids(chain))}'
-        return line + "}\n"
+            line.prompt_bytes, line.blocks = size, self._ids(chain)
+        return _encode(line).decode() + "\n"
 
-    def _quote(self, text: str) -> str:
-        """A JSON string. Paths and models are few, so their spelling is remembered."""
+    def _quote(self, text: str) -> msgspec.Raw:
+        """A client's words in ASCII, which a reader of lines cannot split. Paths and models are
+        few, so their spelling is remembered."""
         found = self._quoted.get(text)
         if found is None:
-            found = json.dumps(text)
+            found = msgspec.Raw(json.dumps(text))
             if len(self._quoted) >= _MOST_QUOTED:
                 self._quoted.clear()
             self._quoted[text] = found

@@ -43,3 +43,10 @@ def test_when_fewer_come_again_all_are_taken_again() -> None:
     before = sample.left_out
     assert seconds_of(sample, 200, 90.0, 50, 11.0).total() == 200
     assert sample.left_out == before
+
+
+def test_of_a_burst_after_a_pause_no_more_are_taken_than_of_a_second() -> None:
+    sample = Sample(most=100)
+    seconds_of(sample, 50, 50.0, 50, 5.0)
+    # The first 100, and of the others a tenth.
+    assert 100 <= seconds_of(sample, 1000, 1000.0, 500, 20.0).total() <= 300
