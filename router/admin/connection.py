@@ -13,7 +13,8 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 REQUEST_TIMEOUT_S: Final = 10.0
-"""Seconds in which a request has to arrive, and until the first one begins."""
+"""Seconds in which a request has to arrive, until the first one begins, and in which a client has
+to take some of a long answer."""
 MAX_CONNECTIONS: Final = 32
 """Beyond, the one that waits for its client for longest makes room."""
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -64,6 +65,17 @@ class AdminConnection(HttpToolsProtocol):
         elif self._late is None and self.waits:
             # These bytes begin no request, and have stopped the timer for idle connections.
             self._await_request()
+
+    def pause_writing(self) -> None:
+        """The client does not take its answer."""
+        super().pause_writing()
+        if self._late is None:
+            self._await_request()
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._arrived()
+        super().resume_writing()
 
     def on_message_begin(self) -> None:
         """A request begins."""

@@ -450,14 +450,16 @@ class Fleet:
 
     def may_come(self, model: str) -> bool:
         """Whether a model nobody serves just now may be served in a while: it is expected, its last
-        replica left, or a replica has yet to tell what it serves."""
+        replica left, all that have it only prefill, or a replica has yet to tell what it serves."""
         return self.expects(model) or any(not replica.models_read for replica in self.members())
 
     def expects(self, model: str) -> bool:
-        """Whether it is expected by the settings, or its last replica left. An adapter whose base
-        model is served is not: its engines would have it."""
+        """Whether it is expected by the settings, its last replica left, or those that have it do
+        not answer clients: there is such a model. An adapter whose base model is served is not: its
+        engines would have it."""
         return model in self.settings.expected_models or (
-            self._catalog.away(model) and not self.hosts(model)
+            (self._catalog.away(model) or bool(self._catalog.serving(model)))
+            and not self.hosts(model)
         )
 
     @property

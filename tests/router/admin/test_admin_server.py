@@ -103,6 +103,27 @@ async def test_a_request_that_does_not_arrive_ends(
     assert not caplog.records
 
 
+async def test_an_answer_that_nobody_takes_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "REQUEST_TIMEOUT_S", 0.2)
+    server = AdminServer(World().parts, "127.0.0.1", 0)
+    await server.start()
+    monkeypatch.setattr(connection.HttpToolsProtocol, "on_response_complete", lambda _: None)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await reader.readuntil(b"}")
+    [made] = server._server.server_state.connections
+    assert isinstance(made, connection.AdminConnection)
+    made.pause_writing()
+    made.resume_writing()
+    assert made._late is None
+    made.pause_writing()
+    async with asyncio.timeout(10):
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+    writer.close()
+    await server.stop()
+
+
 async def test_a_head_without_end_is_cut_off() -> None:
     server = AdminServer(World().parts, "127.0.0.1", 0)
     await server.start()

@@ -48,6 +48,23 @@ async def test_with_nobody_left_to_answer_clients_there_is_no_replica(
     await until(lambda: app.fleet.usable.bit_count() == 1)
     app.fleet.set_role(app.fleet.find(replica.url), "prefill")
     client = await connect(app)
-    status, _, _ = await client.ask(EMBED)
-    assert status in (404, 503)
+    status, _, answer = await client.ask(EMBED)
+    assert (status, b"No replica that serves `m`" in answer) == (503, True)
+    status, _, answer = await client.ask(post("/v1/embeddings", b'{"model":"x","input":"a"}'))
+    assert (status, b"The model `x` does not exist" in answer) == (404, True)
     assert not replica.received
+
+
+async def test_requests_are_held_until_somebody_answers_clients_again(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect
+) -> None:
+    replica = await replicas()
+    replica.reply(sized(b"{}"))
+    app = await router(replica, hold_timeout=60.0)
+    await until(lambda: app.fleet.usable.bit_count() == 1)
+    app.fleet.set_role(app.fleet.find(replica.url), "prefill")
+    client = await connect(app)
+    client.send(EMBED)
+    await until(lambda: app.gateway.holding.models == {"m": 1})
+    app.fleet.set_role(app.fleet.find(replica.url), "decode")
+    assert (await client.answer())[0] == 200
