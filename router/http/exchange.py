@@ -601,6 +601,11 @@ class Exchange(Choosing):
     def _abandon(self, outcome: str) -> None:
         self.stop_waiting()
         self.settle_unfinished()
+        upstream = self.upstream
+        if upstream is not None and self.leg is not None and self.leg.fetching:
+            self.resume()
+            self.upstream = None
+            self.leg.leave(upstream)
         self.drop_upstream()
         self.end(outcome)
 

@@ -24,7 +24,7 @@ from router.disaggregation import bodies
 from router.disaggregation.connector import NoHandOverError
 from router.disaggregation.disaggregation import Disaggregation, Leg
 from router.http.release import release
-from router.http.side_request import Answer, ask, with_body
+from router.http.side_request import Answer, Nobody, ask, with_body
 from router.http.upstream import ASK_USAGE, Asker, Failure, UpstreamConnection
 from router.telemetry.record import Outcome
 
@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 _MOST_PREFILLS = 2
 """Prefill replicas that are tried for one request."""
+_TAKEN_SECONDS = 1.0
+"""Within this a decode replica has begun with what it was sent."""
 _SILENT = (Outcome.TIMEOUT_FIRST_BYTE, Outcome.TIMEOUT_SILENCE)
 _ALARM_SECONDS = 60.0
 """Between two log lines about a prefill replica without a connector."""
@@ -382,6 +384,18 @@ class FirstLeg:
         if not self.handed or not self.params or self._fetched:
             return False
         return not self._exchange.gateway.fleet.away(self._told)
+
+    def leave(self, upstream: UpstreamConnection) -> None:
+        """The client has left while the decode replica was `fetching`: close its connection.
+
+        Not at once: an engine that has not read a request when it is hung up on never hears of the
+        blocks, and nobody has them freed. One that has begun with it does.
+        """
+        seconds = self._sent_at + _TAKEN_SECONDS - monotonic()
+        if seconds > 0.0:
+            self._exchange.gateway.spawn(Nobody(upstream).hang_up(seconds))
+        else:
+            upstream.drop()
 
     def over(self) -> None:
         """Nothing more comes of it. Blocks that nobody has fetched are fetched and thrown away."""

@@ -20,6 +20,8 @@ _LOOK_SECONDS = 0.25
 """Between two looks at whether a replica that is silent has failed."""
 _AWAY_SECONDS = 1.0
 """Its health has been bad for so long: it will not answer."""
+_NEAR_SECONDS = 1.0
+"""An answer that comes so soon after a request was given up is waited for."""
 _LAST_WORD_SECONDS = 0.5
 """What a replica whose request was given up may still take to close the connection."""
 _LARGEST = 64 * 1024 * 1024
@@ -44,8 +46,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 async def ask(gateway: Gateway, replica: Replica, request: Request) -> Answer | Failure:
     """Send a request over a connection of its own and read the whole answer.
 
-    Who cancels it has the replica stop its work, and gets the answer all the same where the replica
-    had sent it by then: it may tell of blocks that somebody has to fetch.
+    Who cancels it has the replica stop its work, and gets the answer all the same where it is near:
+    it may tell of blocks that somebody has to fetch.
     """
     fleet, slot = gateway.fleet, replica.slot
     fresh = False
@@ -85,12 +87,68 @@ async def ask(gateway: Gateway, replica: Replica, request: Request) -> Answer | 
 
 
 async def _last_word(asker: _WholeAnswer, upstream: UpstreamConnection) -> None:
-    """Hang up, but hear what is on its way: an engine aborts at the end of what it reads."""
+    """Hear an answer that is near. Hang up if none is, but hear what is on its way.
+
+    An engine drops the answer of a request that it has just finished when it is hung up on, and
+    keeps the blocks of which the answer would have told. A short request is in that moment for a
+    large part of its time, so that it is let finish.
+    """
+    if asker.done.done():
+        return
+    await asyncio.wait((asker.done,), timeout=_NEAR_SECONDS)
     transport = upstream.transport
     if asker.done.done() or not transport.can_write_eof():
         return
     transport.write_eof()
     await asyncio.wait((asker.done,), timeout=_LAST_WORD_SECONDS)
+
+
+class Nobody:
+    """Takes an answer that nobody waits for any more."""
+
+    def __init__(self, upstream: UpstreamConnection) -> None:
+        """From now on it is told what comes over this connection."""
+        self._upstream = upstream
+        self._over = asyncio.Event()
+        self._lost = False
+        upstream.asker = self
+        if upstream.relay is not None:
+            upstream.relay = self
+
+    async def hang_up(self, seconds: float) -> None:
+        """Close the connection after so many seconds; keep it if the answer is whole before."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._over.wait()
+        except TimeoutError:
+            pass  # it is given up here
+        finally:
+            if not self._lost:
+                self._upstream.release()  # which closes it in the middle of an answer
+
+    def respond(self, upstream: UpstreamConnection, body: bytes) -> None:
+        """The head has come, and this much of the body."""
+        upstream.relay = self
+        self.feed(body)
+
+    def feed(self, _: bytes) -> None:
+        """More of the body."""
+        if self._upstream.complete:
+            self._over.set()
+
+    def switched(self, _: bytes) -> None:
+        """It switched protocols unasked."""
+        self.broken("")
+
+    def broken(self, _: str) -> None:
+        """What it sends is not HTTP."""
+        self._upstream.complete = False
+        self._over.set()
+
+    def upstream_lost(self, _: Exception | None) -> None:
+        """The connection has closed."""
+        self._lost = True
+        self._over.set()
 
 
 class _WholeAnswer:

@@ -296,6 +296,104 @@ async def test_client_leaves_while_prefill_computes(
     await end(made)
 
 
+def answers_on_demand(replica: ScriptedReplica, answer: bytes) -> None:
+    """Like vLLM: who hangs up before the answer is sent gets none. Streams of `busy` are held."""
+
+    async def handler(
+        request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if "busy" in request.json():
+            writer.write(SSE_HEAD + TOKEN)
+        leaving = asyncio.create_task(reader.read(1))
+        waiting = asyncio.create_task(replica.gate.acquire())
+        await asyncio.wait((leaving, waiting), return_when=asyncio.FIRST_COMPLETED)
+        left = leaving.done()
+        for task in (leaving, waiting):
+            task.cancel()
+        await asyncio.gather(leaving, waiting, return_exceptions=True)
+        if left:
+            replica.lost.set()
+            raise ConnectionAbortedError
+        writer.write(answer)
+
+    replica.handler = handler
+
+
+async def test_the_answer_of_a_prefill_that_is_near_is_waited_for(
+    replicas: MakeReplica, router: MakeRouter, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hung up on in the moment it is done, an engine would keep the blocks for nobody."""
+    monkeypatch.setattr("router.http.side_request._NEAR_SECONDS", 60.0)
+    made = await world(replicas, router, connect, 1, 1)
+    answers_on_demand(made.prefill[0], sized(prefilled()))
+    client = await connect(made.app)
+    client.send(post(PATH, body()))
+    await made.prefill[0].asked()
+    client.vanish()
+    await until(lambda: len(exchanges(made.app)) == 1)
+    made.prefill[0].gate.release()
+    await until(lambda: made.count("released") == 1)
+    assert made.count("client_gone") == 0
+    [thrown_away] = made.sent(made.decode)
+    assert thrown_away["kv_transfer_params"] == PARAMS
+    await end(made)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_decode_replica_that_was_just_told_of_blocks_is_not_hung_up_on(
+    replicas: MakeReplica,
+    router: MakeRouter,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+    stream: bool,
+) -> None:
+    """Before it has read the request it would never hear of the blocks."""
+    monkeypatch.setattr("router.http.first_leg._TAKEN_SECONDS", 60.0)
+    made = await world(replicas, router, connect, 1, 1)
+    decode, gateway = made.decode[0], made.app.gateway
+    answer = SSE_HEAD + TOKEN + chunk(b"data: [DONE]\n\n") + END if stream else sized(b"{}")
+    answers_on_demand(decode, answer)
+    client = await connect(made.app)
+    client.send(post(PATH, body(stream=stream)))
+    await until(lambda: made.count("handed_over") == 1 and len(made.sent(made.decode)) == 1)
+    client.vanish()
+    await until(lambda: len(exchanges(made.app)) == 1)
+    assert gateway.tasks
+    assert not decode.lost.is_set()
+    decode.gate.release()  # for the busy stream, which began before
+    decode.gate.release()
+    await until(lambda: not gateway.tasks)
+    assert not decode.lost.is_set()
+    # Its connection serves the next one.
+    before = decode.connections
+    decode.reply(sized(b"{}"))
+    again = await connect(made.app)
+    assert (await again.ask(post(PATH, body())))[0] == 200
+    assert decode.connections == before
+    await end(made)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2])
+async def test_a_decode_replica_that_had_time_to_begin_is_hung_up_on(
+    replicas: MakeReplica,
+    router: MakeRouter,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+) -> None:
+    monkeypatch.setattr("router.http.first_leg._TAKEN_SECONDS", seconds)
+    made = await world(replicas, router, connect, 1, 1)
+    answers_on_demand(made.decode[0], sized(b"{}"))
+    client = await connect(made.app)
+    client.send(post(PATH, body()))
+    await until(lambda: len(made.sent(made.decode)) == 1)
+    client.vanish()
+    await made.decode[0].left()
+    await until(lambda: not made.app.gateway.tasks)
+    assert made.count("released") == made.count("stranded") == 0
+    await end(made)
+
+
 async def test_client_leaves_between_the_legs(
     replicas: MakeReplica, router: MakeRouter, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
