@@ -33,6 +33,10 @@ OWN_VENV = ROOT / ".venv-vllm"
 NIXL = ROOT / ".venv-nixl"
 NIXL_PACKAGES = ("nixl==1.5.2", "nixl-cu12==1.5.1")
 """In a folder of their own, so that an environment that somebody named stays as it is."""
+_NIXL_POLLS = ("agent_config.pthrDelay = 0", "agent_config.pthrDelay = 1000")
+"""What of NIXL's Python is replaced, and by what: microseconds between two looks of its progress
+thread at its connections. Without a pause that thread keeps a core busy in each engine, idle or not,
+and the lock that a transfer needs: on two cores, transfers took up to half a minute."""
 START_SECONDS = 420.0
 """Longest wait for an engine: 20 s alone, several times that beside other work."""
 DISK_GB = 5.0
@@ -143,16 +147,21 @@ def _mark(venv: Path) -> Path:
     return venv / "installed"
 
 
+def _nixl_mark() -> Path:
+    """Made when NIXL is installed and its progress thread pauses."""
+    return NIXL / "installed-with-pauses"
+
+
 def find_nixl() -> Path:
     """Where NIXL is installed. Raises NoEngineError."""
-    if not _mark(NIXL).exists():
+    if not _nixl_mark().exists():
         raise NoEngineError(f"NIXL is not installed in {NIXL}: `make e2e` installs it")
     return NIXL
 
 
 def install_nixl() -> None:
     """Install what engines need to hand KV blocks to each other. Raises EngineError."""
-    if given() or _mark(NIXL).exists():
+    if given() or _nixl_mark().exists():
         return
     command = [str(find_venv() / "bin/python"), "-m", "pip", "install", "-qq", "--no-deps"]
     command += ["--disable-pip-version-check", "--upgrade", "--target", str(NIXL), *NIXL_PACKAGES]
@@ -161,17 +170,25 @@ def install_nixl() -> None:
         raise EngineError(
             f"NIXL could not be installed: {done.stdout[-500:]} {done.stderr[-1500:]}"
         )
-    _mark(NIXL).touch()
+    api = NIXL / "nixl_cu12/_api.py"
+    found, replaced = _NIXL_POLLS
+    text = api.read_text()
+    if found not in text:
+        raise EngineError(f"{api} does not say {found!r}: NIXL is another one than is known here")
+    api.write_text(text.replace(found, replaced))
+    _nixl_mark().touch()
 
 
-def nixl_settings(nixl: Path, role: str) -> dict[str, str]:
-    """Settings of an engine with NIXL. role: kv_producer or kv_consumer. It has a new id each time,
-    as an engine must that comes back."""
+def nixl_settings(nixl: Path, role: str, lease_seconds: int = 30) -> dict[str, str]:
+    """Settings of an engine with NIXL. role: kv_producer or kv_consumer. lease_seconds: how long it
+    keeps blocks that nobody fetches. It has a new id each time, as an engine must that comes back.
+    """
     connector: dict[str, object] = {
         "kv_connector": "NixlConnector",
         "kv_role": role,
         "kv_buffer_device": "cpu",
         "engine_id": uuid.uuid4().hex,
+        "kv_connector_extra_config": {"kv_lease_duration": lease_seconds},
     }
     return {
         "PYTHONPATH": str(nixl),

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from caught_up import PATIENT
 
 from bench.engines import engines as start_engines
 from bench.gateways import Gateway, gateway
@@ -87,7 +88,7 @@ async def ask(
 async def test_each_adapter_stays_where_it_is_loaded(lora_urls: list[str]) -> None:
     async with (
         httpx.AsyncClient(trust_env=False, timeout=600.0) as client,
-        gateway(lora_urls, "--metrics-interval", "200ms") as started,
+        gateway(lora_urls, *PATIENT, "--metrics-interval", "200ms") as started,
     ):
         # No engine lists them: the first to be asked loads one, and lists it from then on.
         shared = "one two three four " * 60

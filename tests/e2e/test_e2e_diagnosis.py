@@ -17,8 +17,9 @@ import anthropic
 import httpx
 import openai
 import pytest
+from caught_up import PATIENT
 
-from bench.gateways import Gateway, gateway
+from bench.gateways import PATIENCE_SECONDS, Gateway, gateway
 from bench.vllm import empty
 
 WORDS = re.findall(
@@ -157,13 +158,13 @@ CAUSES: list[tuple[Cause, tuple[str, str, str]]] = [
 
 
 async def found(started: Gateway, agent: str) -> list[dict[str, Any]]:
-    async with httpx.AsyncClient(base_url=started.admin) as admin:
+    async with httpx.AsyncClient(base_url=started.admin, timeout=PATIENCE_SECONDS) as admin:
         audit = (await admin.get("/audit")).json()
     return [each for each in audit["findings"] if each["agent"] == agent]
 
 
 async def steps(started: Gateway, agent: str) -> list[dict[str, Any]]:
-    async with httpx.AsyncClient(base_url=started.admin) as admin:
+    async with httpx.AsyncClient(base_url=started.admin, timeout=PATIENCE_SECONDS) as admin:
         listed = (await admin.get("/sessions")).json()["sessions"]
         name = next(each["id"] for each in listed if each["agent"] == agent)
         requests: list[dict[str, Any]] = (await admin.get(f"/sessions/{name}")).json()["requests"]
@@ -173,7 +174,9 @@ async def steps(started: Gateway, agent: str) -> list[dict[str, Any]]:
 async def run(urls: list[str], started: Gateway, agent: str, change: Cause) -> Loop:
     await empty(urls)
     headers = {"user-agent": f"{agent}/1.0"}
-    async with httpx.AsyncClient(base_url=started.url, headers=headers, timeout=60) as client:
+    async with httpx.AsyncClient(
+        base_url=started.url, headers=headers, timeout=PATIENCE_SECONDS
+    ) as client:
         loop = Loop(client, random.Random(agent))
         for number in range(4):
             change(loop, number)
@@ -189,7 +192,7 @@ async def test_each_cause_gets_its_finding(
     urls: list[str], change: Cause, expected: tuple[str, str, str]
 ) -> None:
     agent = "agent-" + change.__name__.replace("_", "-")
-    async with gateway(urls) as started:
+    async with gateway(urls, *PATIENT) as started:
         loop = await run(urls, started, agent, change)
         findings = await found(started, agent)
         told = await steps(started, agent)
@@ -214,7 +217,7 @@ async def test_each_cause_gets_its_finding(
 
 
 async def test_what_only_grows_has_no_finding(urls: list[str]) -> None:
-    async with gateway(urls) as started:
+    async with gateway(urls, *PATIENT) as started:
         loop = await run(urls, started, "agent-steady", nothing)
         assert await found(started, "agent-steady") == []
         told = await steps(started, "agent-steady")
@@ -223,7 +226,7 @@ async def test_what_only_grows_has_no_finding(urls: list[str]) -> None:
 
 
 async def test_a_helper_is_no_change(urls: list[str]) -> None:
-    async with gateway(urls) as started:
+    async with gateway(urls, *PATIENT) as started:
         await run(urls, started, "agent-helper", helper)
         assert await found(started, "agent-helper") == []
 
@@ -234,7 +237,7 @@ async def test_the_vendors_clients_are_told(urls: list[str]) -> None:
     rng = random.Random(5)
     rules, task = say(rng, 300), say(rng, 50)
     changed = rules[:900] + "at 14:31:07 " + rules[900:]
-    async with gateway(urls) as started:
+    async with gateway(urls, *PATIENT) as started:
         claude = anthropic.AsyncAnthropic(base_url=started.url, api_key="x", max_retries=0)
         asked: Any = {
             "model": "tiny",

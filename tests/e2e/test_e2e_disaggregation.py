@@ -16,6 +16,8 @@ from bench.gateways import PATIENCE_SECONDS, Gateway, gateway
 from bench.vllm import Engine, NoEngineError, find_nixl, find_venv, metrics_of, nixl_settings
 
 BLOCK = 32
+LEASE_SECONDS = 90
+"""More than a transfer takes on a busy machine, less than a test waits."""
 STREAMS = 3
 CLIENTS = 4
 ANSWERS_AFTER = 4
@@ -29,8 +31,8 @@ class Pair:
 
     def __init__(self) -> None:
         venv, nixl = find_venv(), find_nixl()
-        self.prefill = Engine(venv, **nixl_settings(nixl, "kv_producer"))
-        self.decode = Engine(venv, **nixl_settings(nixl, "kv_consumer"))
+        self.prefill = Engine(venv, **nixl_settings(nixl, "kv_producer", LEASE_SECONDS))
+        self.decode = Engine(venv, **nixl_settings(nixl, "kv_consumer", LEASE_SECONDS))
 
     def start(self) -> None:
         for engine in (self.prefill, self.decode):
@@ -72,6 +74,25 @@ class World:
         assert found is not None, page
         return int(found[1])
 
+    async def met(self) -> None:
+        """Have the decode engine fetch until it succeeds. To get to know the prefill engine it has
+        5 s, which a busy machine may take; then the router leaves the two alone for a while."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                told, failed = await self.legs("handed_over"), await self.legs("not_loaded")
+                await self.ask(self.gateway.url, text(400))
+                if await self.legs("handed_over") > told:
+                    if await self.legs("not_loaded") == failed:
+                        return
+                else:
+                    await asyncio.sleep(0.5)
+
+    async def until(self, outcome: str, count: int) -> None:
+        """Wait for so many first legs of an outcome. Raises TimeoutError."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while await self.legs(outcome) < count:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
     async def busy(self) -> None:
         """Have streams run at the decode engine, so that a prefill there would slow them down."""
         begun = [asyncio.Event() for _ in range(STREAMS)]
@@ -109,6 +130,7 @@ async def world(pair: Pair) -> AsyncIterator[World]:
         await made.ask(started.url, "one")
         await made.busy()
         try:
+            await made.met()
             yield made
         finally:
             await made.idle()
@@ -119,18 +141,25 @@ def text(words: int) -> str:
     return " ".join(secrets.token_hex(2) for _ in range(words))
 
 
-async def held(url: str) -> float:
-    """The share of an engine's KV memory that is not free."""
-    found = re.search(r"vllm:kv_cache_usage_perc{[^}]*} (\S+)", await metrics_of(url))
-    assert found is not None
+async def told(url: str, series: str) -> float:
+    """A series of an engine's metrics, whose labels match a pattern."""
+    found = re.search(rf"^vllm:{series} (\S+)", await metrics_of(url), re.MULTILINE)
+    assert found is not None, series
     return float(found[1])
+
+
+async def frees(url: str) -> None:
+    """Wait until an engine holds no blocks, which its lease sees to at last. Raises TimeoutError."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while await told(url, "kv_cache_usage_perc{.*}") > 0.0:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
 
 
 async def test_both_legs_answer_as_one_engine_does_and_tell_what_was_cached(pair: Pair) -> None:
     async with world(pair) as made:
         shared = text(300)
-        told = (await made.ask(pair.prefill.url, shared)).json()["usage"]
-        before = await made.legs("handed_over")
+        first = (await made.ask(pair.prefill.url, shared)).json()["usage"]
+        before, failed = await made.legs("handed_over"), await made.legs("not_loaded")
         prompt = shared + text(200)
         answer = (await made.ask(made.gateway.url, prompt)).json()
         assert await made.legs("handed_over") == before + 1
@@ -141,8 +170,8 @@ async def test_both_legs_answer_as_one_engine_does_and_tell_what_was_cached(pair
         # What the prefill engine had is what was cached, whatever the decode engine fetched. The
         # prompt's tokens may part from the shared text's in the last ones of that.
         cached = usage["prompt_tokens_details"]["cached_tokens"]
-        assert 0 <= told["prompt_tokens"] - cached <= 2 * BLOCK
-        assert await made.legs("not_loaded") == 0
+        assert 0 <= first["prompt_tokens"] - cached <= 2 * BLOCK
+        assert await made.legs("not_loaded") == failed
 
 
 async def test_params_of_a_client_reach_no_engine(pair: Pair) -> None:
@@ -163,18 +192,41 @@ async def test_params_of_a_client_reach_no_engine(pair: Pair) -> None:
             assert (await made.client.get(url + "/health")).status_code == 200
 
 
-async def test_clients_that_leave_at_any_moment_leave_no_blocks_behind(pair: Pair) -> None:
+async def test_a_client_that_leaves_while_its_prompt_waits_has_it_taken_back(pair: Pair) -> None:
+    """The prefill engine is stopped meanwhile, so that it is in no moment between two states."""
+    url, whole = pair.prefill.url, 'request_success_total{.*"length".*}'
     async with world(pair) as made:
-        await made.ask(made.gateway.url, text(400))  # engines that know each other
+        await frees(url)
+        gone, done = await made.legs("client_gone"), await told(url, whole)
+        (await made.client.post(url + "/pause?mode=keep")).raise_for_status()
+        asking = asyncio.create_task(made.ask(made.gateway.url, text(700)))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not (await made.client.get(url + "/load")).json()["server_load"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        asking.cancel()
+        await made.until("client_gone", gone + 1)
+        (await made.client.post(url + "/resume")).raise_for_status()
+        await made.ask(url, "behind it")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while (now := await told(url, whole)) == done:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert now == done + 1  # nothing before it
+        await frees(url)
+
+
+async def test_clients_that_leave_at_any_moment_leave_engines_that_are_well(pair: Pair) -> None:
+    """Whether blocks wait for the lease's end is decided by what an engine does in its last
+    milliseconds, and how busy the machine is: that they are freed at once is tested with engines
+    that do as they are told (tests/router/http)."""
+    async with world(pair) as made:
+        stranded = await made.legs("stranded")
         for moment in range(5):
             asking = asyncio.create_task(made.ask(made.gateway.url, text(700)))
             await asyncio.wait((asking,), timeout=0.1 * (moment + 1))
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
-        # Well before the lease of 30 s ends.
-        async with asyncio.timeout(10):
-            while await held(pair.prefill.url) > 0.0:  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
+        await frees(pair.prefill.url)
+        assert await made.legs("stranded") == stranded
         assert (await made.ask(made.gateway.url, text(100))).status_code == 200
 
 
@@ -182,7 +234,7 @@ async def test_the_prefill_engine_is_killed_under_load(pair: Pair) -> None:
     """The last test: nobody prefills after it."""
     async with world(pair) as made:
         url, answers = made.gateway.url, list[httpx.Response]()
-        told, killed = await made.legs("handed_over"), asyncio.Event()
+        handed, killed = await made.legs("handed_over"), asyncio.Event()
 
         async def client(number: int) -> None:
             after = 0
@@ -192,9 +244,7 @@ async def test_the_prefill_engine_is_killed_under_load(pair: Pair) -> None:
                 answers.append(await made.ask(url, text(500), **asked))
 
         clients = [asyncio.create_task(client(number)) for number in range(CLIENTS)]
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while await made.legs("handed_over") < told + CLIENTS:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await made.until("handed_over", handed + CLIENTS)
         pair.prefill.kill()
         killed.set()
         await asyncio.gather(*clients)

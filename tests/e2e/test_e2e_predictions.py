@@ -110,7 +110,7 @@ async def change(started: Gateway, url: str, what: str) -> None:
     """Drain a replica, or the reverse."""
     name = url.removeprefix("http://")
     headers = {"x-warmroute-admin": "1"}
-    async with httpx.AsyncClient(trust_env=False, timeout=60.0, headers=headers) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=600.0, headers=headers) as client:
         (await client.post(f"{started.admin}/replicas/{name}/{what}")).raise_for_status()
 
 

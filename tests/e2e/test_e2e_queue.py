@@ -40,7 +40,7 @@ async def test_interactive_requests_overtake_a_batch_and_all_are_answered(urls: 
         assert order.count("interactive") == 4
         # Those that came when the first of the batch was answered are done before its last five.
         assert "interactive" not in order[-5:]
-        async with httpx.AsyncClient(trust_env=False) as http:
+        async with httpx.AsyncClient(timeout=240.0, trust_env=False) as http:
             (replica,) = (await http.get(started.admin + "/replicas")).json()
             assert (replica["in_flight"], replica["queued_tokens"]) == (0, 0)
             text = (await http.get(started.admin + "/metrics")).text
