@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
+
+_PATIENCE_S: Final = 60.0
+"""Seconds that a run may take longer than its rate says, or in all where it has none."""
 
 
 class Load:
@@ -34,7 +38,9 @@ class Load:
         self.start = loop.time()
         self._tick()
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(
+                _PATIENCE_S + (self.count / self.rate if self.rate else 0.0)
+            ):
                 await self.done
         finally:
             for client in made:

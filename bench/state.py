@@ -83,7 +83,18 @@ def redis() -> Iterator[str]:
         raise RuntimeError("redis-server is not installed (Debian: apt-get install redis-server)")
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
-        options = ("--port", str(port), "--save", "", "--appendonly", "no", "--dir", folder)
+        options = (
+            "--bind",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--dir",
+            folder,
+        )
         with process(path, *options):
             wait_for(port)
             yield f"redis://127.0.0.1:{port}"

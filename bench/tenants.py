@@ -75,7 +75,8 @@ def measure(
         }
         if redis:
             port = free_port()
-            stack.enter_context(process(redis, "--port", str(port), "--save", "", "--dir", folder))
+            options = ("--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", folder)
+            stack.enter_context(process(redis, *options))
             wait_for(port)
             given["without, Redis"] = ("--state", f"redis://127.0.0.1:{port}/0")
             given["all, Redis"] = (
