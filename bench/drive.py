@@ -123,6 +123,9 @@ class Client(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self.busy:
             self.load.fail("a connection was closed early")
+        elif self in self.load.free:
+            # Idle for as long as the proxy keeps connections: the others are enough.
+            self.load.free.remove(self)
 
 
 def request_bytes(body: bytes) -> bytes:
