@@ -141,7 +141,7 @@ def test_a_connector_names_blocks_without_their_tokens(index: TokenIndex) -> Non
         ),
     )
     assert (depth(index, A), in_tiers(index, A)) == (8, {"CPU": 8.0})
-    assert index.tiers_told(0)
+    assert index.tiers_told(0)[0]
     index.apply(0, batch(Removed([2], medium="CPU"), Removed([99], medium="CPU")))
     assert depth(index, A) == 4
     # It comes back, and is named again: known from before.
@@ -292,12 +292,12 @@ def test_a_tier_has_blocks_of_a_size_of_its_own(index: TokenIndex) -> None:
     index.apply(0, batch(Removed([3]), Removed([2]), Removed([1])))
     assert depth(index, A) == 8
     assert in_tiers(index, [*A, 7, 7, 7, 7]) == {"CPU": 16.0}
-    assert index.tiers_told(0)
+    assert index.tiers_told(0)[0]
     index.apply(0, batch(Removed([b"y"], medium="CPU")))
     assert depth(index, A) == 8
     index.apply(0, batch(Removed([b"x"], medium="cpu")))
     assert depth(index, A) == 0
-    assert not index.tiers_told(0)
+    assert not index.tiers_told(0)[0]
 
 
 def ada(name: int, parent: int | None, tokens: list[int]) -> Stored:
@@ -312,7 +312,7 @@ def test_a_tier_whose_blocks_have_a_size_that_makes_no_sense_is_left_out(
     index.apply(0, batch(stored([1, 2], None, range(8))))
     for size in (-BLOCK, -1):
         index.apply(0, batch(stored([1], None, (), block_size=size, medium="CPU")))
-    assert not index.tiers_told(0)
+    assert not index.tiers_told(0)[0]
     assert index.placed(0) == 8
 
 
