@@ -219,7 +219,8 @@ class LMCache:
         self._python = find_venv() / "bin/python"
         self.port, self._metrics = free_ports(2)
         self._size = str(gigabytes)
-        self._log = tempfile.TemporaryFile()
+        number, self._log_name = tempfile.mkstemp(prefix="lmcache-", suffix=".log")
+        self._log = os.fdopen(number, "wb")
         self._process: subprocess.Popen[bytes] | None = None
 
     def settings(self) -> dict[str, str]:
@@ -270,10 +271,10 @@ class LMCache:
             self._process.kill()
             self._process.wait()
         self._log.close()
+        Path(self._log_name).unlink(missing_ok=True)
 
     def _said(self) -> str:
-        self._log.seek(0)
-        return self._log.read().decode(errors="replace")[-1500:]
+        return Path(self._log_name).read_text(errors="replace")[-1500:]
 
 
 def nixl_settings(nixl: Path, role: str, lease_seconds: int = 30) -> dict[str, str]:

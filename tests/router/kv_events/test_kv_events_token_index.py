@@ -179,6 +179,30 @@ def test_a_cleared_cache_is_empty_and_known(index: TokenIndex) -> None:
     assert index.complete(0)
 
 
+def test_an_engine_that_clears_its_cache_leaves_a_shared_store_as_it_is(
+    index: TokenIndex,
+) -> None:
+    """LMCache keeps its blocks through /reset_prefix_cache, and tells of none of them again."""
+    index.shared.add("STORAGE")
+    for medium in ("GPU", "CPU", "STORAGE"):
+        index.apply(0, batch(stored([1, 2], None, A[:8], medium=medium)))
+    index.apply(0, batch(Cleared()))
+    assert (depth(index, A), in_tiers(index, A)) == (8, {"STORAGE": 8.0})
+    index.apply(0, batch(Removed([1, 2], medium="STORAGE")))
+    assert (depth(index, A), index.blocks) == (0, 0)
+
+
+def test_it_is_known_whether_a_tier_tells_salts(index: TokenIndex) -> None:
+    """LMCache tells tokens without their salt; bare names of blocks of GPU memory cover it."""
+    salted: dict[str, Any] = {"extra_keys": [["alice"]]}
+    index.apply(0, batch(stored([1], None, A[:4], **salted)))
+    assert index.tiers_told(0) == (False, False)
+    index.apply(0, batch(stored([1], None, [], medium="CPU", block_size=0)))
+    assert index.tiers_told(0) == (True, True)
+    index.apply(0, batch(stored([7], None, A[:4], medium="STORAGE")))
+    assert index.tiers_told(0) == (True, False)
+
+
 def test_a_prompt_on_its_way_counts_until_told_or_given_up(index: TokenIndex) -> None:
     index.sized(0, BLOCK)
     first = index.expect(0, hashes(A))
