@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,16 @@ _NIXL_POLLS = ("agent_config.pthrDelay = 0", "agent_config.pthrDelay = 1000")
 """What of NIXL's Python is replaced, and by what: microseconds between two looks of its progress
 thread at its connections. Without a pause that thread keeps a core busy in each engine, idle or not,
 and the lock that a transfer needs: on two cores, transfers took up to half a minute."""
+LMCACHE = ROOT / ".venv-lmcache"
+LMCACHE_PACKAGES = (
+    *("lmcache==0.5.6", "sortedcontainers==2.4.0"),
+    # The release that goes with the OpenTelemetry of vLLM 0.32's environment.
+    "opentelemetry-exporter-prometheus==0.66b2",
+)
+"""What LMCache's server needs beside what vLLM has: 17 MB to fetch, 95 MB of disk."""
+LMCACHE_CHUNK = 64
+"""Tokens of a block of the store: two of an engine's."""
+LMCACHE_START_SECONDS = 120.0
 START_SECONDS = 420.0
 """Longest wait for an engine: 20 s alone, several times that beside other work."""
 DISK_GB = 5.0
@@ -163,13 +174,7 @@ def install_nixl() -> None:
     """Install what engines need to hand KV blocks to each other. Raises EngineError."""
     if given() or _nixl_mark().exists():
         return
-    command = [str(find_venv() / "bin/python"), "-m", "pip", "install", "-qq", "--no-deps"]
-    command += ["--disable-pip-version-check", "--upgrade", "--target", str(NIXL), *NIXL_PACKAGES]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise EngineError(
-            f"NIXL could not be installed: {done.stdout[-500:]} {done.stderr[-1500:]}"
-        )
+    _install_beside(NIXL, NIXL_PACKAGES)
     api = NIXL / "nixl_cu12/_api.py"
     found, replaced = _NIXL_POLLS
     text = api.read_text()
@@ -177,6 +182,99 @@ def install_nixl() -> None:
         raise EngineError(f"{api} does not say {found!r}: NIXL is another one than is known here")
     api.write_text(text.replace(found, replaced))
     _nixl_mark().touch()
+
+
+def _install_beside(folder: Path, packages: Sequence[str]) -> None:
+    """Install packages that vLLM's environment lacks in a folder. Raises EngineError."""
+    command = [str(find_venv() / "bin/python"), "-m", "pip", "install", "-qq", "--no-deps"]
+    command += ["--disable-pip-version-check", "--upgrade", "--target", str(folder), *packages]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EngineError(
+            f"{packages[0]} could not be installed: {done.stdout[-500:]} {done.stderr[-1500:]}"
+        )
+
+
+def find_lmcache() -> Path:
+    """Where LMCache is installed. Raises NoEngineError."""
+    if not _mark(LMCACHE).exists():
+        raise NoEngineError(f"LMCache is not installed in {LMCACHE}: `make e2e` installs it")
+    return LMCACHE
+
+
+def install_lmcache() -> None:
+    """Install a store that engines keep blocks in. Raises EngineError."""
+    if given() or _mark(LMCACHE).exists():
+        return
+    _install_beside(LMCACHE, LMCACHE_PACKAGES)
+    _mark(LMCACHE).touch()
+
+
+class LMCache:
+    """A server of LMCache, which keeps blocks in CPU memory for the engines that it is named to."""
+
+    def __init__(self, gigabytes: float) -> None:
+        """Raises NoEngineError. gigabytes: how much it keeps, of 10^9 bytes."""
+        self._folder = find_lmcache()
+        self._python = find_venv() / "bin/python"
+        self.port, self._metrics = free_ports(2)
+        self._size = str(gigabytes)
+        number, self._log_name = tempfile.mkstemp(prefix="lmcache-", suffix=".log")
+        self._log = os.fdopen(number, "wb")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def settings(self) -> dict[str, str]:
+        """Settings of an engine that uses it."""
+        connector: dict[str, object] = {
+            "kv_connector": "LMCacheMPConnector",
+            "kv_role": "kv_both",
+            "kv_connector_extra_config": {
+                "lmcache.mp.host": "tcp://127.0.0.1",
+                "lmcache.mp.port": self.port,
+            },
+        }
+        return {**self._environment(), "EXTRA": _transfer_config(connector)}
+
+    def _environment(self) -> dict[str, str]:
+        # Without the second it would report its use to its makers.
+        return {"PYTHONPATH": str(self._folder), "LMCACHE_TRACK_USAGE": "false"}
+
+    def start(self) -> None:
+        """Start it, and wait until it listens. Raises EngineError."""
+        self._process = subprocess.Popen(
+            [
+                *(str(self._python), "-m", "lmcache.v1.multiprocess.server"),
+                *("--host", "127.0.0.1", "--port", str(self.port)),
+                *("--prometheus-port", str(self._metrics)),
+                *("--chunk-size", str(LMCACHE_CHUNK), "--l1-size-gb", self._size),
+                *("--eviction-policy", "LRU", "--supported-transfer-mode", "engine_driven"),
+            ],
+            env={**os.environ, **self._environment()},
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=die_with_parent(signal.SIGKILL),
+        )
+        until = time.monotonic() + LMCACHE_START_SECONDS
+        while self._process.poll() is None and time.monotonic() < until:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 5.0).close()
+            except OSError:
+                time.sleep(0.1)
+            else:
+                return
+        raise EngineError(f"LMCache's server did not start: {self._said()}")
+
+    def close(self) -> None:
+        """Kill it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+        Path(self._log_name).unlink(missing_ok=True)
+
+    def _said(self) -> str:
+        return Path(self._log_name).read_text(errors="replace")[-1500:]
 
 
 def nixl_settings(nixl: Path, role: str, lease_seconds: int = 30) -> dict[str, str]:
@@ -301,6 +399,10 @@ def main() -> int:
                 install_nixl()
             except EngineError as why:
                 print(f"the tests of engines that hand blocks over are skipped: {why}")
+            try:
+                install_lmcache()
+            except EngineError as why:
+                print(f"the tests of engines with a store behind them are skipped: {why}")
     except NoEngineError as why:
         print(why)
         return CANNOT

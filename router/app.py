@@ -119,10 +119,12 @@ class _Membership(FleetListener):
         self._tell()
 
     def on_emptied(self, replica: Replica) -> None:
-        """The replica restarted, so its cache is empty."""
+        """The replica restarted, so its cache is empty; or it rests, which may empty the store
+        behind it as well."""
         self._adapters.emptied(replica.slot)
         self.on_adapters(replica)
-        if self.shared is None or self.shared.emptied(replica):
+        stays = self._tiers.outlives(replica.slot) and not replica.resting
+        if not stays and (self.shared is None or self.shared.emptied(replica)):
             self._index.forget(replica.slot)
         self._tiers.forget(replica.slot)
 

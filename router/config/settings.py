@@ -418,7 +418,7 @@ class Settings(InsightSettings, frozen=True, kw_only=True):
             Media(),
             "Media behind the GPU that every replica reaches, whichever stored the block: a store "
             "of LMCache or Mooncake, a file system. KV events that call a tier REMOTE tell it "
-            "themselves.",
+            "themselves. Where no events tell of it, `kv_offload_tokens` is needed too.",
         ),
     ] = ()
     kv_cache_guess: Annotated[

@@ -32,7 +32,7 @@ from router.render.memory import TokenMemory, key_of
 from router.render.model import Text
 from router.render.pool import Missing, TokenPool
 from router.render.tokens import ChainMemory, TokenPrompt
-from router.scheduling.tier_prices import CPU
+from router.scheduling.tier_prices import medium_untold
 from router.types import NOTHING_BEHIND, PromptTokens, TierShare, slots
 
 if TYPE_CHECKING:
@@ -77,6 +77,9 @@ class ExactMode(FleetListener):
         """Mask of the replicas whose events are heard without a gap."""
         self.behind = 0
         """Mask of the replicas that have a tier of which no event tells."""
+        self.behind_salted = 0
+        """The same for salted prompts: some tiers' events leave the salt out."""
+        self._untold_medium = medium_untold(fleet.settings.kv_tier_shared)
         self.listeners: dict[int, EventSubscriptions] = {}
         """By slot; the ranks of an endpoint have one."""
         self.prompts: dict[str, int] = {}
@@ -123,6 +126,7 @@ class ExactMode(FleetListener):
             model.forget(slot)
         self.current &= ~(1 << slot)
         self.behind &= ~(1 << slot)
+        self.behind_salted &= ~(1 << slot)
 
     def _other_ranks(self, listener: EventSubscriptions) -> None:
         listener.begin_anew()
@@ -224,10 +228,14 @@ class ExactMode(FleetListener):
         if engine is not None and engine.block_tokens:
             self.index.sized(slot, engine.block_tokens)
         tier = replica.offload_tokens or (engine is not None and engine.loaded)
-        if tier and not self.index.tiers_told(slot):
-            self.behind |= replica.bit
-        else:
-            self.behind &= ~replica.bit
+        self.behind &= ~replica.bit
+        self.behind_salted &= ~replica.bit
+        if tier:
+            told, salts = self.index.tiers_told(slot)
+            if not told:
+                self.behind |= replica.bit
+            if not salts:
+                self.behind_salted |= replica.bit
         cards = self._fleet.cards(slot)
         if cards is not self._cards.get(slot):
             self._cards[slot] = cards
@@ -372,7 +380,7 @@ class ExactMode(FleetListener):
             if mask & exact_replicas:
                 chain = tokens.chain(block)
                 found += index.match(chain, block, mask & exact_replicas, tiers)
-        untold = exact_replicas & self.behind
+        untold = exact_replicas & (self.behind_salted if tokens.salted else self.behind)
         if untold:
             both = found
             found = [(depth, left) for depth, mask in both if (left := mask & ~untold)]
@@ -380,7 +388,7 @@ class ExactMode(FleetListener):
                 here = max((depth for depth, mask in both if mask >> slot & 1), default=0.0)
                 most = max((depth for depth, mask in believed if mask >> slot & 1), default=0.0)
                 if most > here:
-                    tiers[slot] = TierShare(most, {CPU: most - here})
+                    tiers[slot] = TierShare(most, {self._untold_medium: most - here})
                     here = most
                 if here:
                     found.append((here, 1 << slot))

@@ -139,6 +139,7 @@ class RankCache:
         eight bytes of it as a number (vLLM's `maybe_convert_block_hash`).
         """
         blocks, masks, bit = self._blocks, self._masks, self._bit
+        self.salts_told = source.salts_told  # a block's name covers its salt
         known = 0
         for name in names:
             if blocks.get(name):

@@ -176,7 +176,11 @@ class TokenIndex:
                 if cache is not None and event.group_idx in (None, held.group):
                     cache.remove(event)
             else:
-                self.empty(slot, complete=True)
+                # The engine emptied what is its own. A store that others use as well has what it
+                # had, and what was told of it is not told again.
+                for medium, cache in held.caches.items():
+                    if medium not in self.shared:
+                        cache.empty(complete=True)
 
     def _store(self, slot: int, held: Held, event: Stored) -> None:
         kind = event.kv_cache_spec_kind
@@ -375,10 +379,12 @@ class TokenIndex:
 
     # Facts about one replica
 
-    def tiers_told(self, slot: int) -> bool:
-        """Whether its events report a medium behind GPU memory, so that it can be looked up."""
+    def tiers_told(self, slot: int) -> tuple[bool, bool]:
+        """Whether its events report a medium behind GPU memory, so that it can be looked up; and
+        whether a salted prompt can be looked up there too."""
         caches = self._replicas[slot].caches
-        return any(cache.placed for medium, cache in caches.items() if medium != GPU)
+        told = [cache for medium, cache in caches.items() if medium != GPU and cache.placed]
+        return bool(told), bool(told) and all(cache.salts_told for cache in told)
 
     def complete(self, slot: int) -> bool:
         """Whether the engine has reported everything that it holds."""

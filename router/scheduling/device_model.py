@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from router.index import ByteIndex
-from router.scheduling.tier_prices import CPU
+from router.scheduling.tier_prices import medium_untold
 from router.types import NOTHING_BEHIND, Chain, TierShare, slots
 
 
@@ -53,7 +53,7 @@ class DeviceModel:
         self.mask = 0
         self._device = ByteIndex(spans)
         self._shared = bool(shared)
-        self._medium = shared[0] if shared else CPU
+        self._medium = medium_untold(shared)
         self.record = self._device.record
 
     def resize(self, slot: int, weight: int, *, tier: bool) -> None:
@@ -71,6 +71,11 @@ class DeviceModel:
         """Its cache is empty."""
         if self.mask >> slot & 1:
             self._device.forget(slot)
+
+    def outlives(self, slot: int) -> bool:
+        """Whether what lies behind a replica is there when its engine has ended: a store that
+        others use as well is."""
+        return self._shared and bool(self.mask >> slot & 1)
 
     def remove(self, slot: int) -> None:
         """It left, or has no tier any more."""

@@ -26,7 +26,7 @@ from router.scheduling.learning import (
 from router.types import Load, TierPart, TierShare
 
 CPU = "CPU"
-"""The medium of a tier that no event names."""
+"""The medium of a tier that no event names, and of which none is set."""
 ASSUMED_WORTH = {CPU: 0.9, "STORAGE": 0.6, "DISK": 0.6}
 """What a token on a medium is worth, as a share of computing it, while nothing is known."""
 OTHER_WORTH = 0.6
@@ -44,6 +44,12 @@ LEAST_SECONDS = 1e-7
 """No token takes less: 10 million a second."""
 QUARTILE_STEP = 0.1
 """How far one sample moves what was learned."""
+
+
+def medium_untold(shared: Sequence[str]) -> str:
+    """The medium of a tier that no event names. shared: the media that all replicas reach, as
+    set."""
+    return shared[0] if shared else CPU
 
 
 class TierPrices:

@@ -209,6 +209,53 @@ async def test_what_a_silent_tier_has_is_believed(folder: Path) -> None:
         assert made.placer.loads[0].loading_until > 1.3
 
 
+async def test_a_silent_tier_is_the_medium_that_is_set(folder: Path) -> None:
+    """Its price is that medium's."""
+    async with world(folder, kv_tier_shared=("STORAGE",), kv_offload_tokens=1000) as made:
+        prompt, body = chat(200)
+        await made.prepared(prompt, body)
+        made.placer.place(prompt, 1, 1.0).failed(1.1)
+        await made.until(lambda: made.exact.behind & 1 == 1)
+        again, body = chat(200)
+        await made.prepared(again, body)
+        placement = made.placer.place(again, 1, 1.2)
+        assert placement.behind is not None
+        assert placement.behind.media == {"STORAGE": placement.held_tokens}
+
+
+async def test_a_salted_prompt_is_believed_where_a_tier_leaves_salts_out(folder: Path) -> None:
+    """LMCache keeps salts apart, and its events do not say them."""
+    async with world(folder) as made:
+        engine = made.engines[0]
+        engine.loaded = 640
+        for salts in ({"cache_salt": "alice"}, {}):
+            prompt, body = chat(200, **salts)
+            assert await made.prepared(prompt, body)
+            tokens, count = known(prompt)
+            keys = [["alice"], *[None] * (count - 1)] if salts else [None] * count
+            gpu = event(list(range(1, count + 1)), tokens) | {"extra_keys": keys}
+            tier = event(list(range(1001, count + 1001)), tokens) | {
+                "medium": "CPU", "extra_keys": None
+            }  # fmt: skip
+            gone = {
+                "type": "BlockRemoved", "block_hashes": list(range(1, count + 1)), "medium": "GPU"
+            }  # fmt: skip
+            made.placer.place(prompt, 1, 1.0).failed(1.1)
+            await engine.publishers["0"].publish(gpu, tier, gone)
+            await made.until(lambda: made.exact.index.tiers_told(0) == (True, False))
+            await made.until(lambda: (made.exact.behind, made.exact.behind_salted) == (0, 1))
+            again, body = chat(200, **salts)
+            await made.prepared(again, body)
+            placement = made.placer.place(again, 1, 1.2)
+            assert placement.behind is not None
+            assert placement.behind.media == {"CPU": placement.held_tokens}
+            if salts:
+                assert placement.held_tokens > 0.8 * placement.tokens  # a guess
+            else:
+                assert placement.held_tokens == count * BLOCK
+            placement.failed(1.3)
+
+
 async def test_an_adapter_from_another_path_has_nothing_of_the_old_one(folder: Path) -> None:
     card = {"id": "ada", "object": "model", "root": "/adapters/one", "parent": "m"}
     async with world(folder) as made:

@@ -141,7 +141,7 @@ def test_a_connector_names_blocks_without_their_tokens(index: TokenIndex) -> Non
         ),
     )
     assert (depth(index, A), in_tiers(index, A)) == (8, {"CPU": 8.0})
-    assert index.tiers_told(0)
+    assert index.tiers_told(0)[0]
     index.apply(0, batch(Removed([2], medium="CPU"), Removed([99], medium="CPU")))
     assert depth(index, A) == 4
     # It comes back, and is named again: known from before.
@@ -177,6 +177,30 @@ def test_a_cleared_cache_is_empty_and_known(index: TokenIndex) -> None:
     index.apply(0, batch(Cleared(), stored([1], None, A[:4])))
     assert depth(index, A) == 4
     assert index.complete(0)
+
+
+def test_an_engine_that_clears_its_cache_leaves_a_shared_store_as_it_is(
+    index: TokenIndex,
+) -> None:
+    """LMCache keeps its blocks through /reset_prefix_cache, and tells of none of them again."""
+    index.shared.add("STORAGE")
+    for medium in ("GPU", "CPU", "STORAGE"):
+        index.apply(0, batch(stored([1, 2], None, A[:8], medium=medium)))
+    index.apply(0, batch(Cleared()))
+    assert (depth(index, A), in_tiers(index, A)) == (8, {"STORAGE": 8.0})
+    index.apply(0, batch(Removed([1, 2], medium="STORAGE")))
+    assert (depth(index, A), index.blocks) == (0, 0)
+
+
+def test_it_is_known_whether_a_tier_tells_salts(index: TokenIndex) -> None:
+    """LMCache tells tokens without their salt; bare names of blocks of GPU memory cover it."""
+    salted: dict[str, Any] = {"extra_keys": [["alice"]]}
+    index.apply(0, batch(stored([1], None, A[:4], **salted)))
+    assert index.tiers_told(0) == (False, False)
+    index.apply(0, batch(stored([1], None, [], medium="CPU", block_size=0)))
+    assert index.tiers_told(0) == (True, True)
+    index.apply(0, batch(stored([7], None, A[:4], medium="STORAGE")))
+    assert index.tiers_told(0) == (True, False)
 
 
 def test_a_prompt_on_its_way_counts_until_told_or_given_up(index: TokenIndex) -> None:
@@ -292,12 +316,12 @@ def test_a_tier_has_blocks_of_a_size_of_its_own(index: TokenIndex) -> None:
     index.apply(0, batch(Removed([3]), Removed([2]), Removed([1])))
     assert depth(index, A) == 8
     assert in_tiers(index, [*A, 7, 7, 7, 7]) == {"CPU": 16.0}
-    assert index.tiers_told(0)
+    assert index.tiers_told(0)[0]
     index.apply(0, batch(Removed([b"y"], medium="CPU")))
     assert depth(index, A) == 8
     index.apply(0, batch(Removed([b"x"], medium="cpu")))
     assert depth(index, A) == 0
-    assert not index.tiers_told(0)
+    assert not index.tiers_told(0)[0]
 
 
 def ada(name: int, parent: int | None, tokens: list[int]) -> Stored:
@@ -312,7 +336,7 @@ def test_a_tier_whose_blocks_have_a_size_that_makes_no_sense_is_left_out(
     index.apply(0, batch(stored([1, 2], None, range(8))))
     for size in (-BLOCK, -1):
         index.apply(0, batch(stored([1], None, (), block_size=size, medium="CPU")))
-    assert not index.tiers_told(0)
+    assert not index.tiers_told(0)[0]
     assert index.placed(0) == 8
 
 
