@@ -50,7 +50,7 @@ async def ask(gateway: Gateway, replica: Replica, request: Request) -> Answer | 
     it may tell of blocks that somebody has to fetch.
     """
     fleet, slot = gateway.fleet, replica.slot
-    fresh = hung_up = False
+    fresh = False
     began = monotonic()
     while True:
         upstream = None if fresh else gateway.pools[slot].take()
@@ -71,14 +71,13 @@ async def ask(gateway: Gateway, replica: Replica, request: Request) -> Answer | 
                 ):
                     return Failure(504, Outcome.TIMEOUT_FIRST_BYTE, "silent", "did not answer")
         except asyncio.CancelledError:
-            hung_up = await _last_word(asker, upstream)
+            await _last_word(asker, upstream)
             if not asker.whole:
                 raise
         finally:
-            if asker.whole and not hung_up:
-                upstream.release()
+            if asker.whole:
+                upstream.release()  # which closes it where it was hung up
             elif not asker.lost:
-                # Where it was hung up, nothing more can be written over it.
                 upstream.drop()
         found = asker.done.result()
         if isinstance(found, Failure) and asker.lost and upstream.reused and not upstream.touched:
@@ -87,22 +86,18 @@ async def ask(gateway: Gateway, replica: Replica, request: Request) -> Answer | 
         return found
 
 
-async def _last_word(asker: _WholeAnswer, upstream: UpstreamConnection) -> bool:
+async def _last_word(asker: _WholeAnswer, upstream: UpstreamConnection) -> None:
     """Hear an answer that is near. Hang up if none is, but hear what is on its way.
 
     An engine drops the answer of a request that it has just finished when it is hung up on, and
     keeps the blocks of which the answer would have told. A short request is in that moment for a
-    large part of its time, so that it is let finish. Returns whether it was hung up on.
+    large part of its time, so that it is let finish.
     """
     if asker.done.done():
-        return False
+        return
     await asyncio.wait((asker.done,), timeout=_NEAR_SECONDS)
-    transport = upstream.transport
-    if asker.done.done() or not transport.can_write_eof():
-        return False
-    transport.write_eof()
-    await asyncio.wait((asker.done,), timeout=_LAST_WORD_SECONDS)
-    return True
+    if not asker.done.done() and upstream.hang_up():
+        await asyncio.wait((asker.done,), timeout=_LAST_WORD_SECONDS)
 
 
 class Nobody:

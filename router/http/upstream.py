@@ -172,6 +172,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_connection",
         "_head",
         "_head_passed",
+        "_hung_up",
         "_interim",
         "_parser",
         "asker",
@@ -202,6 +203,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.relay: Sink | None = None
         """Where body bytes go, once the head has come."""
         self.reused = False
+        self._hung_up = False
         self.idle_since = 0.0
         self._parser = httptools.HttpResponseParser(self)
 
@@ -438,10 +440,20 @@ class UpstreamConnection(asyncio.Protocol):
     def release(self) -> None:
         """The exchange is over; keep the connection if its next user can trust it."""
         self.asker = self.relay = None
-        if self.complete and self.keep_alive and not self.transport.is_closing():
+        usable = self.complete and self.keep_alive and not self._hung_up
+        if usable and not self.transport.is_closing():
             self.pool.give(self)
         else:
             self.transport.abort()
+
+    def hang_up(self) -> bool:
+        """Send no more, and read on: an engine stops at the end of what it reads. False where the
+        transport can only close as a whole, as with TLS."""
+        if not self.transport.can_write_eof():
+            return False
+        self.transport.write_eof()
+        self._hung_up = True
+        return True
 
     def drop(self) -> None:
         """Close at once, so that the engine stops working on what was asked."""
