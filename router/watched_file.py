@@ -41,8 +41,6 @@ class WatchedFile(Generic[T]):
         self._adopt = adopt
         self._trouble = trouble
         self._last: bytes | None = None
-        self._troubled = False
-        """What was read last could not be taken."""
         self._broken = False
         """Reading it has failed in a way that is nobody's but the router's."""
         self._task: asyncio.Task[None] | None = None
@@ -75,30 +73,20 @@ class WatchedFile(Generic[T]):
             # The content, not the times: what Kubernetes mounts is exchanged by symbolic links.
             text = await asyncio.to_thread(self._content)
             if text == self._last:
-                self._well()
+                self._trouble("")
                 return
             if self._last is not None:
                 text = await self._settled(text)
             self._adopt(await asyncio.to_thread(self._parse, text))
         except OSError as error:
-            self._ill(f"{self._path} cannot be read: {error.strerror}")
+            self._trouble(f"{self._path} cannot be read: {error.strerror}")
             return
         except ValueError as error:
-            self._ill(f"{self._path}: {error}")
+            self._trouble(f"{self._path}: {error}")
             return
         self._last = text
         self._broken = False
-        self._well(first=True)
-
-    def _ill(self, problem: str) -> None:
-        self._troubled = True
-        self._trouble(problem)
-
-    def _well(self, *, first: bool = False) -> None:
-        """It says something that can be taken, new or as before the trouble."""
-        if self._troubled or first:
-            self._troubled = False
-            self._trouble("")
+        self._trouble("")
 
     async def _settled(self, text: bytes) -> bytes:
         """The content once nobody is writing any more."""
