@@ -25,8 +25,9 @@ import uvloop
 
 from bench.bodies import bodies
 from bench.drive import drive
-from bench.proxies import cpu_seconds, free_port, process, wait_for, warmroute
+from bench.proxies import cpu_seconds, process, warmroute
 from bench.proxy import REPLICAS
+from bench.state import redis
 
 TARGET_US = 10.0
 PROCESSES = 2
@@ -47,12 +48,10 @@ tenants:
 """
 
 
-def measure(
-    rounds: int, count: int, redis: str | None
-) -> dict[str, dict[str, tuple[float, float]]]:
+def measure(rounds: int, count: int, with_redis: bool) -> dict[str, dict[str, tuple[float, float]]]:
     """Case -> router -> CPU microseconds a request, the median and the least of its rounds.
 
-    redis: the program of a redis-server; None to leave it out.
+    with_redis: with limits in a Redis too.
     """
     cases = {
         "4 KB": (bodies(4_000, 300), 32, 1000.0, count),
@@ -73,17 +72,10 @@ def measure(
             # The replicas here tell the same usage whatever they get: they leak.
             "and isolation": (*tenants, "--isolate", "tenant", "--isolation-leak", "flag"),
         }
-        if redis:
-            port = free_port()
-            options = ("--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", folder)
-            stack.enter_context(process(redis, *options))
-            wait_for(port)
-            given["without, Redis"] = ("--state", f"redis://127.0.0.1:{port}/0")
-            given["all, Redis"] = (
-                *given["and isolation"],
-                "--state",
-                f"redis://127.0.0.1:{port}/1",
-            )
+        if with_redis:
+            url = stack.enter_context(redis())
+            given["without, Redis"] = ("--state", f"{url}/0")
+            given["all, Redis"] = (*given["and isolation"], "--state", f"{url}/1")
         upstream = stack.enter_context(
             process(sys.executable, "-m", "bench.upstream", str(REPLICAS), read=True)
         )
@@ -117,8 +109,8 @@ def main() -> int:
     parser.add_argument("--no-redis", action="store_true", help="limits in memory only")
     parser.add_argument("--json")
     args = parser.parse_args()
-    redis = None if args.no_redis else shutil.which("redis-server")
-    results = measure(args.rounds, args.count, redis)
+    with_redis = not args.no_redis and shutil.which("redis-server") is not None
+    results = measure(args.rounds, args.count, with_redis)
     missed = False
     print(f"CPU of the router, microseconds a request; {PROCESSES} routers, {args.rounds} rounds")
     print(f"{'':<26}{'median':>8}{'over':>8}{'least':>8}{'over':>8}")

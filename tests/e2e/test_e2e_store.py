@@ -11,6 +11,7 @@ import httpx
 import pytest
 from caught_up import PATIENT
 
+from bench.engines import engines as start_engines
 from bench.gateways import gateway
 from bench.vllm import Engine, NoEngineError, find_venv, metrics_of, store_settings
 
@@ -24,19 +25,11 @@ PATH = "/v1/completions"
 def pair(tmp_path: Path) -> Iterator[list[Engine]]:
     """An engine that prefills, and one that decodes."""
     try:
-        venv = find_venv()
+        find_venv()
     except NoEngineError as why:
         pytest.skip(str(why))
-    engines = [Engine(venv, **store_settings(tmp_path)) for _ in range(2)]
-    try:
-        for engine in engines:
-            engine.start()
-        for engine in engines:
-            engine.wait()
-        yield engines
-    finally:
-        for engine in engines:
-            engine.close()
+    with start_engines(2, **store_settings(tmp_path)) as started:
+        yield started
 
 
 async def count(url: str, series: str) -> float:

@@ -12,19 +12,13 @@ import httpx
 import pytest
 from caught_up import PATIENT, WAIT_SECONDS, CaughtUp
 
+from bench.engines import SMALL
+from bench.engines import engines as start_engines
 from bench.gateways import Gateway, gateway
-from bench.vllm import (
-    LMCACHE_CHUNK,
-    Engine,
-    LMCache,
-    NoEngineError,
-    find_venv,
-    metrics_of,
-)
+from bench.vllm import LMCACHE_CHUNK, Engine, LMCache, NoEngineError, metrics_of
 
 MEDIUM = "STORAGE"
 FLAGS = (*PATIENT, "--exact", "--kv-tier-shared", MEDIUM, "--kv-offload-tokens", "100000")
-SMALL = {"MAX_LEN": "4096", "NUM_BLOCKS": "160"}
 WORDS = 600
 """About 2,600 tokens: half of what an engine has room for."""
 GUESS = 0.8
@@ -37,19 +31,13 @@ def stored() -> Iterator[list[Engine]]:
     """Two engines with one store."""
     try:
         store = LMCache(gigabytes=0.2)
-        engines = [Engine(find_venv(), **SMALL, **store.settings()) for _ in range(2)]
     except NoEngineError as why:
         pytest.skip(str(why))
     try:
         store.start()
-        for engine in engines:
-            engine.start()
-        for engine in engines:
-            engine.wait()
-        yield engines
+        with start_engines(2, **SMALL, **store.settings()) as engines:
+            yield engines
     finally:
-        for engine in engines:
-            engine.close()
         store.close()
 
 
